@@ -1,0 +1,269 @@
+//! What records say: profiles, revisions, heads. Not the envelope and not the rules between records (who may follow whom).
+//! Invariant: a value of these types obeys every rule that one record can be held to by itself.
+
+use prost::Message;
+
+use crate::id::{PublisherKey, RecordId, RevisionId};
+use crate::limits::{DISPLAY_NAME_BYTES_MAX, MESSAGE_BYTES_MAX, PARENTS_MAX, TAGS_MAX, WORD_BYTES_MAX};
+use crate::name::{Handle, RefName, RepoId, RepoKind, RepoName};
+use crate::record::{Record, RecordError, RecordKind};
+use crate::record_pb;
+use crate::{id::RealmId, key::Keypair};
+
+/// A record's payload.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// Who a key says it is.
+    Profile(Profile),
+    /// That a manifest is a revision of a repo.
+    Revision(Revision),
+    /// Which revision a ref stands for.
+    Head(Head),
+}
+
+/// Who a key says it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// The claimed name.
+    pub handle: Handle,
+    /// For people.
+    pub display_name: String,
+    /// Raised by key rotation.
+    pub epoch: u64,
+    /// A key that may rotate this one.
+    pub recovery_key: Option<PublisherKey>,
+    /// The profile that this one follows.
+    pub previous: Option<RecordId>,
+    /// By the publisher's clock; orders nothing.
+    pub created_ms: i64,
+}
+
+/// The catalogue's summary of a revision.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Revision {
+    /// The manifest's hash.
+    pub revision: RevisionId,
+    /// The manifest's size.
+    pub manifest_bytes: u64,
+    /// Kind of the repo.
+    pub kind: RepoKind,
+    /// Name of the repo.
+    pub name: RepoName,
+    /// What it was made from.
+    pub parents: Vec<RevisionId>,
+    /// How many files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What the publisher says of it.
+    pub message: String,
+    /// By the publisher's clock; orders nothing.
+    pub created_ms: i64,
+    /// "llama", "qwen2" or empty.
+    pub architecture: String,
+    /// Elements of all tensors.
+    pub parameters: u64,
+    /// As the publisher states it.
+    pub license: String,
+    /// "Q4_K", "BF16" or empty.
+    pub quantisation: String,
+    /// Free words.
+    pub tags: Vec<String>,
+}
+
+/// Which revision a ref stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Head {
+    /// Kind of the repo.
+    pub kind: RepoKind,
+    /// Name of the repo.
+    pub name: RepoName,
+    /// The ref.
+    pub ref_name: RefName,
+    /// Heads are ordered by epoch, then number.
+    pub epoch: u64,
+    /// Counts from 1 within a repo's ref.
+    pub number: u64,
+    /// What the ref stands for.
+    pub revision: RevisionId,
+    /// The head that this one follows; none for the first.
+    pub previous: Option<RecordId>,
+    /// By the publisher's clock; orders nothing.
+    pub created_ms: i64,
+    /// A tag never moves.
+    pub tag: bool,
+}
+
+impl Profile {
+    /// The payload.
+    pub fn encode(&self) -> Vec<u8> {
+        record_pb::Profile {
+            handle: self.handle.to_string(),
+            display_name: self.display_name.clone(),
+            epoch: self.epoch,
+            recovery_key: optional(&self.recovery_key),
+            previous: optional(&self.previous),
+            created_ms: self.created_ms,
+        }
+        .encode_to_vec()
+    }
+
+    /// From a payload.
+    pub fn parse(payload: &[u8]) -> Result<Self, RecordError> {
+        let pb = decode::<record_pb::Profile>(payload)?;
+        Ok(Self {
+            handle: parsed(&pb.handle, "handle")?,
+            display_name: bounded(pb.display_name, DISPLAY_NAME_BYTES_MAX, "display_name")?,
+            epoch: pb.epoch,
+            recovery_key: maybe(&pb.recovery_key, "recovery_key")?,
+            previous: maybe(&pb.previous, "previous")?,
+            created_ms: pb.created_ms,
+        })
+    }
+
+    /// The signed record.
+    pub fn sign(&self, realm: RealmId, key: &Keypair) -> Result<Record, RecordError> {
+        Self::parse(&self.encode())?;
+        Record::sign(RecordKind::Profile, realm, self.encode(), key)
+    }
+}
+
+impl Revision {
+    /// The repo, when this key signed it.
+    pub fn repo(&self, publisher: PublisherKey) -> RepoId {
+        RepoId { publisher, kind: self.kind, name: self.name.clone() }
+    }
+
+    /// The payload.
+    pub fn encode(&self) -> Vec<u8> {
+        record_pb::Revision {
+            manifest: self.revision.to_vec(),
+            manifest_bytes: self.manifest_bytes,
+            kind: self.kind.to_pb(),
+            name: self.name.to_string(),
+            parents: self.parents.iter().map(RevisionId::to_vec).collect(),
+            files: self.files,
+            bytes: self.bytes,
+            message: self.message.clone(),
+            created_ms: self.created_ms,
+            architecture: self.architecture.clone(),
+            parameters: self.parameters,
+            license: self.license.clone(),
+            quantisation: self.quantisation.clone(),
+            tags: self.tags.clone(),
+        }
+        .encode_to_vec()
+    }
+
+    /// From a payload.
+    pub fn parse(payload: &[u8]) -> Result<Self, RecordError> {
+        let pb = decode::<record_pb::Revision>(payload)?;
+        if pb.parents.len() > PARENTS_MAX {
+            return Err(RecordError::Invalid { field: "parents" });
+        }
+        if pb.tags.len() > TAGS_MAX {
+            return Err(RecordError::Invalid { field: "tags" });
+        }
+        let word = |text, field| bounded(text, WORD_BYTES_MAX, field);
+        Ok(Self {
+            revision: exact(&pb.manifest, "manifest")?,
+            manifest_bytes: pb.manifest_bytes,
+            kind: RepoKind::from_pb(pb.kind).ok_or(RecordError::Invalid { field: "kind" })?,
+            name: parsed(&pb.name, "name")?,
+            parents: pb.parents.iter().map(|id| exact(id, "parents")).collect::<Result<_, _>>()?,
+            files: pb.files,
+            bytes: pb.bytes,
+            message: bounded(pb.message, MESSAGE_BYTES_MAX, "message")?,
+            created_ms: pb.created_ms,
+            architecture: word(pb.architecture, "architecture")?,
+            parameters: pb.parameters,
+            license: word(pb.license, "license")?,
+            quantisation: word(pb.quantisation, "quantisation")?,
+            tags: pb.tags.into_iter().map(|tag| word(tag, "tags")).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The signed record.
+    pub fn sign(&self, realm: RealmId, key: &Keypair) -> Result<Record, RecordError> {
+        Self::parse(&self.encode())?;
+        Record::sign(RecordKind::Revision, realm, self.encode(), key)
+    }
+}
+
+impl Head {
+    /// The repo, when this key signed it.
+    pub fn repo(&self, publisher: PublisherKey) -> RepoId {
+        RepoId { publisher, kind: self.kind, name: self.name.clone() }
+    }
+
+    /// The payload.
+    pub fn encode(&self) -> Vec<u8> {
+        record_pb::Head {
+            kind: self.kind.to_pb(),
+            name: self.name.to_string(),
+            r#ref: self.ref_name.to_string(),
+            epoch: self.epoch,
+            number: self.number,
+            revision: self.revision.to_vec(),
+            previous: optional(&self.previous),
+            created_ms: self.created_ms,
+            tag: self.tag,
+        }
+        .encode_to_vec()
+    }
+
+    /// From a payload.
+    pub fn parse(payload: &[u8]) -> Result<Self, RecordError> {
+        let pb = decode::<record_pb::Head>(payload)?;
+        if pb.number == 0 {
+            return Err(RecordError::Invalid { field: "number" });
+        }
+        Ok(Self {
+            kind: RepoKind::from_pb(pb.kind).ok_or(RecordError::Invalid { field: "kind" })?,
+            name: parsed(&pb.name, "name")?,
+            ref_name: parsed(&pb.r#ref, "ref")?,
+            epoch: pb.epoch,
+            number: pb.number,
+            revision: exact(&pb.revision, "revision")?,
+            previous: maybe(&pb.previous, "previous")?,
+            created_ms: pb.created_ms,
+            tag: pb.tag,
+        })
+    }
+
+    /// The signed record.
+    pub fn sign(&self, realm: RealmId, key: &Keypair) -> Result<Record, RecordError> {
+        Self::parse(&self.encode())?;
+        Record::sign(RecordKind::Head, realm, self.encode(), key)
+    }
+}
+
+fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, RecordError> {
+    M::decode(payload).map_err(|_| RecordError::Malformed("payload"))
+}
+
+fn parsed<T: std::str::FromStr>(text: &str, field: &'static str) -> Result<T, RecordError> {
+    text.parse().map_err(|_| RecordError::Invalid { field })
+}
+
+fn exact<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], field: &'static str) -> Result<T, RecordError> {
+    bytes.try_into().map_err(|_| RecordError::Invalid { field })
+}
+
+fn maybe<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], field: &'static str) -> Result<Option<T>, RecordError> {
+    match bytes.is_empty() {
+        true => Ok(None),
+        false => exact(bytes, field).map(Some),
+    }
+}
+
+fn optional<T: AsRef<[u8]>>(id: &Option<T>) -> Vec<u8> {
+    id.as_ref().map_or_else(Vec::new, |id| id.as_ref().to_vec())
+}
+
+fn bounded(text: String, max: usize, field: &'static str) -> Result<String, RecordError> {
+    match text.len() > max {
+        true => Err(RecordError::Invalid { field }),
+        false => Ok(text),
+    }
+}

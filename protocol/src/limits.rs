@@ -1,0 +1,99 @@
+//! Every bound of the protocol, each with its reason. Not configuration: both sides of a wire check these before they
+//! allocate, so a change is a change of the protocol. Invariant: no other file of the workspace invents a bound on peers' bytes.
+
+/// An encoded record envelope: small enough that a page of hundreds stays in one answer, large enough for a revision's tags.
+pub const RECORD_BYTES_MAX: usize = 32 * 1024;
+/// The payload of a revision record: a summary; what is larger belongs into the manifest.
+pub const REVISION_BYTES_MAX: usize = 16 * 1024;
+/// A manifest blob: room for about 400 000 tensors or files with long names.
+pub const MANIFEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A signed advert: it is gossiped by every node, so a thousand nodes cost 4 MiB.
+pub const ADVERT_BYTES_MAX: usize = 4 * 1024;
+/// A question to a peer.
+pub const QUESTION_BYTES_MAX: usize = 1024 * 1024;
+/// An answer to a question.
+pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// The records of one page of heads: half an answer, so that the framing never reaches the limit.
+pub const HEADS_PAGE_BYTES_MAX: usize = 512 * 1024;
+/// Hashes in one `Holds` question.
+pub const HOLDS_MAX: usize = 1024;
+/// Numbers (flattened pairs) of byte ranges told of one incomplete blob.
+pub const HOLDING_RANGES_MAX: usize = 256;
+
+/// A part of a name: a folder name on every file system with room for a suffix.
+pub const NAME_BYTES_MAX: usize = 96;
+/// A ref: `release/2025/…` nests, but it must fit a file name.
+pub const REF_BYTES_MAX: usize = 200;
+/// A path inside a revision; Windows without long paths takes 260 with the folder before it.
+pub const PATH_BYTES_MAX: usize = 1024;
+/// One part of such a path: the limit of nearly all file systems.
+pub const PATH_PART_BYTES_MAX: usize = 255;
+
+/// Files of one revision.
+pub const MANIFEST_FILES_MAX: usize = 200_000;
+/// Tensors of one revision.
+pub const MANIFEST_TENSORS_MAX: usize = 400_000;
+/// Metadata entries of one revision.
+pub const MANIFEST_ENTRIES_MAX: usize = 4096;
+/// Parents of one revision: merges of more are nobody's work.
+pub const PARENTS_MAX: usize = 16;
+/// The commit message of a revision.
+pub const MESSAGE_BYTES_MAX: usize = 4096;
+/// Key and value of one metadata entry together.
+pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
+/// Tags of a revision record.
+pub const TAGS_MAX: usize = 64;
+/// Short free texts of a record: licence, architecture, quantisation, one tag.
+pub const WORD_BYTES_MAX: usize = 128;
+/// The display name of a profile.
+pub const DISPLAY_NAME_BYTES_MAX: usize = 256;
+/// Digests of one file that are read; more are refused.
+pub const DIGESTS_MAX: usize = 16;
+/// A file's size: 2^53 stays exact in JSON and far from overflow in sums of a manifest's files.
+pub const FILE_BYTES_MAX: u64 = 1 << 53;
+
+/// The JSON header of a safetensors file: the limit of the format's own reader.
+pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
+/// The header of a GGUF file: large vocabularies with merges take 20 MB.
+pub const GGUF_HEADER_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Tensors of one safetensors or GGUF file.
+pub const HEADER_TENSORS_MAX: u64 = 200_000;
+/// Metadata entries of one GGUF or safetensors file.
+pub const HEADER_ENTRIES_MAX: u64 = 65_536;
+/// A tensor's name.
+pub const TENSOR_NAME_BYTES_MAX: usize = 512;
+/// Dimensions of a tensor.
+pub const TENSOR_DIMENSIONS_MAX: usize = 8;
+/// How deep GGUF arrays may nest: the format allows it, nobody uses it.
+pub const GGUF_ARRAY_DEPTH_MAX: usize = 2;
+
+/// Layers of a model that can be served.
+pub const LAYERS_MAX: u32 = 4096;
+/// Width, feed-forward width, vocabulary and the like of a model.
+pub const MODEL_NUMBER_MAX: u32 = 1 << 24;
+/// End-of-sequence tokens of a model.
+pub const EOS_TOKENS_MAX: usize = 64;
+
+/// Addresses of one sort in an advert.
+pub const ADVERT_ADDRESSES_MAX: usize = 16;
+/// Bytes of one address.
+pub const ADDRESS_BYTES_MAX: usize = 256;
+/// Revisions that an advert says it holds.
+pub const ADVERT_HOLDS_MAX: usize = 32;
+/// GPUs of one advert.
+pub const ADVERT_GPUS_MAX: usize = 16;
+/// Time to live that an advert may ask for: an hour, so that a vanished node is forgotten within the day.
+pub const ADVERT_TTL_MS_MAX: u32 = 3_600_000;
+
+/// Positions in one frame between stages: a prompt travels in pieces of this many.
+pub const FRAME_POSITIONS_MAX: u32 = 512;
+/// Values of one position in a frame.
+pub const FRAME_WIDTH_MAX: u32 = 65_536;
+/// The payload of one frame; both factors at their largest together are refused.
+pub const FRAME_BYTES_MAX: u32 = 64 * 1024 * 1024;
+/// A control message on a stage's stream: 128 Ki token ids of history fit.
+pub const STAGE_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// A piece of a byte stream over gRPC.
+pub const PIECE_BYTES_MAX: usize = 256 * 1024;
+/// Positions of one session: prompt and output together.
+pub const CONTEXT_MAX: u32 = 1 << 20;
