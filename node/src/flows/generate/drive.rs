@@ -1,0 +1,239 @@
+//! Carries out what the session's machine decides, and tells it what happened.
+//!
+//! One task, which never waits for a stage or for the client: stages are written to through bounded queues, and what
+//! the client has not read yet waits in an outbox that is no longer than the generation. Not here: any decision.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use cairn_compute::{
+    plan::Plan,
+    session::{Effect, Finish, Input, Recovery, Session},
+    text,
+};
+use cairn_protocol::{
+    api::{self, generate_event::Event},
+    machine::Machine,
+    peer_pb::{self, stage_event},
+    refusal::{Reason, Refusal},
+};
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{Job, openings, tellings::Story};
+use crate::{
+    shell::Node,
+    stages::links::{Links, News, What},
+};
+
+/// What stages have said and the session has not heard: beats of sixteen stages for a while, and one token.
+const NEWS_MAX: usize = 256;
+
+/// Runs a generation to its end.
+pub(super) async fn drive(
+    node: Arc<Node>,
+    job: Job,
+    events: mpsc::Sender<api::GenerateEvent>,
+) -> Result<(), Refusal> {
+    let (teller, mut news) = mpsc::channel(NEWS_MAX);
+    let mut session = job.session();
+    let mut drive = Drive {
+        links: Links::new(node.clone(), teller),
+        stream: job.text.stream(&job.machine.prompt, &job.stops),
+        story: Story::new(&job),
+        outbox: VecDeque::new(),
+        started: Instant::now(),
+        has_started: false,
+        node,
+        job,
+    };
+    drive.turn(&mut session, Some(Input::Start));
+    let ended = loop {
+        if let Some(ended) = drive.story.ended.take() {
+            break ended;
+        }
+        let input = tokio::select! {
+            biased;
+            said = news.recv() => said.and_then(|news| drive.hear(news)),
+            permit = events.reserve(), if !drive.outbox.is_empty() => {
+                match (permit, drive.outbox.pop_front()) {
+                    (Ok(permit), Some(event)) => { permit.send(event); continue }
+                    _ => Some(Input::Cancel),
+                }
+            }
+            () = events.closed() => Some(Input::Cancel),
+            () = sleep_until(drive.started, session.wake_at()) => None,
+        };
+        drive.turn(&mut session, input);
+    };
+    drive.end(ended, &session, events).await
+}
+
+async fn sleep_until(started: Instant, at_ms: Option<u64>) {
+    match at_ms {
+        Some(ms) => tokio::time::sleep_until(started + Duration::from_millis(ms)).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Drive {
+    node: Arc<Node>,
+    job: Job,
+    links: Links,
+    stream: text::Stream,
+    story: Story,
+    outbox: VecDeque<api::GenerateEvent>,
+    started: Instant,
+    has_started: bool,
+}
+
+impl Drive {
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// One input (or a wake-up) and everything that follows from it.
+    fn turn(&mut self, session: &mut Session, input: Option<Input>) {
+        let mut effects = Vec::new();
+        let mut next = input;
+        let now_ms = self.now_ms();
+        match next.take() {
+            Some(input) => session.step(now_ms, input, &mut effects),
+            None => session.wake(now_ms, &mut effects),
+        }
+        let mut waiting: VecDeque<Effect> = effects.into();
+        while let Some(effect) = waiting.pop_front() {
+            if let Some(answer) = self.carry_out(session, effect) {
+                let mut more = Vec::new();
+                session.step(self.now_ms(), answer, &mut more);
+                waiting.extend(more);
+            }
+        }
+    }
+
+    /// Does what the machine wants; an answer goes back at once.
+    fn carry_out(&mut self, session: &Session, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::MakePlan { epoch, excluded, bound } => {
+                Some(match self.job.plan(&self.node, bound, excluded, session.plan()) {
+                    Ok(plan) => Input::PlanMade { epoch, plan },
+                    Err(refusal) => Input::PlanFailed { epoch, refusal },
+                })
+            }
+            Effect::Open { epoch, plan, history } => {
+                self.open(epoch, &plan, history);
+                None
+            }
+            Effect::Send { epoch, sequence, first_position, tokens, sample } => {
+                self.links.send(peer_pb::StageInput { epoch, sequence, first_position, tokens, sample });
+                None
+            }
+            Effect::Emit { index, id, .. } => self.emit(index, id),
+            Effect::Close { epoch } => {
+                self.links.close(epoch);
+                None
+            }
+            Effect::Recovered(recovery) => {
+                self.recovered(&recovery);
+                None
+            }
+            Effect::Finish(finish) => {
+                self.story.ended = Some(finish);
+                None
+            }
+        }
+    }
+
+    fn open(&mut self, epoch: u32, plan: &Plan, history: Vec<u32>) {
+        if !self.has_started {
+            self.has_started = true;
+            let started = self.story.started(&self.job, plan);
+            self.tell(Event::Started(started));
+        }
+        self.story.opened(epoch, plan);
+        self.links.open(epoch, openings::openings(&self.node, &self.job, epoch, plan, &history));
+    }
+
+    fn emit(&mut self, index: u64, id: u32) -> Option<Input> {
+        let piece = self.stream.push(id);
+        self.story.token(self.started.elapsed(), &piece.text);
+        self.tell(Event::Token(api::Token { id, text: piece.text, index: index as u32 }));
+        piece.stopped.then_some(Input::StopMatched)
+    }
+
+    fn recovered(&mut self, recovery: &Recovery) {
+        let told = self.story.recovered(recovery);
+        self.tell(Event::Recovery(told));
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.outbox.push_back(api::GenerateEvent { event: Some(event) });
+    }
+
+    /// What a stage's news are to the machine.
+    fn hear(&mut self, news: News) -> Option<Input> {
+        let (epoch, index) = (news.epoch, news.index);
+        Some(match news.what {
+            What::Sent(sequence) => Input::Sent { epoch, sequence },
+            What::Closed(why) => Input::LinkClosed { epoch, index, why },
+            What::Event(event) => match event {
+                stage_event::Event::Beat(_) => Input::Beat { epoch, index },
+                stage_event::Event::Token(token) => {
+                    let (sequence, position, id) = (token.sequence, token.position, token.token);
+                    Input::Token { epoch: token.epoch.min(epoch), sequence, position, id }
+                }
+                stage_event::Event::Progress(progress) => {
+                    if let Some(told) = self.story.progress(epoch, index, &progress) {
+                        self.tell(Event::Progress(told));
+                    }
+                    Input::StageProgress { epoch, index }
+                }
+                stage_event::Event::Ready(ready) => {
+                    self.story.ready(epoch, index, &ready);
+                    Input::StageReady { epoch, index }
+                }
+                stage_event::Event::Refused(refused) => {
+                    let refusal = self.refusal(index, refused);
+                    Input::StageRefused { epoch, index, refusal }
+                }
+                stage_event::Event::Lost(lost) => match lost.node.as_slice().try_into() {
+                    Ok(node) => Input::Lost { epoch, index, node, why: lost.why },
+                    Err(_) => Input::LinkClosed { epoch, index, why: "it reported a loss of nobody".to_owned() },
+                },
+            },
+        })
+    }
+
+    /// A stage's refusal, with the name of its node.
+    fn refusal(&self, index: usize, refused: peer_pb::Refused) -> Refusal {
+        let reason = Reason::from_code(&refused.reason).unwrap_or(Reason::Unavailable);
+        let who = self.story.node(index).map_or_else(String::new, |node| node.short());
+        Refusal::new(reason, format!("a stage on node {who}"), refused.why, "cairn plan, which says who may compute")
+    }
+
+    /// Says the last words, once the client has read the others.
+    async fn end(
+        mut self,
+        finish: Finish,
+        session: &Session,
+        events: mpsc::Sender<api::GenerateEvent>,
+    ) -> Result<(), Refusal> {
+        let word = match finish {
+            Finish::Failed(refusal) => return Err(refusal),
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::Cancelled => "cancelled",
+        };
+        let rest = self.stream.finish();
+        let done = self.story.done(&self.job, session, word, &rest);
+        self.tell(Event::Done(done));
+        let closing = self.links.finish();
+        let telling = async {
+            for event in self.outbox {
+                if events.send(event).await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::join!(closing, telling);
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! What each stage of a plan is told when it is opened. Pure but for the addresses, which the peer table knows.
+
+use std::net::SocketAddr;
+
+use cairn_compute::plan::Plan;
+use cairn_protocol::{id::NodeId, peer_pb};
+
+use super::Job;
+use crate::{
+    flows::pull,
+    shell::Node,
+    stages::{self, bounds, links::Opening},
+};
+
+/// Int8 planes of activations: two, since one changes the best token at 8-20 % of positions on a small model.
+const PLANES: u32 = 2;
+
+/// One opening a stage, in the order of the plan.
+pub(super) fn openings(node: &Node, job: &Job, epoch: u32, plan: &Plan, history: &[u32]) -> Vec<Opening> {
+    let own = node.identity.node_id();
+    let sources = sources(node, job);
+    let opening = |index: usize| {
+        let stage = &plan.stages[index];
+        let next = plan.stages.get(index + 1);
+        let previous = if index == 0 { own } else { plan.stages[index - 1].node };
+        let open = peer_pb::OpenStage {
+            session: job.session.to_vec(),
+            epoch,
+            realm: node.config.realm.to_vec(),
+            revision: job.revision.to_vec(),
+            publisher: job.manifest.repo.publisher.to_vec(),
+            first_layer: stage.layers.start,
+            end_layer: stage.layers.end,
+            embedding: stage.embedding,
+            head: stage.head,
+            context: job.machine.context as u32,
+            planes: PLANES,
+            next_node: next.map(|s| s.node.to_vec()).unwrap_or_default(),
+            next_addresses: next.map(|s| addresses_as_text(node, s.node)).unwrap_or_default(),
+            previous_node: previous.to_vec(),
+            sampling: Some(peer_pb::Sampling {
+                temperature: f64::from(job.sampling.temperature),
+                top_k: job.sampling.top_k,
+                top_p: f64::from(job.sampling.top_p),
+                seed: job.sampling.seed,
+                repetition_penalty: f64::from(job.sampling.repetition_penalty),
+            }),
+            privacy: stages::privacy_word(job.wish.privacy).to_owned(),
+            deadline_ms: 0,
+            sources: sources.clone(),
+            index: index as u32,
+            level: plan.level.clone(),
+            history: if stage.head { history.to_vec() } else { Vec::new() },
+        };
+        Opening { node: stage.node, addresses: addresses(node, stage.node), open }
+    };
+    (0..plan.stages.len()).map(opening).collect()
+}
+
+/// Who holds the revision, this node included when it does.
+fn sources(node: &Node, job: &Job) -> Vec<peer_pb::Source> {
+    let holders = pull::holders(node, job.revision);
+    let wire = |s: &crate::data::fetch::Source| peer_pb::Source {
+        node: s.node.to_vec(),
+        addresses: s.addresses.iter().take(bounds::ADDRESSES_MAX).map(SocketAddr::to_string).collect(),
+    };
+    let own = peer_pb::Source {
+        node: node.identity.node_id().to_vec(),
+        addresses: node.net.statement().data_addresses.iter().map(SocketAddr::to_string).collect(),
+    };
+    let is_held = node.net.statement().holds.contains(&job.revision);
+    is_held.then_some(own).into_iter().chain(holders.iter().map(wire)).take(bounds::SOURCES_MAX).collect()
+}
+
+/// Where a node takes data connections: its advert says; this node's own are its statement's.
+fn addresses(node: &Node, other: NodeId) -> Vec<SocketAddr> {
+    if other == node.identity.node_id() {
+        return node.net.statement().data_addresses;
+    }
+    let advert = node.net.peer(other).and_then(|peer| peer.advert);
+    advert.map(|a| a.data_addresses).unwrap_or_default()
+}
+
+fn addresses_as_text(node: &Node, other: NodeId) -> Vec<String> {
+    addresses(node, other).iter().take(bounds::ADDRESSES_MAX).map(SocketAddr::to_string).collect()
+}

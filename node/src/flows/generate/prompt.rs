@@ -1,0 +1,208 @@
+//! From a request to token ids, with the model's own tokenizer.
+//!
+//! Fetches only what a tokenizer is read from: a few small files, or the header of a GGUF. Invariant: what a user's chat
+//! message says never becomes a special token; in a raw prompt special tokens are parsed.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use cairn_compute::text::{self, Files, Message, Moment, Tokenizer};
+use cairn_protocol::{
+    api, gguf,
+    id::RevisionId,
+    limits,
+    manifest::{Manifest, ManifestFile, Model},
+    refusal::{Reason, Refusal},
+};
+
+use crate::{flows::pull, shell::Node};
+
+/// Tokenizers that are kept read: a node rarely serves more models at once, and one takes up to 100 MB.
+const TEXTS_MAX: usize = 4;
+
+/// Largest of the small files; larger ones are no tokenizer's.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Tokenizers by revision, the last used at the end.
+#[derive(Default)]
+pub(crate) struct TextCache {
+    /// Guards the list; never held across an await.
+    kept: Mutex<VecDeque<(RevisionId, Arc<Texts>)>>,
+}
+
+impl TextCache {
+    fn get(&self, revision: RevisionId) -> Option<Arc<Texts>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.iter().position(|(r, _)| *r == revision)?;
+        let entry = kept.remove(at)?;
+        let texts = entry.1.clone();
+        kept.push_back(entry);
+        Some(texts)
+    }
+
+    fn put(&self, revision: RevisionId, texts: Arc<Texts>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back((revision, texts));
+        if kept.len() > TEXTS_MAX {
+            kept.pop_front();
+        }
+    }
+}
+
+/// A model's way with text.
+pub(crate) struct Texts {
+    tokenizer: Tokenizer,
+}
+
+impl Texts {
+    /// Ids that end a generation: the tokenizer's and the model's.
+    pub fn eos(&self, model: &Model) -> Vec<u32> {
+        let mut eos = [self.tokenizer.eos(), &model.eos_tokens].concat();
+        eos.sort_unstable();
+        eos.dedup();
+        eos
+    }
+
+    /// An incremental decoder for what follows `prompt`.
+    pub fn stream(&self, prompt: &[u32], stops: &[String]) -> text::Stream {
+        self.tokenizer.stream(prompt, stops.to_vec())
+    }
+}
+
+/// The tokenizer of a revision, read once.
+pub(super) async fn texts(node: &Arc<Node>, revision: RevisionId, manifest: &Manifest) -> Result<Arc<Texts>, Refusal> {
+    if let Some(texts) = node.stages.texts().get(revision) {
+        return Ok(texts);
+    }
+    let material = material(node, revision, manifest).await?;
+    let read = tokio::task::spawn_blocking(move || material.read()).await;
+    let tokenizer = read.map_err(|e| Refusal::new(Reason::Internal, "the tokenizer", e.to_string(), "the node's log"))??;
+    let texts = Arc::new(Texts { tokenizer });
+    node.stages.texts().put(revision, texts.clone());
+    Ok(texts)
+}
+
+/// The bytes that a tokenizer is read from.
+#[derive(Default)]
+struct Material {
+    tokenizer: Option<Bytes>,
+    tokenizer_config: Option<Bytes>,
+    special_tokens_map: Option<Bytes>,
+    generation_config: Option<Bytes>,
+    config: Option<Bytes>,
+    chat_template: Option<Bytes>,
+    gguf: Option<(Bytes, u64)>,
+}
+
+async fn material(node: &Arc<Node>, revision: RevisionId, manifest: &Manifest) -> Result<Material, Refusal> {
+    let sources = pull::holders(node, revision);
+    let whole = async |name: &str| -> Result<Option<Bytes>, Refusal> {
+        let Some(file) = file(manifest, name).filter(|f| f.size <= FILE_BYTES_MAX) else { return Ok(None) };
+        read(node, file, file.size, &sources).await.map(Some)
+    };
+    if let Some(tokenizer) = whole("tokenizer.json").await? {
+        return Ok(Material {
+            tokenizer: Some(tokenizer),
+            tokenizer_config: whole("tokenizer_config.json").await?,
+            special_tokens_map: whole("special_tokens_map.json").await?,
+            generation_config: whole("generation_config.json").await?,
+            config: whole("config.json").await?,
+            chat_template: whole("chat_template.jinja").await?,
+            gguf: None,
+        });
+    }
+    let gguf = manifest.files.iter().find(|f| f.path.as_str().ends_with(".gguf") && f.header_bytes > 0);
+    let Some(file) = gguf.filter(|f| f.header_bytes <= limits::GGUF_HEADER_BYTES_MAX) else {
+        let why = "it has neither a tokenizer.json nor a GGUF header";
+        return Err(Refusal::new(Reason::Unsupported, "the model", why, "publish its tokenizer.json with it"));
+    };
+    let header = read(node, file, file.header_bytes, &sources).await?;
+    Ok(Material { gguf: Some((header, file.size)), ..Material::default() })
+}
+
+fn file<'a>(manifest: &'a Manifest, name: &str) -> Option<&'a ManifestFile> {
+    manifest.files.iter().find(|f| f.path.as_str() == name)
+}
+
+/// The first `bytes` of a file, fetched if they are not here.
+async fn read(
+    node: &Arc<Node>,
+    file: &ManifestFile,
+    bytes: u64,
+    sources: &[crate::data::fetch::Source],
+) -> Result<Bytes, Refusal> {
+    let blobs = node.registry.blobs();
+    let pin = blobs.temp_pin(file.blake3).await;
+    let range = 0..bytes;
+    node.data.fetch_ranges(node, file.blake3, file.size, std::slice::from_ref(&range), sources, |_| {}).await?;
+    let read = blobs.read(file.blake3, range).await;
+    drop(pin);
+    read.map_err(|e| Refusal::new(Reason::Corrupt, file.path.to_string(), e.to_string(), "cairn verify"))
+}
+
+impl Material {
+    fn read(&self) -> Result<Tokenizer, Refusal> {
+        let tokenizer = match (&self.tokenizer, &self.gguf) {
+            (Some(tokenizer), _) => Tokenizer::from_files(&Files {
+                tokenizer,
+                tokenizer_config: self.tokenizer_config.as_deref(),
+                special_tokens_map: self.special_tokens_map.as_deref(),
+                generation_config: self.generation_config.as_deref(),
+                config: self.config.as_deref(),
+                chat_template: self.chat_template.as_deref(),
+            }),
+            (None, Some((header, size))) => {
+                let header = gguf::parse_header(header, *size).map_err(|e| unreadable(&e))?;
+                Tokenizer::from_gguf(&header)
+            }
+            (None, None) => return Err(unreadable(&"there is none")),
+        };
+        tokenizer.map_err(|e| unreadable(&e))
+    }
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::new(Reason::Unsupported, "the model's tokenizer", error.to_string(), "a model with a byte-level or SPM BPE")
+}
+
+/// The ids of a request: those given, or its messages or prompt encoded.
+pub(super) fn ids(texts: &Texts, request: &api::GenerateRequest, vocabulary: u32) -> Result<Vec<u32>, Refusal> {
+    if !request.token_ids.is_empty() {
+        return given(request, vocabulary);
+    }
+    let encoded = if request.raw {
+        texts.tokenizer.encode_raw(&request.prompt)
+    } else {
+        texts.tokenizer.encode_chat(&messages(request), now())
+    };
+    let ids = encoded.map_err(|e| Refusal::new(Reason::BadInput, "the prompt", e.to_string(), "--raw"))?;
+    match ids.iter().find(|id| **id >= vocabulary) {
+        Some(id) => Err(unreadable(&format!("it has an id {id}, the model {vocabulary} ids"))),
+        None => Ok(ids),
+    }
+}
+
+fn given(request: &api::GenerateRequest, vocabulary: u32) -> Result<Vec<u32>, Refusal> {
+    match request.token_ids.iter().find(|id| **id >= vocabulary) {
+        Some(id) => {
+            let why = format!("the model has {vocabulary} ids");
+            Err(Refusal::new(Reason::BadInput, format!("token id {id}"), why, "ids of this model's tokenizer"))
+        }
+        None => Ok(request.token_ids.clone()),
+    }
+}
+
+fn messages(request: &api::GenerateRequest) -> Vec<Message> {
+    if request.messages.is_empty() {
+        return vec![Message { role: "user".to_owned(), content: request.prompt.clone() }];
+    }
+    let message = |m: &api::ChatMessage| Message { role: m.role.clone(), content: m.content.clone() };
+    request.messages.iter().map(message).collect()
+}
+
+fn now() -> Moment {
+    Moment { seconds: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs() as i64) }
+}

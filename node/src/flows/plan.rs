@@ -1,0 +1,230 @@
+//! Where a model's layers would go: the planner fed with what peers advertise, and its answer for clients.
+//!
+//! The choice itself is [`cairn_compute::plan`], which is pure. Not here: opening what was planned
+//! ([`super::generate`]). Invariant: a plan and the generation that follows are made from the same inputs by the same
+//! function, so `cairn plan` tells the truth.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use cairn_compute::{
+    arch,
+    plan::{self, Bound, Candidate, ModelCost, Plan, PlanError, PlanInput, Privacy, Rejection, Standing},
+};
+use cairn_protocol::{
+    advert::{Advert, Grant},
+    api,
+    id::{NodeId, RealmId, RevisionId},
+    manifest::{Manifest, Model},
+    refusal::{Reason, Refusal},
+};
+
+use super::pull;
+use crate::{net::PeerInfo, shell::Node, stages};
+
+/// Prompt length assumed where no prompt is known yet.
+const PROMPT_TOKENS: u64 = 128;
+
+/// Context assumed where none is asked for.
+const CONTEXT: u32 = 2048;
+
+/// Answers `Plan`.
+pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::PlanResponse, Refusal> {
+    let reference = request.repo.parse().map_err(|e| bad_repo(&request.repo, &e))?;
+    let resolved = pull::resolve_anywhere(&node, &reference).await?;
+    let manifest = pull::ensure_manifest(&node, resolved.revision).await?;
+    let model = served_model(&request.repo, &manifest)?;
+    let context = if request.context == 0 { CONTEXT.min(model.context_max) } else { request.context };
+    let wish = Wish {
+        cost: cost(model, &manifest)?,
+        context: u64::from(context),
+        prompt_tokens: PROMPT_TOKENS,
+        privacy: stages::parse_privacy(&request.privacy)?,
+    };
+    let bound = if request.stages == 0 { Bound::Free } else { Bound::Exactly(request.stages as usize) };
+    let made = make(&node, resolved.revision, &wish, bound, BTreeSet::new(), None)
+        .map_err(|error| refusal(&request.repo, &error))?;
+    Ok(to_api(&resolved.path, resolved.revision, &made))
+}
+
+/// What is wished of a plan, beside the nodes.
+pub(crate) struct Wish {
+    pub cost: ModelCost,
+    pub context: u64,
+    pub prompt_tokens: u64,
+    pub privacy: Privacy,
+}
+
+/// Plans with what is known of the peers now. `in_force` is the plan that is being replaced: what its stages take on
+/// their nodes will be free.
+pub(crate) fn make(
+    node: &Node,
+    revision: RevisionId,
+    wish: &Wish,
+    bound: Bound,
+    excluded: BTreeSet<NodeId>,
+    in_force: Option<&Plan>,
+) -> Result<Plan, PlanError> {
+    let mut candidates = candidates(node, revision);
+    if let Some(plan) = in_force {
+        give_back(&mut candidates, plan);
+    }
+    let own = node.identity.node_id();
+    plan::plan(&PlanInput {
+        cost: wish.cost.clone(),
+        context: wish.context,
+        prompt_tokens: wish.prompt_tokens,
+        coordinator: own,
+        level: node.engine.level().to_owned(),
+        bound,
+        privacy: wish.privacy,
+        candidates,
+        excluded,
+    })
+}
+
+/// The model of a manifest, if this version serves it.
+pub(crate) fn served_model<'a>(repo: &str, manifest: &'a Manifest) -> Result<&'a Model, Refusal> {
+    manifest.model.as_ref().filter(|m| arch::is_served(m)).ok_or_else(|| {
+        let why = match &manifest.model {
+            Some(model) => format!("its architecture is {}, which is not served", model.architecture),
+            None => "it holds no model of a known architecture".to_owned(),
+        };
+        Refusal::new(Reason::Unsupported, repo, why, "a Llama or Qwen2 model in safetensors or GGUF")
+    })
+}
+
+/// What the parts of a model cost.
+pub(crate) fn cost(model: &Model, manifest: &Manifest) -> Result<ModelCost, Refusal> {
+    let bytes = arch::layer_bytes(model, &manifest.tensors)
+        .map_err(|error| Refusal::new(Reason::Corrupt, "the model", error.to_string(), "publish it again"))?;
+    Ok(ModelCost::new(model, bytes.layers, bytes.embedding, bytes.head))
+}
+
+/// Every node that might carry a stage, this one first.
+fn candidates(node: &Node, revision: RevisionId) -> Vec<Candidate> {
+    let peers = node.net.peers();
+    let own = own_candidate(node, revision);
+    std::iter::once(own).chain(peers.iter().filter_map(|peer| candidate(node, revision, peer))).collect()
+}
+
+fn own_candidate(node: &Node, revision: RevisionId) -> Candidate {
+    let statement = node.net.statement();
+    let occupancy = node.stages.occupancy();
+    Candidate {
+        node: node.identity.node_id(),
+        reachable: true,
+        granted: true,
+        standing: Standing::Own,
+        memory_free_bytes: occupancy.memory_free_bytes,
+        bandwidth_bytes_per_s: statement.capacity.bandwidth_bytes_per_s,
+        macs_per_s: statement.capacity.macs_per_s,
+        rtt_us: Some(0),
+        level: node.engine.level().to_owned(),
+        sessions: occupancy.sessions,
+        sessions_max: stages::bounds::SESSIONS_MAX as u32,
+        holds: statement.holds.contains(&revision),
+    }
+}
+
+/// A peer that has said what it can do; one that has not can't be planned with.
+fn candidate(node: &Node, revision: RevisionId, peer: &PeerInfo) -> Option<Candidate> {
+    let advert = peer.advert.as_ref()?;
+    let is_listed = node.config.listed.contains(&peer.node_id);
+    Some(Candidate {
+        node: peer.node_id,
+        reachable: peer.connected,
+        granted: is_granted(advert, peer.same_host, is_listed),
+        standing: standing(node.config.realm, peer.same_host, is_listed),
+        memory_free_bytes: advert.load.stage_memory_free_bytes,
+        bandwidth_bytes_per_s: advert.capacity.bandwidth_bytes_per_s,
+        macs_per_s: advert.capacity.macs_per_s,
+        rtt_us: peer.rtt.map(|rtt| rtt.as_micros() as u64),
+        level: advert.capacity.level.clone(),
+        sessions: advert.load.sessions,
+        sessions_max: advert.load.sessions_max,
+        holds: advert.holds.contains(&revision),
+    })
+}
+
+/// Whether a peer will probably serve this node. Whom it lists it does not say; owners who list each other's nodes do
+/// so on both sides, so one that is not listed here is not asked.
+fn is_granted(advert: &Advert, is_same_host: bool, is_listed: bool) -> bool {
+    match advert.grants.compute {
+        Grant::Nobody => false,
+        Grant::Listed => is_same_host || is_listed,
+        Grant::Realm | Grant::Anyone => true,
+    }
+}
+
+fn standing(realm: RealmId, is_same_host: bool, is_listed: bool) -> Standing {
+    match (is_same_host, is_listed) {
+        (true, _) => Standing::SameHost,
+        (_, true) => Standing::Listed,
+        _ if realm != RealmId::PUBLIC => Standing::Realm,
+        _ => Standing::Stranger,
+    }
+}
+
+/// A plan that is being replaced frees its memory and its sessions, which adverts do not know yet.
+fn give_back(candidates: &mut [Candidate], plan: &Plan) {
+    for stage in &plan.stages {
+        if let Some(candidate) = candidates.iter_mut().find(|c| c.node == stage.node) {
+            candidate.memory_free_bytes = candidate.memory_free_bytes.saturating_add(stage.memory_bytes);
+            candidate.sessions = candidate.sessions.saturating_sub(1);
+        }
+    }
+}
+
+/// A plan as clients see it.
+pub(crate) fn to_api(repo: &str, revision: RevisionId, made: &Plan) -> api::PlanResponse {
+    api::PlanResponse {
+        repo: repo.to_owned(),
+        revision: revision.to_string(),
+        stages: made.stages.iter().map(stage_to_api).collect(),
+        rejected: made.rejected.iter().map(rejected_to_api).collect(),
+        predicted_ttft_ms: made.predicted.ttft_ms,
+        predicted_tokens_per_s: made.predicted.tokens_per_s,
+        deaths: made.deaths.iter().map(death_to_api).collect(),
+    }
+}
+
+fn stage_to_api(stage: &plan::PlannedStage) -> api::StagePlan {
+    api::StagePlan {
+        node: stage.node.to_string(),
+        first_layer: stage.layers.start,
+        end_layer: stage.layers.end,
+        bytes: stage.bytes,
+        ms: stage.ms,
+        embedding: stage.embedding,
+        head: stage.head,
+    }
+}
+
+fn rejected_to_api(rejection: &Rejection) -> api::RejectedNode {
+    api::RejectedNode {
+        node: rejection.node.to_string(),
+        reason: rejection.reason.code().to_owned(),
+        why: rejection.why.clone(),
+    }
+}
+
+fn death_to_api(death: &plan::Death) -> api::DeathOutcome {
+    api::DeathOutcome { node: death.node.to_string(), survivable: death.survivable, what: death.what.clone() }
+}
+
+/// Why there is no plan, for the person who asked. When every node was turned down for one reason, that is the reason.
+pub(crate) fn refusal(repo: &str, error: &PlanError) -> Refusal {
+    let mut reasons = error.rejected().iter().map(|r| r.reason.code());
+    let first = reasons.next();
+    let common = first.filter(|first| error.usable() == 0 && reasons.all(|r| r == *first)).and_then(Reason::from_code);
+    let (reason, attempt) = match error {
+        PlanError::TooFewNodes { .. } => (Reason::TooFewNodes, "cairn peers, or fewer stages"),
+        PlanError::NoMemory { .. } => (Reason::NoMemory, "more nodes, a smaller model, or a shorter context"),
+        PlanError::TooManyStages { .. } => (Reason::BadInput, "fewer stages"),
+    };
+    Refusal::new(common.unwrap_or(reason), repo, error.to_string(), attempt)
+}
+
+pub(crate) fn bad_repo(repo: &str, error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::new(Reason::BadInput, format!("{repo:?}"), error.to_string(), "PUBLISHER/NAME, with @REF if you like")
+}

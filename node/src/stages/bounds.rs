@@ -1,0 +1,44 @@
+//! What stages may take here: this module's own bounds and intervals, each with its reason. Bounds that both ends of a
+//! wire check stand in `cairn_protocol::limits`.
+
+use std::time::Duration;
+
+/// Holders named in an opening. More would not make a fetch faster.
+pub const SOURCES_MAX: usize = 32;
+
+/// Addresses of one node: as many as an advert holds, and more.
+pub const ADDRESSES_MAX: usize = 32;
+
+/// How often each end of a control stream says that it lives (see the walls: QUIC by itself tells nothing for 15 s).
+pub const BEAT: Duration = Duration::from_millis(100);
+
+/// A stage that hears nothing from its coordinator for this long closes: the state is worth nothing without it.
+pub const LEASE: Duration = Duration::from_secs(10);
+
+/// Time a stranger has for the first message of a connection, and a data stream for its session to be opened.
+pub const INTRODUCTION: Duration = Duration::from_secs(5);
+
+/// Time to reach another node. Dead nodes answer nothing, and a replacement must be found within a second or two.
+pub const DIAL: Duration = Duration::from_millis(2500);
+
+/// Most sessions on a node, all peers together. Memory bounds them long before; this bounds what else they hold.
+pub const SESSIONS_MAX: usize = 32;
+
+/// Most stage connections that have not said yet what they are for.
+pub const STRANGERS_MAX: usize = 64;
+
+/// Steps of one session that wait for the engine or the next link: one computes, one is ready, so the engine never waits
+/// for the wire, and a slow next stage holds at most two outputs here.
+pub const STEPS_MAX: usize = 2;
+
+/// Inputs that a coordinator may have on the way to a first stage. A prompt of 128 Ki ids in chunks of 512 is 256.
+pub const INPUTS_MAX: usize = 512;
+
+/// Events that wait for a control stream's writer. A coordinator that does not read for so long is lost.
+pub const EVENTS_MAX: usize = 64;
+
+/// Commands that wait for a control stream's writer: all inputs of a prompt.
+pub const COMMANDS_MAX: usize = INPUTS_MAX + 16;
+
+/// Stages whose weights stay loaded after their session, for the next one of the same model.
+pub const IDLE_STAGES_MAX: usize = 8;

@@ -1,0 +1,154 @@
+//! What a coordinator asks of a stage, parsed from `OpenStage` into types that cannot be wrong.
+//!
+//! Not here: whether it may ask ([`super::admission`]). Invariant: a [`StageRequest`] holds only lengths and counts that
+//! were held against their limits.
+
+use std::net::SocketAddr;
+
+use cairn_compute::{StagePart, plan::Privacy, sample::Sampling};
+use cairn_protocol::{
+    id::{NodeId, PublisherKey, RealmId, RevisionId, SessionId},
+    layers::LayerRange,
+    limits, peer_pb,
+    refusal::{Reason, Refusal},
+};
+
+use super::bounds;
+
+/// Parses the privacy word of the API and of openings; empty is the default, `trusted`.
+pub fn parse_privacy(word: &str) -> Result<Privacy, Refusal> {
+    match word {
+        "" | "trusted" => Ok(Privacy::Trusted),
+        "local" => Ok(Privacy::Local),
+        "realm" => Ok(Privacy::Realm),
+        "open" => Ok(Privacy::Open),
+        other => Err(Refusal::new(
+            Reason::BadInput,
+            format!("privacy {other:?}"),
+            "there is no such class",
+            "local, trusted, realm or open",
+        )),
+    }
+}
+
+/// The word for a privacy class.
+pub fn privacy_word(privacy: Privacy) -> &'static str {
+    match privacy {
+        Privacy::Local => "local",
+        Privacy::Trusted => "trusted",
+        Privacy::Realm => "realm",
+        Privacy::Open => "open",
+    }
+}
+
+/// A node that may hold a revision, and where it listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The node.
+    pub node: NodeId,
+    /// Its data addresses.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// One stage of one session, as its coordinator asks for it.
+#[derive(Debug, Clone)]
+pub struct StageRequest {
+    /// The session.
+    pub session: SessionId,
+    /// One more with every plan of the session.
+    pub epoch: u32,
+    /// The realm the coordinator is in.
+    pub realm: RealmId,
+    /// Which model.
+    pub revision: RevisionId,
+    /// Who published it.
+    pub publisher: PublisherKey,
+    /// Which layers, and whether the embedding and the head are among them.
+    pub part: StagePart,
+    /// Positions the cache must hold.
+    pub context: u32,
+    /// Int8 planes of the activations.
+    pub planes: u32,
+    /// Where hidden states go; none for the last stage.
+    pub next: Option<Neighbour>,
+    /// The only node whose frames are taken; the coordinator for the first stage.
+    pub previous: NodeId,
+    /// How the last stage samples.
+    pub sampling: Sampling,
+    /// Ids before the first step, for penalties at the last stage.
+    pub history: Vec<u32>,
+    /// The session's privacy class.
+    pub privacy: Privacy,
+    /// Who is known to hold the revision.
+    pub sources: Vec<Neighbour>,
+    /// Instruction-set level that all stages of the session share; empty for any.
+    pub level: String,
+}
+
+impl StageRequest {
+    /// Checks every field.
+    pub fn parse(open: peer_pb::OpenStage) -> Result<StageRequest, Refusal> {
+        let layers = LayerRange::new(open.first_layer, open.end_layer).filter(|l| l.start < l.end);
+        let layers = layers.ok_or_else(|| bad(format!("layers {}..{}", open.first_layer, open.end_layer)))?;
+        if open.sources.len() > bounds::SOURCES_MAX {
+            return Err(bad(format!("{} sources, at most {} are taken", open.sources.len(), bounds::SOURCES_MAX)));
+        }
+        if !(1..=2).contains(&open.planes) {
+            return Err(bad(format!("{} planes; there are one and two", open.planes)));
+        }
+        if open.context == 0 || open.context > limits::CONTEXT_MAX || open.history.len() > open.context as usize {
+            return Err(bad(format!("a context of {} with {} ids before it", open.context, open.history.len())));
+        }
+        let next = if open.next_node.is_empty() { None } else { Some(neighbour(&open.next_node, &open.next_addresses)?) };
+        if next.is_none() != open.head {
+            return Err(bad("exactly the stage with the head is the last".to_owned()));
+        }
+        Ok(StageRequest {
+            session: id(&open.session, "session")?,
+            epoch: open.epoch,
+            realm: id(&open.realm, "realm")?,
+            revision: id(&open.revision, "revision")?,
+            publisher: id(&open.publisher, "publisher")?,
+            part: StagePart { layers, embedding: open.embedding, head: open.head },
+            context: open.context,
+            planes: open.planes,
+            next,
+            previous: id(&open.previous_node, "previous node")?,
+            sampling: sampling(open.sampling.unwrap_or_default())?,
+            history: open.history,
+            privacy: parse_privacy(&open.privacy)?,
+            sources: open.sources.iter().map(|s| neighbour(&s.node, &s.addresses)).collect::<Result<_, _>>()?,
+            level: open.level,
+        })
+    }
+}
+
+fn neighbour(node: &[u8], addresses: &[String]) -> Result<Neighbour, Refusal> {
+    if addresses.len() > bounds::ADDRESSES_MAX {
+        return Err(bad(format!("{} addresses of one node, at most {} are taken", addresses.len(), bounds::ADDRESSES_MAX)));
+    }
+    let addresses = addresses.iter().map(|a| a.parse().map_err(|_| bad(format!("address {a:?}")))).collect::<Result<_, _>>()?;
+    Ok(Neighbour { node: id(node, "node")?, addresses })
+}
+
+fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T, Refusal> {
+    T::try_from(bytes).map_err(|_| bad(format!("{what} of {} bytes", bytes.len())))
+}
+
+fn sampling(wire: peer_pb::Sampling) -> Result<Sampling, Refusal> {
+    let numbers = [wire.temperature, wire.top_p, wire.repetition_penalty];
+    if numbers.iter().any(|n| !n.is_finite() || *n < 0.0) {
+        return Err(bad("sampling numbers must be finite and not negative".to_owned()));
+    }
+    Ok(Sampling {
+        temperature: wire.temperature as f32,
+        top_k: wire.top_k,
+        top_p: wire.top_p as f32,
+        seed: wire.seed,
+        repetition_penalty: wire.repetition_penalty as f32,
+    })
+}
+
+fn bad(why: String) -> Refusal {
+    Refusal::new(Reason::BadInput, "a stage request", why, "the same version of cairn on both nodes")
+}

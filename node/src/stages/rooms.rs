@@ -1,0 +1,322 @@
+//! Who is in: the sessions that have a stage here, the loads under way and the memory they may take.
+//!
+//! Not here: what a session does. Invariant: a [`Place`], a [`Turn`] or a [`Reservation`] gives back what it took when
+//! it is dropped, so a session that ends in any way leaves nothing behind.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use cairn_protocol::{
+    id::{NodeId, SessionId},
+    refusal::{Reason, Refusal},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    admission::{self, Asker, House, Usage},
+    bounds,
+    request::StageRequest,
+    run::Run,
+    warm::{Key, Warm, WarmStage},
+};
+use crate::data::link::Introduction;
+
+/// How long a newer plan's stage waits for the older one of its session to leave.
+const PREDECESSOR: Duration = Duration::from_millis(500);
+
+/// The sessions of this node.
+pub(crate) struct Rooms {
+    house: House,
+    memory_max: u64,
+    /// Guards the tables below; never held across an await.
+    state: Mutex<State>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    seats: HashMap<SessionId, Seat>,
+    loading: BTreeSet<NodeId>,
+    memory_used: u64,
+    warm: Warm,
+    next_id: u64,
+}
+
+struct Seat {
+    id: u64,
+    asker: NodeId,
+    epoch: u32,
+    previous: NodeId,
+    cancel: CancellationToken,
+    gone: CancellationToken,
+    run: Option<Arc<Run>>,
+}
+
+/// What stages take here now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Sessions with a stage here.
+    pub sessions: u32,
+    /// Loads under way.
+    pub loads: u32,
+    /// Memory that another stage could have; warm stages give way.
+    pub memory_free_bytes: u64,
+}
+
+impl Rooms {
+    pub fn new(house: House, memory_max: u64) -> Arc<Rooms> {
+        let (changed, _) = watch::channel(());
+        Arc::new(Rooms { house, memory_max, state: Mutex::default(), changed })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub fn occupancy(&self) -> Occupancy {
+        let state = self.state();
+        Occupancy {
+            sessions: state.seats.len() as u32,
+            loads: state.loading.len() as u32,
+            memory_free_bytes: self.memory_max.saturating_sub(state.memory_used.saturating_sub(state.warm.bytes())),
+        }
+    }
+
+    /// Woken when a session comes, is ready, or goes.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Admits a session's stage. One of the same session with an older epoch makes room for it.
+    pub fn enter(
+        self: &Arc<Self>,
+        request: &StageRequest,
+        asker: &Asker,
+        is_revision_held: bool,
+    ) -> Result<Place, Refusal> {
+        let mut state = self.state();
+        let others = |s: &&Seat| s.asker == asker.node;
+        let older = state.seats.get(&request.session);
+        let is_own = older.is_some_and(|s| s.asker == asker.node);
+        if older.is_some_and(|s| s.asker != asker.node || s.epoch >= request.epoch) {
+            let why = "this session has a stage here already, of this epoch or a later one";
+            return Err(Refusal::new(Reason::Conflict, "a stage", why, "a new session"));
+        }
+        let own = usize::from(is_own);
+        let usage = Usage {
+            sessions_of_peer: state.seats.values().filter(others).count() - own,
+            sessions: state.seats.len() - own,
+            is_revision_held,
+        };
+        admission::admit(request, asker, &self.house, usage)?;
+        Ok(self.seat(&mut state, request, asker))
+    }
+
+    fn seat(self: &Arc<Self>, state: &mut State, request: &StageRequest, asker: &Asker) -> Place {
+        state.next_id += 1;
+        let seat = Seat {
+            id: state.next_id,
+            asker: asker.node,
+            epoch: request.epoch,
+            previous: request.previous,
+            cancel: CancellationToken::new(),
+            gone: CancellationToken::new(),
+            run: None,
+        };
+        let mut place = Place {
+            rooms: self.clone(),
+            session: request.session,
+            id: seat.id,
+            cancel: seat.cancel.clone(),
+            gone: seat.gone.clone(),
+            predecessor: None,
+        };
+        if let Some(older) = state.seats.insert(request.session, seat) {
+            older.cancel.cancel();
+            place.predecessor = Some(older.gone);
+        }
+        self.changed.send_replace(());
+        place
+    }
+
+    /// The run that a data stream belongs to, once it is ready; none when the stream is not wanted: from another node
+    /// than the opener named, of another epoch, or of a session that nobody opened in time.
+    pub async fn find(&self, introduction: Introduction, from: NodeId) -> Option<Arc<Run>> {
+        let mut changes = self.changes();
+        let strangers = tokio::time::sleep(bounds::INTRODUCTION);
+        tokio::pin!(strangers);
+        loop {
+            changes.borrow_and_update();
+            let expected = match self.look_for(introduction, from) {
+                Sought::Ready(run) => return run.claim(from).then_some(run),
+                Sought::Never => return None,
+                Sought::Loading => true,
+                Sought::Unknown => false,
+            };
+            tokio::select! {
+                changed = changes.changed() => changed.ok()?,
+                () = &mut strangers, if !expected => return None,
+            }
+        }
+    }
+
+    fn look_for(&self, introduction: Introduction, from: NodeId) -> Sought {
+        let state = self.state();
+        let Some(seat) = state.seats.get(&introduction.session) else { return Sought::Unknown };
+        match &seat.run {
+            _ if seat.epoch < introduction.epoch => Sought::Unknown,
+            _ if seat.epoch > introduction.epoch || seat.previous != from => Sought::Never,
+            Some(run) => Sought::Ready(run.clone()),
+            None => Sought::Loading,
+        }
+    }
+
+    /// Waits until `peer` has no other load under way.
+    pub async fn turn(self: &Arc<Self>, peer: NodeId) -> Turn {
+        let mut changes = self.changes();
+        loop {
+            changes.borrow_and_update();
+            if self.state().loading.insert(peer) {
+                return Turn { rooms: self.clone(), peer };
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Takes memory for a stage, dropping warm ones as needed.
+    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, Refusal> {
+        let mut state = self.state();
+        let mut dropped = Vec::new();
+        while state.memory_used.saturating_add(bytes) > self.memory_max {
+            let Some(stage) = state.warm.pop_oldest() else {
+                let free = self.memory_max.saturating_sub(state.memory_used);
+                drop(state);
+                drop(dropped);
+                let why = format!("it needs {bytes} bytes of memory, {free} of {} are free", self.memory_max);
+                return Err(Refusal::new(Reason::NoMemory, "a stage", why, "more stages, or a shorter context"));
+            };
+            state.memory_used = state.memory_used.saturating_sub(stage.reservation.defuse());
+            dropped.push(stage.handle);
+        }
+        state.memory_used += bytes;
+        Ok(Reservation { rooms: self.clone(), bytes })
+    }
+
+    /// A warm stage that fits, if one is kept.
+    pub fn take_warm(&self, key: &Key) -> Option<WarmStage> {
+        self.state().warm.take(key)
+    }
+
+    /// Keeps a stage's weights for the next session.
+    pub fn keep_warm(&self, key: Key, stage: WarmStage) {
+        let surplus = self.state().warm.put(key, stage);
+        drop(surplus);
+    }
+
+    /// Ends every session and forgets every warm stage.
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.seats.values().for_each(|seat| seat.cancel.cancel());
+        let warm = std::mem::take(&mut state.warm);
+        drop(state);
+        drop(warm);
+    }
+}
+
+enum Sought {
+    Ready(Arc<Run>),
+    Loading,
+    Unknown,
+    Never,
+}
+
+/// A session's place here.
+pub(super) struct Place {
+    rooms: Arc<Rooms>,
+    session: SessionId,
+    id: u64,
+    cancel: CancellationToken,
+    gone: CancellationToken,
+    predecessor: Option<CancellationToken>,
+}
+
+impl Place {
+    /// Resolves when a newer plan, or the end of the node, takes the place.
+    pub async fn cancelled(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Waits a moment for the same session's older stage to leave, so that its weights and memory can be used.
+    pub async fn wait_for_predecessor(&self) {
+        if let Some(gone) = &self.predecessor {
+            let _ = tokio::time::timeout(PREDECESSOR, gone.cancelled()).await;
+        }
+    }
+
+    /// Lets data streams in.
+    pub fn ready(&self, run: Arc<Run>) {
+        let mut state = self.rooms.state();
+        if let Some(seat) = state.seats.get_mut(&self.session).filter(|s| s.id == self.id) {
+            seat.run = Some(run);
+        }
+        drop(state);
+        self.rooms.changed.send_replace(());
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.rooms.state();
+        if state.seats.get(&self.session).is_some_and(|s| s.id == self.id) {
+            state.seats.remove(&self.session);
+        }
+        drop(state);
+        self.gone.cancel();
+        self.rooms.changed.send_replace(());
+    }
+}
+
+/// A peer's one load.
+pub(super) struct Turn {
+    rooms: Arc<Rooms>,
+    peer: NodeId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.rooms.state().loading.remove(&self.peer);
+        self.rooms.changed.send_replace(());
+    }
+}
+
+/// Memory of one stage.
+pub(super) struct Reservation {
+    rooms: Arc<Rooms>,
+    bytes: u64,
+}
+
+impl Reservation {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Forgets the reservation without giving it back; the caller does.
+    fn defuse(mut self) -> u64 {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            let mut state = self.rooms.state();
+            state.memory_used = state.memory_used.saturating_sub(self.bytes);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! One open stage: inputs go to the engine, outputs go on, without a hop that is not needed.
+//!
+//! A reader task hands a step to the engine ([`Run::submit`]); the engine's thread hands the result straight to the
+//! writer that sends it on. Not here: the life of the session ([`super::serve`]). Invariant: at most
+//! [`bounds::STEPS_MAX`] steps of a run exist between its input and its output, so neither channel here can be full
+//! unless the other end stopped reading.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use cairn_compute::{StageHandle, StepInput, StepOutput};
+use cairn_protocol::{
+    frame::{FrameDtype, FrameHeader},
+    id::{NodeId, SessionId},
+    peer_pb,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::bounds;
+
+/// A hidden state on its way to the next stage.
+pub(super) struct Outgoing {
+    pub header: FrameHeader,
+    pub values: Vec<f32>,
+    /// Given back when the frame is written.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What a run is made of.
+pub(super) struct RunParts {
+    pub session: SessionId,
+    pub epoch: u32,
+    pub previous: NodeId,
+    pub me: NodeId,
+    pub width: u32,
+    pub handle: StageHandle,
+    pub events: mpsc::Sender<peer_pb::StageEvent>,
+    /// None for the last stage.
+    pub frames: Option<mpsc::Sender<Outgoing>>,
+}
+
+/// A loaded stage of a session.
+pub(crate) struct Run {
+    parts: RunParts,
+    permits: Arc<Semaphore>,
+    /// Cancelled when the session ends here; the data reader and writer watch it.
+    pub closed: CancellationToken,
+    /// A data stream has been accepted; a second one is refused.
+    claimed: AtomicBool,
+    /// Highest sequence taken, plus one.
+    next_sequence: AtomicU64,
+    /// Nanoseconds of the last step.
+    step_ns: AtomicU64,
+    /// Something happened since the session's task last looked.
+    worked: AtomicBool,
+    /// A loss has been reported; the first is the cause.
+    has_lost: AtomicBool,
+}
+
+/// One step's place in its session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    pub sequence: u64,
+    pub first_position: u64,
+    pub count: u32,
+    pub sample: bool,
+}
+
+impl Run {
+    pub fn new(parts: RunParts) -> Arc<Run> {
+        Arc::new(Run {
+            parts,
+            permits: Arc::new(Semaphore::new(bounds::STEPS_MAX)),
+            closed: CancellationToken::new(),
+            claimed: AtomicBool::new(false),
+            next_sequence: AtomicU64::new(0),
+            step_ns: AtomicU64::new(0),
+            worked: AtomicBool::new(false),
+            has_lost: AtomicBool::new(false),
+        })
+    }
+
+    pub fn me(&self) -> NodeId {
+        self.parts.me
+    }
+
+    pub fn session(&self) -> SessionId {
+        self.parts.session
+    }
+
+    pub fn epoch(&self) -> u32 {
+        self.parts.epoch
+    }
+
+    pub fn width(&self) -> u32 {
+        self.parts.width
+    }
+
+    pub fn step_ns(&self) -> u64 {
+        self.step_ns.load(Ordering::Relaxed)
+    }
+
+    /// Whether a data stream from `node` is the one this run waits for; true once.
+    pub fn claim(&self, node: NodeId) -> bool {
+        node == self.parts.previous && !self.claimed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Room for one more step.
+    pub async fn permit(&self) -> OwnedSemaphorePermit {
+        let permits = self.permits.clone();
+        permits.acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Room for one more step, if there is some now.
+    pub fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.permits.clone().try_acquire_owned().ok()
+    }
+
+    /// Whether a step was taken since the last call.
+    pub fn take_worked(&self) -> bool {
+        self.worked.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether a step is new: a repeated or overtaken one is dropped, so that sending twice changes nothing.
+    pub fn is_new(&self, sequence: u64) -> bool {
+        let next = self.next_sequence.load(Ordering::Acquire);
+        if sequence < next {
+            return false;
+        }
+        self.next_sequence.store(sequence + 1, Ordering::Release);
+        true
+    }
+
+    /// Gives the engine a step; its thread passes the result on.
+    pub fn submit(self: &Arc<Self>, step: Step, input: StepInput, permit: OwnedSemaphorePermit) {
+        self.worked.store(true, Ordering::Relaxed);
+        let run = self.clone();
+        let done = move |result| match result {
+            Ok(output) => run.pass_on(step, output, permit),
+            Err(error) => run.lose(run.parts.me, format!("a step failed: {error}")),
+        };
+        self.parts.handle.step(input, Box::new(done));
+    }
+
+    /// Forgets positions from `length` on.
+    pub fn truncate(&self, length: u64) {
+        self.parts.handle.truncate(length as usize);
+    }
+
+    /// Reports that `node` is lost to this stage, once. The session stays until its coordinator closes it, so that the
+    /// dead one is blamed and not the messenger.
+    pub fn lose(&self, node: NodeId, why: String) {
+        if self.closed.is_cancelled() || self.has_lost.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tracing::info!(session = %self.parts.session, lost = %node.short(), why, "stage link lost");
+        let lost = peer_pb::StageLost { node: node.as_bytes().to_vec(), why };
+        self.say(peer_pb::stage_event::Event::Lost(lost));
+    }
+
+    fn pass_on(&self, step: Step, output: StepOutput, permit: OwnedSemaphorePermit) {
+        match output {
+            StepOutput::Hidden { values, compute_ns } => {
+                self.step_ns.store(compute_ns, Ordering::Relaxed);
+                self.send_on(step, values, permit);
+            }
+            StepOutput::Token { token, compute_ns } => {
+                self.step_ns.store(compute_ns, Ordering::Relaxed);
+                let position = step.first_position + u64::from(step.count);
+                let (epoch, sequence) = (self.parts.epoch, step.sequence);
+                let token = peer_pb::StageToken { epoch, sequence, position, token };
+                self.say(peer_pb::stage_event::Event::Token(token));
+            }
+            StepOutput::Nothing { compute_ns } => self.step_ns.store(compute_ns, Ordering::Relaxed),
+        }
+    }
+
+    fn send_on(&self, step: Step, values: Vec<f32>, permit: OwnedSemaphorePermit) {
+        let Some(frames) = &self.parts.frames else {
+            return self.lose(self.parts.me, "a last stage made a hidden state".to_owned());
+        };
+        let header = FrameHeader {
+            session: self.parts.session,
+            epoch: self.parts.epoch,
+            sequence: step.sequence,
+            first_position: step.first_position,
+            count: step.count,
+            width: self.parts.width,
+            dtype: FrameDtype::F32,
+            sample: step.sample,
+        };
+        if frames.try_send(Outgoing { header, values, _permit: permit }).is_err() {
+            self.lose(self.parts.me, "the link to the next stage is closed".to_owned());
+        }
+    }
+
+    /// Tells the coordinator. One that reads nothing for a whole queue of events is gone.
+    pub fn say(&self, event: peer_pb::stage_event::Event) {
+        if self.parts.events.try_send(peer_pb::StageEvent { event: Some(event) }).is_err() {
+            self.closed.cancel();
+        }
+    }
+}
