@@ -75,6 +75,8 @@ pub struct MeshOptions {
     pub arguments: Vec<String>,
     /// Further environment, for all of them.
     pub environment: Vec<(String, String)>,
+    /// Text of `config.toml` for node 0, 1, …; those after the last have none.
+    pub configs: Vec<String>,
 }
 
 /// One running node.
@@ -132,6 +134,11 @@ impl LocalMesh {
         &self.nodes
     }
 
+    /// The realm of all nodes, 64 hex digits.
+    pub fn realm(&self) -> &str {
+        &self.options.realm
+    }
+
     /// One node, to kill or stop.
     pub fn node_mut(&mut self, index: usize) -> &mut LocalNode {
         &mut self.nodes[index]
@@ -157,6 +164,11 @@ impl LocalMesh {
         let home = self.folder().join(format!("node{}", index + 1));
         std::fs::create_dir_all(&home)
             .map_err(|source| StartError::Io { what: format!("{}", home.display()), source })?;
+        if let Some(config) = self.options.configs.get(index) {
+            let path = home.join("config.toml");
+            std::fs::write(&path, config)
+                .map_err(|source| StartError::Io { what: format!("{}", path.display()), source })?;
+        }
         let log = home.join("stderr.log");
         let failed = |source| StartError::Io { what: format!("node {index}"), source };
         let log_file = std::fs::File::options().create(true).append(true).open(&log).map_err(failed)?;

@@ -1,1 +1,12 @@
-//! Placeholder.
+//! Meshes of real `cairn` processes for tests: started, asked, killed, restarted.
+//!
+//! A test names the program (`env!("CARGO_BIN_EXE_cairn")`), so that cargo builds it first. Not here: assertions about
+//! speed, and sleeping for luck: everything waits for an event with a deadline.
+
+mod generation;
+mod models;
+mod net;
+
+pub use generation::{Generation, greedy};
+pub use models::{real_model, tiny_model};
+pub use net::{PATIENCE, Testnet, wait_until};
