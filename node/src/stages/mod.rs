@@ -61,7 +61,7 @@ impl StageHost {
             level: level.to_owned(),
             sessions_per_peer: config.sessions_per_peer as usize,
             sessions_max: bounds::SESSIONS_MAX,
-            trusted: Vec::new(),
+            trusted: config.trusted.clone(),
         };
         let rooms = Rooms::new(house, config.stage_memory_bytes);
         let strangers = Arc::new(Semaphore::new(bounds::STRANGERS_MAX));
