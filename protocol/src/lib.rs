@@ -4,12 +4,16 @@
 
 mod body;
 mod generated;
+mod header;
 mod model;
 mod path;
 mod wire;
 
+pub mod advert;
 pub mod digest;
 pub mod dtype;
+pub mod frame;
+pub mod gguf;
 pub mod id;
 pub mod key;
 pub mod layers;
@@ -19,6 +23,8 @@ pub mod manifest;
 pub mod name;
 pub mod record;
 pub mod refusal;
+pub mod safetensors;
+pub mod talk;
 
 /// Messages of `cairn.peer.v1`, spoken between nodes.
 pub use generated::cairn::peer::v1 as peer_pb;
