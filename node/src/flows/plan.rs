@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use cairn_compute::{
-    arch,
+    arch::{self, StagePart},
     plan::{self, Bound, Candidate, ModelCost, Plan, PlanError, PlanInput, Privacy, Rejection, Standing},
 };
 use cairn_protocol::{
@@ -95,9 +95,14 @@ pub(crate) fn served_model<'a>(repo: &str, manifest: &'a Manifest) -> Result<&'a
 
 /// What the parts of a model cost.
 pub(crate) fn cost(model: &Model, manifest: &Manifest) -> Result<ModelCost, Refusal> {
-    let bytes = arch::layer_bytes(model, &manifest.tensors)
-        .map_err(|error| Refusal::new(Reason::Corrupt, "the model", error.to_string(), "publish it again"))?;
-    Ok(ModelCost::new(model, bytes.layers, bytes.embedding, bytes.head))
+    let unusable = |e: arch::StageError| Refusal::new(Reason::Unsupported, "the model", e.to_string(), "another model");
+    let bytes = arch::layer_bytes(model, &manifest.tensors).map_err(unusable)?;
+    let whole = StagePart::whole(model.layers);
+    let in_memory = arch::stage_memory(model, &manifest.tensors, &whole, 1).map_err(unusable)?;
+    let stored = bytes.layers.iter().sum::<u64>() + bytes.embedding + bytes.head;
+    let mut cost = ModelCost::new(model, bytes.layers, bytes.embedding, bytes.head);
+    cost.memory_percent = in_memory.saturating_mul(100).div_ceil(stored.max(1)).max(cost.memory_percent);
+    Ok(cost)
 }
 
 /// Every node that might carry a stage, this one first.

@@ -140,7 +140,7 @@ fn refusal(reason: Reason, why: impl Into<String>, attempt: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use cairn_compute::{StagePart, sample::Sampling};
+    use cairn_compute::{arch::StagePart, sample::Sampling};
     use cairn_protocol::{
         id::{RevisionId, SessionId},
         layers::LayerRange,

@@ -4,12 +4,14 @@
 //! reach the engine only through the blob store, which has verified them against the revision's hashes; memory is taken
 //! before anything is fetched, and given back when the stage goes.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Instant};
-
-use cairn_compute::{
-    SourceError, StageHandle, TensorSource, arch,
-    engine::{LoadOptions, StageHandle as _},
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
 };
+
+use cairn_compute::{LoadError, LoadOptions, SourceError, StageHandle, TensorSource, arch};
 use cairn_protocol::{
     id::BlobHash,
     manifest::{Manifest, Model, TensorEntry},
@@ -22,8 +24,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     admission::Asker,
     request::StageRequest,
-    rooms::{Reservation, Rooms},
-    warm::{Key, WarmStage},
+    rooms::Rooms,
+    warm::{Base, Key},
 };
 use crate::{
     data::fetch::Source,
@@ -31,22 +33,26 @@ use crate::{
     shell::Node,
 };
 
-/// A stage that is loaded for one session. When dropped, its weights stay warm for the next.
+/// How long the engine may take to notice that weights were dropped: one pass of another session.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Weights with a session on them. When dropped, the weights stay warm for the next.
 pub(super) struct Loaded {
     pub handle: StageHandle,
     pub report: peer_pb::StageReady,
     pub width: u32,
-    key: Key,
-    reservation: Option<Reservation>,
+    /// A step failed: the session may be broken, and is not used again.
+    pub is_broken: bool,
+    /// The session is the one that came with the weights.
+    is_lent: bool,
+    base: Arc<Base>,
     rooms: Arc<Rooms>,
 }
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        self.handle.truncate(0);
-        if let Some(reservation) = self.reservation.take() {
-            let (handle, width, bytes_needed) = (self.handle.clone(), self.width, self.report.bytes_needed);
-            self.rooms.keep_warm(self.key.clone(), WarmStage { handle, reservation, width, bytes_needed });
+        if self.is_lent && (self.is_broken || !self.base.take_back()) {
+            self.rooms.forget_warm(&self.base);
         }
     }
 }
@@ -61,23 +67,50 @@ pub(super) async fn load(
     asker: &Asker,
 ) -> Result<Loaded, Refusal> {
     let started = Instant::now();
-    let (part, context, planes) = (request.part.clone(), request.context, request.planes);
+    let (part, context, planes) = (request.part, request.context, request.planes);
     let key = Key { revision: request.revision, part, context, planes };
-    let mut loaded = match rooms.take_warm(&key) {
-        Some(warm) => reuse(rooms, key, warm),
+    let (base, mut report) = match rooms.find_warm(&key) {
+        Some(base) => (base.clone(), held(base.bytes_needed)),
         None => load_cold(node, rooms, request, key, events, asker).await?,
     };
-    loaded.handle.set_sampling(request.sampling, request.history.clone());
-    loaded.report.load_ms = started.elapsed().as_millis() as u64;
-    loaded.report.level = node.engine.level().to_owned();
-    Ok(loaded)
+    report.load_ms = started.elapsed().as_millis() as u64;
+    report.level = node.engine.level().to_owned();
+    open_session(rooms, request, base, report)
 }
 
-fn reuse(rooms: &Arc<Rooms>, key: Key, warm: WarmStage) -> Loaded {
-    let bytes_needed = warm.bytes_needed;
-    let report = peer_pb::StageReady { bytes_needed, bytes_local: bytes_needed, ..Default::default() };
-    let (handle, width) = (warm.handle, warm.width);
-    Loaded { handle, report, width, key, reservation: Some(warm.reservation), rooms: rooms.clone() }
+fn held(bytes_needed: u64) -> peer_pb::StageReady {
+    peer_pb::StageReady { bytes_needed, bytes_local: bytes_needed, ..Default::default() }
+}
+
+/// A session on loaded weights: their own, or another if that is lent.
+fn open_session(
+    rooms: &Arc<Rooms>,
+    request: &StageRequest,
+    base: Arc<Base>,
+    report: peer_pb::StageReady,
+) -> Result<Loaded, Refusal> {
+    let lent = base.lend();
+    let is_lent = lent.is_some();
+    let handle = match lent {
+        Some(handle) => handle,
+        None => base.handle.another(request.context).map_err(|e| load_refusal(&e))?,
+    };
+    let loaded = Loaded { handle, report, width: base.width, is_broken: false, is_lent, base, rooms: rooms.clone() };
+    if loaded.handle.set_sampling(request.sampling) && loaded.handle.set_history(request.history.clone()) {
+        return Ok(loaded);
+    }
+    Err(Refusal::new(Reason::Busy, "a stage", "the engine's queue is full", "again in a moment"))
+}
+
+fn load_refusal(error: &LoadError) -> Refusal {
+    let (reason, attempt) = match error {
+        LoadError::Memory { .. } => (Reason::NoMemory, "more stages, or a shorter context"),
+        LoadError::Busy => (Reason::Busy, "again in a moment"),
+        LoadError::Stopped => (Reason::Unavailable, "another node"),
+        LoadError::Panicked(_) => (Reason::Internal, "the node's log"),
+        LoadError::Stage(_) | LoadError::Weights(_) | LoadError::Context { .. } => (Reason::Unsupported, "another model"),
+    };
+    Refusal::new(reason, "loading a stage", error.to_string(), attempt)
 }
 
 async fn load_cold(
@@ -87,22 +120,27 @@ async fn load_cold(
     key: Key,
     events: &mpsc::Sender<peer_pb::StageEvent>,
     asker: &Asker,
-) -> Result<Loaded, Refusal> {
+) -> Result<(Arc<Base>, peer_pb::StageReady), Refusal> {
     let sources: Vec<Source> = sources(node, request);
     let manifest = pull::ensure_manifest_from(node, request.revision, &sources).await?;
     let model = plan::served_model(&request.revision.short(), &manifest)?.clone();
     check(request, &manifest, &model)?;
     let tensors = arch::stage_tensors(&model, &manifest.tensors, &request.part).map_err(|e| corrupt(&e))?;
     let tensors: Vec<TensorEntry> = tensors.into_iter().cloned().collect();
-    let memory = arch::stage_memory(&model, &manifest.tensors, &request.part, request.context);
+    let memory = arch::stage_memory(&model, &manifest.tensors, &request.part, request.context).map_err(|e| corrupt(&e))?;
     let _turn = rooms.turn(asker.node).await;
+    // Another session of this peer may have loaded it in its turn.
+    if let Some(base) = rooms.find_warm(&key) {
+        return Ok((base.clone(), held(base.bytes_needed)));
+    }
     let reservation = rooms.reserve(memory)?;
     let report = fetch(node, &manifest, &tensors, &sources, events).await?;
     let files = manifest.files.iter().map(|f| f.blake3).collect();
     let source = BlobTensors { blobs: node.registry.blobs().clone(), files, runtime: tokio::runtime::Handle::current() };
-    let width = model.width;
-    let handle = load_engine(node, request, model, tensors, source).await?;
-    Ok(Loaded { handle, report, width, key, reservation: Some(reservation), rooms: rooms.clone() })
+    let handle = load_engine(node, request, &model, &tensors, &source).await?;
+    let base = Base::new(handle, reservation, model.width, report.bytes_needed);
+    rooms.keep_warm(key, base.clone());
+    Ok((base, report))
 }
 
 /// Holders as the coordinator names them, then those this node knows itself.
@@ -187,27 +225,34 @@ async fn fetch(
     Ok(report)
 }
 
+/// Loads. Memory of weights that were just dropped comes back when the engine's thread gets to it, so its refusal for
+/// want of memory is taken only when it lasts.
 async fn load_engine(
     node: &Node,
     request: &StageRequest,
-    model: Model,
-    tensors: Vec<TensorEntry>,
-    source: BlobTensors,
+    model: &Model,
+    tensors: &[TensorEntry],
+    source: &BlobTensors,
 ) -> Result<StageHandle, Refusal> {
-    let (done, loaded) = oneshot::channel();
-    let options = LoadOptions { context: request.context, planes: request.planes };
-    let done = Box::new(move |result| {
-        let _ = done.send(result);
-    });
-    node.engine.load(model, tensors, request.part.clone(), options, Box::new(source), done);
-    match loaded.await {
-        Ok(Ok(handle)) => Ok(handle),
-        Ok(Err(error)) => Err(Refusal::new(Reason::Unsupported, "loading a stage", error.to_string(), "another model")),
-        Err(_) => Err(Refusal::new(Reason::Internal, "loading a stage", "the engine stopped", "the node's log")),
+    let deadline = Instant::now() + MEMORY_PATIENCE;
+    loop {
+        let (done, loaded) = oneshot::channel();
+        let options = LoadOptions { context: request.context, planes: request.planes };
+        let done = Box::new(move |result| drop(done.send(result)));
+        node.engine.load(model.clone(), tensors.to_vec(), request.part, options, Box::new(source.clone()), done);
+        match loaded.await {
+            Ok(Ok(handle)) => return Ok(handle),
+            Ok(Err(LoadError::Memory { .. })) if Instant::now() < deadline => {
+                tokio::time::sleep(MEMORY_PATIENCE / 50).await;
+            }
+            Ok(Err(error)) => return Err(load_refusal(&error)),
+            Err(_) => return Err(load_refusal(&LoadError::Stopped)),
+        }
     }
 }
 
-/// The engine's view of the blob store. Called on engine threads, which are not the runtime's.
+/// The engine's view of the blob store. Called on the loader thread, which is not the runtime's.
+#[derive(Clone)]
 struct BlobTensors {
     blobs: Blobs,
     files: Vec<BlobHash>,
@@ -216,9 +261,9 @@ struct BlobTensors {
 
 impl TensorSource for BlobTensors {
     fn tensor(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, SourceError> {
-        let hash = *self.files.get(entry.file as usize).ok_or_else(|| SourceError::new("a tensor of no file"))?;
+        let hash = *self.files.get(entry.file as usize).ok_or_else(|| SourceError("a tensor of no file".to_owned()))?;
         let bytes = self.runtime.block_on(self.blobs.read(hash, entry.offset..entry.offset + entry.length));
-        bytes.map(Vec::from).map_err(|error| SourceError::new(error.to_string()))
+        bytes.map(Vec::from).map_err(|error| SourceError(error.to_string()))
     }
 }
 

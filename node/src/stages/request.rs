@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use cairn_compute::{StagePart, plan::Privacy, sample::Sampling};
+use cairn_compute::{arch::StagePart, plan::Privacy, sample::Sampling};
 use cairn_protocol::{
     id::{NodeId, PublisherKey, RealmId, RevisionId, SessionId},
     layers::LayerRange,

@@ -21,7 +21,7 @@ use super::{
     bounds,
     request::StageRequest,
     run::Run,
-    warm::{Key, Warm, WarmStage},
+    warm::{Base, Key, Warm},
 };
 use crate::data::link::Introduction;
 
@@ -82,7 +82,7 @@ impl Rooms {
         Occupancy {
             sessions: state.seats.len() as u32,
             loads: state.loading.len() as u32,
-            memory_free_bytes: self.memory_max.saturating_sub(state.memory_used.saturating_sub(state.warm.bytes())),
+            memory_free_bytes: self.memory_max.saturating_sub(state.memory_used.saturating_sub(state.warm.idle_bytes())),
         }
     }
 
@@ -189,34 +189,45 @@ impl Rooms {
         }
     }
 
-    /// Takes memory for a stage, dropping warm ones as needed.
+    /// Takes memory for a stage, dropping idle weights as needed.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, Refusal> {
         let mut state = self.state();
-        let mut dropped = Vec::new();
-        while state.memory_used.saturating_add(bytes) > self.memory_max {
-            let Some(stage) = state.warm.pop_oldest() else {
-                let free = self.memory_max.saturating_sub(state.memory_used);
+        loop {
+            let free = self.memory_max.saturating_sub(state.memory_used);
+            if bytes <= free {
+                state.memory_used += bytes;
                 drop(state);
-                drop(dropped);
-                let why = format!("it needs {bytes} bytes of memory, {free} of {} are free", self.memory_max);
-                return Err(Refusal::new(Reason::NoMemory, "a stage", why, "more stages, or a shorter context"));
-            };
-            state.memory_used = state.memory_used.saturating_sub(stage.reservation.defuse());
-            dropped.push(stage.handle);
+                return Ok(Reservation { rooms: self.clone(), bytes });
+            }
+            let idle = state.warm.pop_idle();
+            drop(state);
+            match idle {
+                // Dropped without the lock, since it gives its reservation back.
+                Some(base) => drop(base),
+                None => {
+                    let why = format!("it needs {bytes} bytes of memory, {free} of {} are free", self.memory_max);
+                    return Err(Refusal::new(Reason::NoMemory, "a stage", why, "more stages, or a shorter context"));
+                }
+            }
+            state = self.state();
         }
-        state.memory_used += bytes;
-        Ok(Reservation { rooms: self.clone(), bytes })
     }
 
-    /// A warm stage that fits, if one is kept.
-    pub fn take_warm(&self, key: &Key) -> Option<WarmStage> {
-        self.state().warm.take(key)
+    /// Weights that are loaded already, if they are.
+    pub fn find_warm(&self, key: &Key) -> Option<Arc<Base>> {
+        self.state().warm.find(key)
     }
 
-    /// Keeps a stage's weights for the next session.
-    pub fn keep_warm(&self, key: Key, stage: WarmStage) {
-        let surplus = self.state().warm.put(key, stage);
+    /// Keeps weights for the sessions to come.
+    pub fn keep_warm(&self, key: Key, base: Arc<Base>) {
+        let surplus = self.state().warm.put(key, base);
         drop(surplus);
+    }
+
+    /// Forgets weights whose session broke.
+    pub fn forget_warm(&self, base: &Arc<Base>) {
+        let forgotten = self.state().warm.forget(base);
+        drop(forgotten);
     }
 
     /// Ends every session and forgets every warm stage.
@@ -304,11 +315,6 @@ pub(super) struct Reservation {
 impl Reservation {
     pub fn bytes(&self) -> u64 {
         self.bytes
-    }
-
-    /// Forgets the reservation without giving it back; the caller does.
-    fn defuse(mut self) -> u64 {
-        std::mem::take(&mut self.bytes)
     }
 }
 

@@ -56,6 +56,8 @@ pub(crate) struct Run {
     step_ns: AtomicU64,
     /// Something happened since the session's task last looked.
     worked: AtomicBool,
+    /// A step failed.
+    has_failed: AtomicBool,
     /// A loss has been reported; the first is the cause.
     has_lost: AtomicBool,
 }
@@ -79,6 +81,7 @@ impl Run {
             next_sequence: AtomicU64::new(0),
             step_ns: AtomicU64::new(0),
             worked: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
             has_lost: AtomicBool::new(false),
         })
     }
@@ -140,14 +143,24 @@ impl Run {
         let run = self.clone();
         let done = move |result| match result {
             Ok(output) => run.pass_on(step, output, permit),
-            Err(error) => run.lose(run.parts.me, format!("a step failed: {error}")),
+            Err(error) => {
+                run.has_failed.store(true, Ordering::Release);
+                run.lose(run.parts.me, format!("a step failed: {error}"));
+            }
         };
         self.parts.handle.step(input, Box::new(done));
     }
 
     /// Forgets positions from `length` on.
     pub fn truncate(&self, length: u64) {
-        self.parts.handle.truncate(length as usize);
+        if !self.parts.handle.truncate(usize::try_from(length).unwrap_or(usize::MAX)) {
+            self.lose(self.parts.me, "the engine's queue is full".to_owned());
+        }
+    }
+
+    /// Whether a step failed, so that the engine's session may be broken.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
     }
 
     /// Reports that `node` is lost to this stage, once. The session stays until its coordinator closes it, so that the

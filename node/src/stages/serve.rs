@@ -148,7 +148,7 @@ impl Session {
     }
 
     async fn run(mut self, node: &Arc<Node>, place: Place, request: &StageRequest, prepared: Prepared) {
-        let Prepared { loaded, link } = prepared;
+        let Prepared { mut loaded, link } = prepared;
         let ready = loaded.report.clone();
         let (frames, outgoing) = mpsc::channel(bounds::STEPS_MAX + 1);
         let run = Run::new(RunParts {
@@ -171,6 +171,7 @@ impl Session {
         let why = self.steps(&run, &place, idle_lease).await;
         run.closed.cancel();
         links.shutdown().await;
+        loaded.is_broken = run.has_failed();
         tracing::debug!(session = %request.session, epoch = request.epoch, why, "stage ended");
     }
 

@@ -1,16 +1,22 @@
-//! Stages whose session has ended, kept loaded for the next session of the same model and part.
+//! Loaded weights, shared by the sessions that need them and kept for the next one of the same model and part.
 //!
-//! Not here: memory accounting ([`super::rooms`]). Invariant: a warm stage holds no positions of its last session, and
-//! there are never more than [`bounds::IDLE_STAGES_MAX`]; the one that was used longest ago goes first.
+//! Not here: memory accounting ([`super::rooms`]). Invariant: weights that a session uses are never dropped; idle ones are
+//! at most [`bounds::IDLE_STAGES_MAX`], and the one that was used longest ago goes first.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use cairn_compute::{StageHandle, StagePart};
+use cairn_compute::{StageHandle, arch::StagePart};
 use cairn_protocol::id::RevisionId;
 
 use super::{bounds, rooms::Reservation};
 
-/// What a loaded stage is.
+/// What loaded weights are of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key {
     pub revision: RevisionId,
@@ -19,40 +25,75 @@ pub(super) struct Key {
     pub planes: u32,
 }
 
-/// A loaded stage without a session.
-pub(super) struct WarmStage {
+/// Loaded weights with the session that came with them, which is lent to one user at a time.
+pub(super) struct Base {
     pub handle: StageHandle,
     pub reservation: Reservation,
     pub width: u32,
     pub bytes_needed: u64,
+    is_lent: AtomicBool,
 }
 
-/// The warm stages, oldest first.
+impl Base {
+    /// Just loaded.
+    pub fn new(handle: StageHandle, reservation: Reservation, width: u32, bytes_needed: u64) -> Arc<Base> {
+        Arc::new(Base { handle, reservation, width, bytes_needed, is_lent: AtomicBool::new(false) })
+    }
+
+    /// Its own session, if nobody has it.
+    pub fn lend(&self) -> Option<StageHandle> {
+        (!self.is_lent.swap(true, Ordering::AcqRel)).then(|| self.handle.clone())
+    }
+
+    /// Takes its own session back, emptied; false when it cannot be used again.
+    pub fn take_back(&self) -> bool {
+        let is_empty = self.handle.truncate(0);
+        self.is_lent.store(!is_empty, Ordering::Release);
+        is_empty
+    }
+}
+
+/// All loaded weights, the last used at the end.
 #[derive(Default)]
 pub(super) struct Warm {
-    stages: VecDeque<(Key, WarmStage)>,
+    bases: VecDeque<(Key, Arc<Base>)>,
+}
+
+fn is_idle(base: &Arc<Base>) -> bool {
+    Arc::strong_count(base) == 1
 }
 
 impl Warm {
-    /// Memory they hold.
-    pub fn bytes(&self) -> u64 {
-        self.stages.iter().map(|(_, stage)| stage.reservation.bytes()).sum()
+    /// Memory of those that no session uses.
+    pub fn idle_bytes(&self) -> u64 {
+        self.bases.iter().filter(|(_, base)| is_idle(base)).map(|(_, base)| base.reservation.bytes()).sum()
     }
 
-    /// Takes the one that was used last.
-    pub fn take(&mut self, key: &Key) -> Option<WarmStage> {
-        let at = self.stages.iter().rposition(|(k, _)| k == key)?;
-        self.stages.remove(at).map(|(_, stage)| stage)
+    /// The weights of this model and part, if they are here.
+    pub fn find(&mut self, key: &Key) -> Option<Arc<Base>> {
+        let at = self.bases.iter().position(|(k, _)| k == key)?;
+        let entry = self.bases.remove(at)?;
+        let base = entry.1.clone();
+        self.bases.push_back(entry);
+        Some(base)
     }
 
-    /// Keeps one; hands back the one that is too many.
-    pub fn put(&mut self, key: Key, stage: WarmStage) -> Option<WarmStage> {
-        self.stages.push_back((key, stage));
-        if self.stages.len() > bounds::IDLE_STAGES_MAX { self.pop_oldest() } else { None }
+    /// Keeps weights; hands back an idle one that is too many.
+    pub fn put(&mut self, key: Key, base: Arc<Base>) -> Option<Arc<Base>> {
+        self.bases.push_back((key, base));
+        let idle = self.bases.iter().filter(|(_, base)| is_idle(base)).count();
+        if idle > bounds::IDLE_STAGES_MAX { self.pop_idle() } else { None }
     }
 
-    /// The one that was used longest ago.
-    pub fn pop_oldest(&mut self) -> Option<WarmStage> {
-        self.stages.pop_front().map(|(_, stage)| stage)
+    /// The idle one that was used longest ago.
+    pub fn pop_idle(&mut self) -> Option<Arc<Base>> {
+        let at = self.bases.iter().position(|(_, base)| is_idle(base))?;
+        self.bases.remove(at).map(|(_, base)| base)
+    }
+
+    /// Forgets weights whose session broke.
+    pub fn forget(&mut self, base: &Arc<Base>) -> Option<Arc<Base>> {
+        let at = self.bases.iter().position(|(_, b)| Arc::ptr_eq(b, base))?;
+        self.bases.remove(at).map(|(_, base)| base)
     }
 }

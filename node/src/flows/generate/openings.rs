@@ -50,7 +50,7 @@ pub(super) fn openings(node: &Node, job: &Job, epoch: u32, plan: &Plan, history:
             sources: sources.clone(),
             index: index as u32,
             level: plan.level.clone(),
-            history: if stage.head { history.to_vec() } else { Vec::new() },
+            history: if stage.head && job.sampling.needs_history() { history.to_vec() } else { Vec::new() },
         };
         Opening { node: stage.node, addresses: addresses(node, stage.node), open }
     };
