@@ -1,1 +1,20 @@
-//! Placeholder.
+//! What a Cairn node computes: one generation's stages, where they go, and text to tokens and back.
+//!
+//! Not a network and not a disk: a model reaches this crate as a shape and a source of tensor bytes. No async runtime; the engine's threads are its own.
+
+pub mod arch;
+mod cpu;
+pub mod engine;
+pub mod files;
+pub mod measure;
+pub mod plan;
+mod quant;
+pub mod sample;
+pub mod session;
+mod stage;
+mod weights;
+
+pub use arch::StagePart;
+pub use engine::{Engine, EngineConfig, LoadError, LoadOptions, LoadReport, StageHandle};
+pub use stage::{StepError, StepInput, StepOutput};
+pub use weights::{Conversion, SourceError, TensorSource, WeightsError};

@@ -1,0 +1,43 @@
+//! Model families the engine serves: what their files say of their shape, which tensors a part needs, what it takes.
+//!
+//! Served: the Llama family (Llama, SmolLM2, stories) and Qwen2, from Hugging Face folders and GGUF files. Not here:
+//! bytes of tensors (`weights`) and arithmetic (`cpu`). Everything is a pure function of names, types and dimensions.
+
+mod describe;
+mod memory;
+mod shape;
+mod tensors;
+
+pub use describe::{DescribeError, describe};
+pub use memory::{LayerBytes, layer_bytes, stage_memory};
+pub use shape::{ShapeError, is_served};
+pub(crate) use shape::shape;
+pub(crate) use tensors::{LayerRole, Role, Wanted, wanted};
+pub use tensors::{StageError, stage_tensors};
+pub(crate) use memory::weight_lines;
+pub(crate) use shape::context;
+
+use cairn_protocol::layers::LayerRange;
+
+/// A contiguous part of a model: what one stage holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StagePart {
+    /// Its layers.
+    pub layers: LayerRange,
+    /// It begins with the token embedding.
+    pub embedding: bool,
+    /// It ends with the final norm and the head.
+    pub head: bool,
+}
+
+impl StagePart {
+    /// All of a model with that many layers.
+    pub fn whole(layers: u32) -> Self {
+        Self { layers: LayerRange { start: 0, end: layers }, embedding: true, head: true }
+    }
+
+    /// The part of `layers`, with the ends that belong to it.
+    pub fn of(layers: LayerRange, all: u32) -> Self {
+        Self { layers, embedding: layers.start == 0, head: layers.end == all }
+    }
+}

@@ -1,0 +1,94 @@
+//! From a described model to sizes that nothing has to check again, and nothing can overflow.
+
+use crate::cpu::{kernels::HEAD_WIDTH_MAX, model::Shape};
+use cairn_protocol::{
+    limits::{CONTEXT_MAX, LAYERS_MAX, MODEL_NUMBER_MAX},
+    manifest::Model,
+};
+
+/// Architectures whose forward pass the engine has.
+const SERVED: [&str; 2] = ["llama", "qwen2"];
+
+/// Why a described model cannot be computed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ShapeError {
+    /// No forward pass for it.
+    #[error("architecture {0:?} is not served, only llama and qwen2 are")]
+    Architecture(String),
+    /// A number outside its bounds.
+    #[error("{name} is {value}, which is outside {least}..={most}")]
+    Number {
+        /// Which.
+        name: &'static str,
+        /// What it is.
+        value: u64,
+        /// The least it may be.
+        least: u64,
+        /// The most it may be.
+        most: u64,
+    },
+    /// Query heads have to share key/value heads evenly.
+    #[error("{heads} query heads can't share {kv_heads} key/value heads evenly")]
+    Heads {
+        /// Query heads.
+        heads: u32,
+        /// Key/value heads.
+        kv_heads: u32,
+    },
+    /// Rotary pairs need an even head.
+    #[error("a head of {0} elements has no rotary pairs")]
+    OddHead(u32),
+    /// A real number that has to be finite and positive.
+    #[error("{0} is not a positive number")]
+    NotPositive(&'static str),
+}
+
+/// Whether the engine can compute a model of this shape.
+pub fn is_served(model: &Model) -> bool {
+    shape(model).is_ok()
+}
+
+/// Checks a described model.
+pub(crate) fn shape(model: &Model) -> Result<Shape, ShapeError> {
+    if !SERVED.contains(&model.architecture.as_str()) {
+        return Err(ShapeError::Architecture(model.architecture.chars().take(64).collect()));
+    }
+    let number = |name, value: u32, most: u32| {
+        let inside = (1..=most).contains(&value);
+        let (value, most) = (value as u64, most as u64);
+        if inside { Ok(value as usize) } else { Err(ShapeError::Number { name, value, least: 1, most }) }
+    };
+    number("layers", model.layers, LAYERS_MAX)?;
+    number("context_max", model.context_max, u32::MAX)?;
+    let shape = Shape {
+        width: number("width", model.width, MODEL_NUMBER_MAX)?,
+        heads: number("heads", model.heads, MODEL_NUMBER_MAX)?,
+        kv_heads: number("kv_heads", model.kv_heads, model.heads)?,
+        head_width: number("head_width", model.head_width, HEAD_WIDTH_MAX as u32)?,
+        feed_forward: number("feed_forward", model.feed_forward, MODEL_NUMBER_MAX)?,
+        vocabulary: number("vocabulary", model.vocabulary, MODEL_NUMBER_MAX)?,
+        epsilon: positive("norm_epsilon", model.norm_epsilon)? as f32,
+        rope_base: positive("rope_base", model.rope_base)?,
+    };
+    let attended = shape.heads as u64 * shape.head_width as u64;
+    if attended > MODEL_NUMBER_MAX as u64 {
+        let most = MODEL_NUMBER_MAX as u64;
+        return Err(ShapeError::Number { name: "heads x head_width", value: attended, least: 1, most });
+    }
+    if !shape.heads.is_multiple_of(shape.kv_heads) {
+        return Err(ShapeError::Heads { heads: model.heads, kv_heads: model.kv_heads });
+    }
+    if !shape.head_width.is_multiple_of(2) {
+        return Err(ShapeError::OddHead(model.head_width));
+    }
+    Ok(shape)
+}
+
+fn positive(name: &'static str, value: f64) -> Result<f64, ShapeError> {
+    if value.is_finite() && value > 0.0 { Ok(value) } else { Err(ShapeError::NotPositive(name)) }
+}
+
+/// The context of a stage: what is asked for, within the model's and the protocol's.
+pub(crate) fn context(model: &Model, asked: u32) -> usize {
+    asked.clamp(1, model.context_max.min(CONTEXT_MAX)) as usize
+}

@@ -1,0 +1,154 @@
+//! The arithmetic, in the instructions that were chosen at start.
+//!
+//! Matrices of activations are *panels*: `[rows / 16][tokens][16]`, so a group of output rows is contiguous whatever the
+//! number of tokens, and with one token a panel is a plain vector. Rows past the last are zero.
+//!
+//! This file asserts bounds and picks the level; `text` says what is computed, `vector` in which words, `packed_*` hold
+//! the integer products. Unsafe here is only the call into a level that the processor has.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+#[cfg(test)]
+mod tests;
+mod text;
+mod vector;
+
+use super::{
+    acts::{Acts, Planes, Rows},
+    level::Level,
+    packed::{BLOCK, LANES, Packed},
+    plain::Plain,
+};
+use half::f16;
+
+/// Most query heads that share one walk over a key/value head.
+pub const SHARE: usize = 4;
+/// Positions a key/value store is rounded up to.
+pub const KV_TILE: usize = 64;
+/// The widest attention head.
+pub const HEAD_WIDTH_MAX: usize = 256;
+
+/// What becomes of a product.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Post {
+    /// It is stored.
+    Store,
+    /// It is added to what is there (residual).
+    Add,
+    /// It is multiplied by the silu of what is there (gate), and stored.
+    Gate,
+    /// Groups come in (gate, up) pairs; `silu(gate) * up` is stored. Packed weights only.
+    SwiGlu,
+}
+
+/// Chunks of 16 values, chunk `i` at `i * step`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// The values.
+    pub values: &'a [f32],
+    /// From one chunk to the next.
+    pub step: usize,
+}
+
+/// Root-mean-square normalisation.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// Weights, padded with zeros to whole chunks.
+    pub weights: &'a [f32],
+    /// Added to the mean square.
+    pub epsilon: f32,
+}
+
+/// Keys and values of one head of width `d`: keys as `[pos / 16][d][16]`, values as `[pos][padded d]`; both hold a
+/// multiple of [`KV_TILE`] positions.
+#[derive(Clone, Copy)]
+pub struct KvHead<'a> {
+    /// Keys.
+    pub keys: &'a [f16],
+    /// Values.
+    pub values: &'a [f16],
+}
+
+/// Width that a head's values are padded to: a number of chunks that kernels exist for.
+pub fn padded_head(width: usize) -> usize {
+    [1, 2, 4, 6, 8, 16].into_iter().map(|chunks| chunks * LANES).find(|padded| *padded >= width).unwrap_or(HEAD_WIDTH_MAX)
+}
+
+/// Calls a level's function of one name. The levels are safe to call where the processor has them, and a [`Level`] above
+/// scalar is only made where it has (see `Engine::start` and `Level::best`).
+macro_rules! at_level {
+    ($level:expr, $name:ident ( $($arg:expr),* )) => {
+        match $level {
+            // SAFETY: the level says that the processor has the features; the caller above asserted the bounds.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::$name($($arg),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { avx2::$name($($arg),*) },
+            // SAFETY: bounds as above; no features.
+            _ => unsafe { scalar::$name($($arg),*) },
+        }
+    };
+}
+
+/// Multiplies packed groups from `first` on by all tokens of `acts`. `out` is the panel of just those groups (of pairs
+/// of groups for [`Post::SwiGlu`]).
+pub fn product_packed(level: Level, w: Packed, first: usize, acts: &Acts, out: &mut [f32], post: Post) {
+    let per = if post == Post::SwiGlu { 2 } else { 1 };
+    let panel = acts.tokens * LANES;
+    let count = out.len() / panel * per;
+    assert!(out.len().is_multiple_of(panel) && first + count <= w.groups() && first.is_multiple_of(per));
+    assert!(acts.blocks == w.blocks && acts.k == w.blocks * BLOCK && acts.words.len() >= acts.tokens * acts.stride);
+    assert!(acts.stride >= acts.head() + 3 * acts.blocks && w.group_lines == w.format.group_lines(w.blocks));
+    at_level!(level, product_packed(w, first, count, acts, out, post));
+}
+
+/// Multiplies plain groups from `first` on by all rows. `out` is the panel of just those groups.
+pub fn product_plain(level: Level, w: Plain, first: usize, rows: &Rows, out: &mut [f32], post: Post) {
+    let panel = rows.tokens * LANES;
+    let count = out.len() / panel;
+    assert!(out.len().is_multiple_of(panel) && first + count <= w.groups() && post != Post::SwiGlu);
+    assert!(rows.stride >= w.k && rows.values.len() >= rows.tokens * rows.stride);
+    assert!(w.group_lines == w.format.group_lines(w.k));
+    at_level!(level, product_plain(w, first, count, &rows.values, rows.stride, rows.tokens, out, post));
+}
+
+/// Quantises `k` values (whole blocks) to a record of [`Acts`], after normalisation where asked.
+pub fn quantise(level: Level, x: View, k: usize, planes: Planes, norm: Option<Norm>, record: &mut [i32]) {
+    assert!(k.is_multiple_of(BLOCK) && k > 0 && x.values.len() >= (k / LANES - 1) * x.step + LANES);
+    assert!(record.len() >= planes.count() * k / 4 + 3 * (k / BLOCK) && norm.is_none_or(|n| n.weights.len() >= k));
+    at_level!(level, quantise(x, k, planes, norm, record));
+}
+
+/// Copies `k` values (padded to whole chunks) to a row, after normalisation where asked.
+pub fn normalise(level: Level, x: View, k: usize, norm: Option<Norm>, row: &mut [f32]) {
+    let padded = k.next_multiple_of(LANES);
+    assert!(k > 0 && x.values.len() >= (padded / LANES - 1) * x.step + LANES);
+    assert!(row.len() >= padded && norm.is_none_or(|n| n.weights.len() >= padded));
+    at_level!(level, normalise(x, k, norm, row));
+}
+
+/// Rotates neighbouring pairs: `x * cos + swapped(x) * sin`, times `scale`; whole chunks.
+pub fn rotate(level: Level, x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
+    assert!(x.len().is_multiple_of(LANES) && cos.len() >= x.len() && sin.len() >= x.len());
+    at_level!(level, rotate(x, cos, sin, scale));
+}
+
+/// Rounds to halves; whole chunks.
+pub fn to_halves(level: Level, x: &[f32], out: &mut [f16]) {
+    assert!(x.len().is_multiple_of(LANES) && out.len() >= x.len());
+    at_level!(level, to_halves(x, out));
+}
+
+/// Attention of `heads` queries of width `d`, rotated and scaled, one after the other in `q`, over the first `n`
+/// positions. `out` gets rows of [`padded_head`] width.
+pub fn attend(level: Level, q: &[f32], heads: usize, d: usize, kv: KvHead, n: usize, out: &mut [f32]) {
+    let (full, padded) = (n.next_multiple_of(KV_TILE), padded_head(d));
+    assert!(n > 0 && (1..=SHARE).contains(&heads) && (1..=HEAD_WIDTH_MAX).contains(&d) && q.len() >= heads * d);
+    assert!(kv.keys.len() >= full * d && kv.values.len() >= full * padded && out.len() >= heads * padded);
+    at_level!(level, attend(q, heads, d, kv, n, out));
+}

@@ -1,0 +1,116 @@
+//! The kernels without any processor feature: the text over plain lanes, and the plain integer product.
+#![allow(unsafe_code)]
+
+use super::{
+    super::{
+        acts::{Acts, PLANE_SHIFT, Planes},
+        packed::{BLOCK, LANES, Packed, PackedFormat},
+        plain::Plain,
+    },
+    KvHead, Norm, Post, View, padded_head, text,
+    vector::{Lanes, Vector},
+};
+use half::f16;
+
+/// # Safety
+/// Bounds as asserted in `kernels`; so for every function here.
+pub unsafe fn quantise(x: View, k: usize, planes: Planes, norm: Option<Norm>, record: &mut [i32]) {
+    // SAFETY: bounds.
+    unsafe { text::quantise::<Lanes>(x, k, planes, norm, record) }
+}
+
+/// # Safety
+/// Bounds.
+pub unsafe fn normalise(x: View, k: usize, norm: Option<Norm>, row: &mut [f32]) {
+    // SAFETY: bounds.
+    unsafe { text::normalise::<Lanes>(x, k, norm, row) }
+}
+
+/// # Safety
+/// Bounds.
+pub unsafe fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
+    // SAFETY: bounds.
+    unsafe { text::rotate::<Lanes>(x, cos, sin, scale) }
+}
+
+/// # Safety
+/// Bounds.
+pub unsafe fn to_halves(x: &[f32], out: &mut [f16]) {
+    // SAFETY: bounds.
+    unsafe { text::to_halves::<Lanes>(x, out) }
+}
+
+/// # Safety
+/// Bounds.
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &[f32], stride: usize, tokens: usize, out: &mut [f32], post: Post) {
+    // SAFETY: bounds.
+    unsafe { text::product_plain::<Lanes>(w, first, count, x, stride, tokens, out, post) }
+}
+
+/// # Safety
+/// Bounds.
+pub unsafe fn attend(q: &[f32], heads: usize, d: usize, kv: KvHead, n: usize, out: &mut [f32]) {
+    let padded = padded_head(d);
+    for h in 0..heads {
+        let (q, out) = (&q[h * d..], &mut out[h * padded..]);
+        // SAFETY: bounds, a head at a time.
+        unsafe {
+            match padded / LANES {
+                1 => text::attend::<Lanes, 1, 1>(q, d, kv, n, out),
+                2 => text::attend::<Lanes, 1, 2>(q, d, kv, n, out),
+                4 => text::attend::<Lanes, 1, 4>(q, d, kv, n, out),
+                6 => text::attend::<Lanes, 1, 6>(q, d, kv, n, out),
+                8 => text::attend::<Lanes, 1, 8>(q, d, kv, n, out),
+                _ => text::attend::<Lanes, 1, 16>(q, d, kv, n, out),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Bounds.
+pub unsafe fn product_packed(w: Packed, first: usize, count: usize, acts: &Acts, out: &mut [f32], post: Post) {
+    let per = if post == Post::SwiGlu { 2 } else { 1 };
+    for g in (0..count).step_by(per) {
+        for t in 0..acts.tokens {
+            let record = &acts.words[t * acts.stride..];
+            let out = &mut out[(g / per * acts.tokens + t) * LANES..][..LANES];
+            // SAFETY: 16 values at `out`.
+            unsafe {
+                let mut sum = sums(w, first + g, acts, record);
+                if post == Post::SwiGlu {
+                    sum = text::silu(sum).mul(sums(w, first + g + 1, acts, record));
+                }
+                text::finish(sum, out.as_mut_ptr(), post);
+            }
+        }
+    }
+}
+
+/// The dot products of a group's 16 rows with one record.
+fn sums(w: Packed, g: usize, acts: &Acts, record: &[i32]) -> Lanes {
+    let row: [f32; LANES] = std::array::from_fn(|lane| dot(w, g * LANES + lane, acts, record));
+    // SAFETY: 16 values.
+    unsafe { Lanes::load(row.as_ptr()) }
+}
+
+fn dot(w: Packed, row: usize, acts: &Acts, record: &[i32]) -> f32 {
+    let (d0, n0, s0) = (acts.head(), acts.head() + w.blocks, acts.head() + 2 * w.blocks);
+    (0..w.blocks).fold(0.0, |sum: f32, b| {
+        let offset = w.format.offset() * record[n0 + b];
+        let planes = (0..acts.planes.count())
+            .fold(0, |i, p| (i << PLANE_SHIFT) + block_dot(w, row, b, &record[p * acts.k / 4..]));
+        let dx = f32::from_bits(record[d0 + b] as u32);
+        let sum = ((planes + offset) as f32).mul_add(w.scale(row, b, 0) * dx, sum);
+        if w.format != PackedFormat::Q4_1 {
+            return sum;
+        }
+        w.scale(row, b, 1).mul_add(f32::from_bits(record[s0 + b] as u32), sum)
+    })
+}
+
+/// Dot product of one block: exact in integers.
+fn block_dot(w: Packed, row: usize, b: usize, plane: &[i32]) -> i32 {
+    (0..BLOCK).map(|i| w.quant(row, b, i) as i32 * (plane[b * 8 + i / 4] >> (i % 4 * 8)) as i8 as i32).sum()
+}

@@ -1,0 +1,386 @@
+//! Every level against the scalar one: the same bits, on random inputs and odd sizes.
+
+use super::*;
+use crate::cpu::{
+    acts::PLANE_SHIFT,
+    level::Level,
+    lines::Line,
+    packed::{self, PackedFormat},
+    plain::{self, PlainFormat},
+};
+
+/// xorshift: the seed of a failing case is in its test.
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    pub fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+    pub fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+}
+
+const PACKED: [PackedFormat; 3] = [PackedFormat::Q8_0, PackedFormat::Q4_0, PackedFormat::Q4_1];
+const PLAIN: [PlainFormat; 3] = [PlainFormat::F32, PlainFormat::F16, PlainFormat::Bf16];
+
+/// Levels above scalar that this machine has. Scalar is checked on its own meaning below.
+fn levels() -> Vec<Level> {
+    Level::ALL.into_iter().filter(|level| *level > Level::Scalar && level.is_available()).collect()
+}
+
+/// Random source blocks: any quants, scales of either sign.
+fn blocks(dice: &mut Dice, format: PackedFormat, n: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    for _ in 0..n {
+        for _ in 0..format.head_bytes() / 2 {
+            out.extend(f16::from_f32(dice.float() * 0.01).to_le_bytes());
+        }
+        out.extend((format.head_bytes()..format.block_bytes()).map(|_| dice.next() as u8));
+    }
+    out
+}
+
+fn packed_lines(format: PackedFormat, rows: usize, k: usize, source: &[u8]) -> Vec<Line> {
+    let (blocks, per) = (k / BLOCK, format.group_lines(k / BLOCK));
+    let mut lines = vec![Line::ZERO; rows.div_ceil(LANES) * per];
+    for (row, bytes) in source.chunks_exact(blocks * format.block_bytes()).enumerate() {
+        packed::fill_row(format, blocks, &mut lines[row / LANES * per..][..per], row % LANES, bytes);
+    }
+    lines
+}
+
+fn plain_bytes(format: PlainFormat, values: &[f32]) -> Vec<u8> {
+    let one = |v: &f32| match format {
+        PlainFormat::F32 => v.to_le_bytes().to_vec(),
+        PlainFormat::F16 => f16::from_f32(*v).to_le_bytes().to_vec(),
+        PlainFormat::Bf16 => half::bf16::from_f32(*v).to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(one).collect()
+}
+
+fn plain_lines(format: PlainFormat, rows: usize, k: usize, source: &[u8]) -> Vec<Line> {
+    let per = format.group_lines(k);
+    let mut lines = vec![Line::ZERO; rows.div_ceil(LANES) * per];
+    for (row, bytes) in source.chunks_exact(k * format.bytes()).enumerate() {
+        plain::fill_row(format, &mut lines[row / LANES * per..][..per], row % LANES, bytes);
+    }
+    lines
+}
+
+fn acts(dice: &mut Dice, k: usize, tokens: usize, planes: Planes) -> Acts {
+    let mut acts = Acts::new(k, tokens, planes);
+    let x = dice.floats(k * tokens);
+    let stride = acts.stride;
+    for (i, record) in acts.words.chunks_exact_mut(stride).enumerate() {
+        let view = View { values: &x[i * LANES..], step: tokens * LANES };
+        quantise(Level::Scalar, view, k, planes, None, record);
+    }
+    acts
+}
+
+fn same_bits(what: &str, want: &[f32], got: &[f32]) {
+    assert_eq!(want.len(), got.len());
+    for (i, (a, b)) in want.iter().zip(got).enumerate() {
+        assert_eq!(a.to_bits(), b.to_bits(), "{what}, element {i}: {a} and {b}");
+    }
+}
+
+fn close(want: f64, got: f32, size: f64, tolerance: f64) {
+    assert!((want - got as f64).abs() <= tolerance * size.max(1e-6), "{want} and {got}");
+}
+
+#[test]
+fn packing_keeps_every_value() {
+    let mut dice = Dice(7);
+    for format in PACKED {
+        for (rows, k) in [(16, 32), (21, 96), (64, 576)] {
+            let source = blocks(&mut dice, format, rows * k / BLOCK);
+            let lines = packed_lines(format, rows, k, &source);
+            let w = Packed::new(format, k / BLOCK, &lines);
+            for (row, bytes) in source.chunks_exact(k / BLOCK * format.block_bytes()).enumerate() {
+                let want: Vec<f32> = bytes.chunks_exact(format.block_bytes()).flat_map(|b| block_values(format, b)).collect();
+                w.row(row, |i, v| assert!((v - want[i]).abs() < 1e-6));
+            }
+        }
+    }
+}
+
+/// A source block's values, from the format's definition.
+fn block_values(format: PackedFormat, block: &[u8]) -> Vec<f32> {
+    let half = |i: usize| f16::from_le_bytes([block[i], block[i + 1]]).to_f32();
+    let nibble = |b: &[u8], i: usize| if i < 16 { b[i] & 15 } else { b[i - 16] >> 4 } as f32;
+    let one = |i| match format {
+        PackedFormat::Q8_0 => half(0) * block[2 + i] as i8 as f32,
+        PackedFormat::Q4_0 => half(0) * (nibble(&block[2..], i) - 8.0),
+        PackedFormat::Q4_1 => half(0) * nibble(&block[4..], i) + half(2),
+    };
+    (0..BLOCK).map(one).collect()
+}
+
+#[test]
+fn scalar_packed_products_are_dot_products() {
+    let mut dice = Dice(11);
+    for format in PACKED {
+        let (rows, k) = (21, 160);
+        let source = blocks(&mut dice, format, rows * k / BLOCK);
+        let lines = packed_lines(format, rows, k, &source);
+        let w = Packed::new(format, k / BLOCK, &lines);
+        let x = dice.floats(k);
+        let mut record = Acts::new(k, 1, Planes::Two);
+        quantise(Level::Scalar, View { values: &x, step: LANES }, k, Planes::Two, None, &mut record.words);
+        let mut out = vec![0.0; w.groups() * LANES];
+        product_packed(Level::Scalar, w, 0, &record, &mut out, Post::Store);
+        for row in 0..rows {
+            let (mut want, mut size) = (0.0, 0.0);
+            w.row(row, |i, v| {
+                want += v as f64 * x[i] as f64;
+                size += (v as f64 * x[i] as f64).abs();
+            });
+            close(want, out[row], size, 2e-4);
+        }
+        assert!(out[rows..].iter().all(|v| *v == 0.0), "rows past the last are zero");
+    }
+}
+
+#[test]
+fn packed_products_are_the_same_bits_at_every_level() {
+    let mut dice = Dice(1);
+    for format in PACKED {
+        for (rows, k) in [(16, 32), (48, 96), (37, 160), (80, 576)] {
+            let source = blocks(&mut dice, format, rows * k / BLOCK);
+            let lines = packed_lines(format, rows, k, &source);
+            let w = Packed::new(format, k / BLOCK, &lines);
+            for tokens in (1..=14).chain([23, 24]) {
+                let planes = if tokens % 2 == 0 { Planes::One } else { Planes::Two };
+                let acts = acts(&mut dice, k, tokens, planes);
+                for post in [Post::Store, Post::Add, Post::Gate] {
+                    compare_packed(&mut dice, w, &acts, w.groups(), post);
+                }
+                compare_packed(&mut dice, w, &acts, w.groups() / 2, Post::SwiGlu);
+            }
+        }
+    }
+}
+
+fn compare_packed(dice: &mut Dice, w: Packed, acts: &Acts, groups: usize, post: Post) {
+    let start = dice.floats(groups * acts.tokens * LANES);
+    let mut want = start.clone();
+    product_packed(Level::Scalar, w, 0, acts, &mut want, post);
+    for level in levels() {
+        let mut got = start.clone();
+        product_packed(level, w, 0, acts, &mut got, post);
+        same_bits(&format!("{:?} {post:?} {level} {}", w.format, acts.tokens), &want, &got);
+    }
+}
+
+#[test]
+fn a_token_gives_the_same_bits_alone_and_in_any_batch() {
+    let mut dice = Dice(3);
+    for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+        for format in PACKED {
+            let (rows, k) = (48, 96);
+            let source = blocks(&mut dice, format, rows * k / BLOCK);
+            let lines = packed_lines(format, rows, k, &source);
+            let w = Packed::new(format, k / BLOCK, &lines);
+            let all = acts(&mut dice, k, 13, Planes::Two);
+            let mut together = vec![0.0; w.groups() * 13 * LANES];
+            product_packed(level, w, 0, &all, &mut together, Post::Store);
+            for t in 0..13 {
+                let mut one = Acts::new(k, 1, Planes::Two);
+                one.words.copy_from_slice(&all.words[t * all.stride..][..all.stride]);
+                let mut alone = vec![0.0; w.groups() * LANES];
+                product_packed(level, w, 0, &one, &mut alone, Post::Store);
+                for g in 0..w.groups() {
+                    same_bits("batch", &alone[g * LANES..][..LANES], &together[(g * 13 + t) * LANES..][..LANES]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_quants_do_not_overflow() {
+    for format in PACKED {
+        for byte in [0x80u8, 0x7f, 0xff, 0x00] {
+            let mut one = Vec::new();
+            (0..format.head_bytes() / 2).for_each(|_| one.extend(f16::ONE.to_le_bytes()));
+            one.resize(format.block_bytes(), byte);
+            let lines = packed_lines(format, 16, 64, &one.repeat(16 * 2));
+            let w = Packed::new(format, 2, &lines);
+            for (x, planes) in [(1.0, Planes::One), (-1.0, Planes::One), (1.0, Planes::Two), (-1.0, Planes::Two)] {
+                let mut acts = Acts::new(64, 1, planes);
+                quantise(Level::Scalar, View { values: &[x; 64], step: LANES }, 64, planes, None, &mut acts.words);
+                let mut want = [0.0; LANES];
+                product_packed(Level::Scalar, w, 0, &acts, &mut want, Post::Store);
+                let mut exact = 0.0;
+                w.row(0, |_, v| exact += (v * x) as f64);
+                close(exact, want[0], exact.abs(), 1e-6);
+                compare_packed(&mut Dice(3), w, &acts, 1, Post::Store);
+            }
+        }
+    }
+}
+
+#[test]
+fn plain_products_are_dot_products_and_the_same_bits_at_every_level() {
+    let mut dice = Dice(13);
+    for format in PLAIN {
+        for (rows, k) in [(16, 16), (37, 7), (64, 172), (80, 130)] {
+            let lines = plain_lines(format, rows, k, &plain_bytes(format, &dice.floats(rows * k)));
+            let w = Plain::new(format, k, &lines);
+            for tokens in 1..=14 {
+                let mut x = Rows::new(k, tokens);
+                let stride = x.stride;
+                x.values.chunks_exact_mut(stride).for_each(|row| row[..k].copy_from_slice(&dice.floats(k)));
+                for post in [Post::Store, Post::Add, Post::Gate] {
+                    let start = dice.floats(w.groups() * tokens * LANES);
+                    let mut want = start.clone();
+                    product_plain(Level::Scalar, w, 0, &x, &mut want, post);
+                    if post == Post::Store {
+                        check_plain(w, &x, rows, &want);
+                    }
+                    for level in levels() {
+                        let mut got = start.clone();
+                        product_plain(level, w, 0, &x, &mut got, post);
+                        same_bits(&format!("{format:?} {rows}x{k} {post:?} {level} {tokens}"), &want, &got);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check_plain(w: Plain, x: &Rows, rows: usize, got: &[f32]) {
+    for t in 0..x.tokens {
+        for row in 0..rows {
+            let terms = (0..w.k).map(|i| w.at(row, i) as f64 * x.values[t * x.stride + i] as f64);
+            let (want, size) = terms.fold((0.0, 0.0), |(s, a), v| (s + v, a + v.abs()));
+            close(want, got[(row / LANES * x.tokens + t) * LANES + row % LANES], size, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn quantised_records_are_the_same_bits_at_every_level() {
+    let mut dice = Dice(2);
+    for (k, tokens, planes) in
+        [(32, 1, Planes::One), (96, 3, Planes::One), (576, 2, Planes::Two), (1536, 5, Planes::Two), (32, 1, Planes::Two)]
+    {
+        let (mut x, weights) = (dice.floats(k * tokens), dice.floats(k));
+        x[..LANES].fill(0.0);
+        for norm in [None, Some(Norm { weights: &weights, epsilon: 1e-5 })] {
+            let view = View { values: &x[LANES * (tokens - 1)..], step: tokens * LANES };
+            let mut want = Acts::new(k, 1, planes);
+            quantise(Level::Scalar, view, k, planes, norm, &mut want.words);
+            check_record(&want, view, k, norm);
+            for level in levels() {
+                let mut got = Acts::new(k, 1, planes);
+                quantise(level, view, k, planes, norm, &mut got.words);
+                assert_eq!(want.words, got.words, "{level} {k}");
+            }
+        }
+    }
+}
+
+/// A record gives back the (normalised) values within half a step, and its sums are right.
+fn check_record(acts: &Acts, x: View, k: usize, norm: Option<Norm>) {
+    let value = |i: usize| x.values[i / LANES * x.step + i % LANES] as f64;
+    let mean = (0..k).map(|i| value(i).powi(2)).sum::<f64>() / k as f64;
+    let scaled = |i: usize| value(i) * norm.map_or(1.0, |n| n.weights[i] as f64 / (mean + n.epsilon as f64).sqrt());
+    let byte = |plane: usize, i: usize| acts.words[plane * k / 4 + i / 4].to_le_bytes()[i % 4] as i8 as i32;
+    let quant = |i: usize| (0..acts.planes.count()).fold(0, |q, p| (q << PLANE_SHIFT) + byte(p, i));
+    for i in 0..k {
+        let d = f32::from_bits(acts.words[acts.head() + i / BLOCK] as u32);
+        assert!((d as f64 * quant(i) as f64 - scaled(i)).abs() <= d as f64 * 0.51 + 1e-5, "element {i}");
+    }
+    for b in 0..acts.blocks {
+        let sum: i32 = (0..BLOCK).map(|i| quant(b * BLOCK + i)).sum();
+        assert_eq!(acts.words[acts.head() + acts.blocks + b], -sum);
+    }
+}
+
+#[test]
+fn rows_are_normalised_to_the_same_bits_at_every_level() {
+    let mut dice = Dice(4);
+    for (k, tokens) in [(16usize, 1), (64, 3), (172, 2)] {
+        let padded = k.next_multiple_of(LANES);
+        let (mut x, mut weights) = (vec![0.0; padded * tokens], vec![0.0; padded]);
+        for i in 0..k {
+            weights[i] = dice.float();
+            x[i / LANES * tokens * LANES + i % LANES] = dice.float();
+        }
+        let view = View { values: &x, step: tokens * LANES };
+        let norm = Some(Norm { weights: &weights, epsilon: 1e-5 });
+        let mut want = vec![0.0; padded];
+        normalise(Level::Scalar, view, k, norm, &mut want);
+        let value = |i: usize| x[i / LANES * tokens * LANES + i % LANES] as f64;
+        let rms = ((0..k).map(|i| value(i).powi(2)).sum::<f64>() / k as f64 + 1e-5).sqrt();
+        (0..k).for_each(|i| close(value(i) / rms * weights[i] as f64, want[i], 1.0, 1e-5));
+        for level in levels() {
+            let mut got = vec![0.0; padded];
+            normalise(level, view, k, norm, &mut got);
+            same_bits("norm", &want, &got);
+        }
+    }
+}
+
+#[test]
+fn attention_is_softmax_and_the_same_bits_at_every_level() {
+    let mut dice = Dice(5);
+    for d in [8usize, 16, 24, 32, 64, 80, 96, 128, 256] {
+        for n in [1usize, 2, 15, 17, 64, 65, 130] {
+            let (full, padded) = (n.next_multiple_of(KV_TILE), padded_head(d));
+            let mut halves = |n: usize| dice.floats(n).into_iter().map(f16::from_f32).collect::<Vec<_>>();
+            let (keys, values) = (halves(full * d), halves(full * padded));
+            let q: Vec<f32> = dice.floats(SHARE * d).iter().map(|q| q * 3.0).collect();
+            let kv = KvHead { keys: &keys, values: &values };
+            let mut four = vec![0.0; SHARE * padded];
+            attend(Level::Scalar, &q, SHARE, d, kv, n, &mut four);
+            check_attention(&q[..d], d, kv, n, &four[..padded]);
+            for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+                for heads in 1..=SHARE {
+                    let mut got = vec![0.0; heads * padded];
+                    attend(level, &q, heads, d, kv, n, &mut got);
+                    same_bits(&format!("d {d} n {n} heads {heads} {level}"), &four[..heads * padded], &got);
+                }
+            }
+        }
+    }
+}
+
+fn check_attention(q: &[f32], d: usize, kv: KvHead, n: usize, got: &[f32]) {
+    let key = |p: usize, i: usize| kv.keys[(p / LANES * d + i) * LANES + p % LANES].to_f64();
+    let scores: Vec<f64> = (0..n).map(|p| (0..d).map(|i| q[i] as f64 * key(p, i)).sum()).collect();
+    let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+    let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+    for i in 0..d {
+        let value = |p: usize| kv.values[p * padded_head(d) + i].to_f64();
+        let want: f64 = (0..n).map(|p| (scores[p] - top).exp() / total * value(p)).sum();
+        close(want, got[i], 1.0, 1e-5);
+    }
+}
+
+#[test]
+fn rotation_and_rounding_are_the_same_bits_at_every_level() {
+    let mut dice = Dice(6);
+    let (x, cos, sin) = (dice.floats(64), dice.floats(64), dice.floats(64));
+    let mut want = x.clone();
+    rotate(Level::Scalar, &mut want, &cos, &sin, 0.125);
+    (0..64).for_each(|i| close(((x[i] * cos[i] + x[i ^ 1] * sin[i]) * 0.125) as f64, want[i], 1.0, 1e-6));
+    let mut halves = [f16::ZERO; 64];
+    to_halves(Level::Scalar, &want, &mut halves);
+    for level in levels() {
+        let (mut got, mut rounded) = (x.clone(), [f16::ZERO; 64]);
+        rotate(level, &mut got, &cos, &sin, 0.125);
+        same_bits("rotation", &want, &got);
+        to_halves(level, &got, &mut rounded);
+        assert_eq!(halves, rounded);
+    }
+}

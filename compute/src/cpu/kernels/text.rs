@@ -1,0 +1,381 @@
+//! What the kernels compute, written once over [`Vector`] and compiled for every level.
+//!
+//! The order of every sum is here and nowhere else: it depends on a token's own values and positions, never on how many
+//! tokens are computed together, how a prompt was cut, or which thread does it. That is the reproducible-arithmetic law.
+//! (Only the integer product of packed weights is written per level; integers are exact in any order.)
+#![allow(unsafe_code)]
+// Indices run over several register arrays at once; iterators hide that.
+#![allow(clippy::needless_range_loop)]
+
+use super::{
+    super::{
+        acts::Planes,
+        packed::{BLOCK, LANES},
+        plain::{Plain, PlainFormat},
+    },
+    KV_TILE, KvHead, Norm, Post, View,
+    vector::Vector,
+};
+use half::{bf16, f16};
+
+/// `e^x` for any x: range reduction by ln 2 and a polynomial of degree 6 (2 ulp or so); below -87 it stays at e^-87.
+///
+/// # Safety
+/// The processor features of `V`; so for every function here.
+#[inline(always)]
+pub unsafe fn exp<V: Vector>(x: V) -> V {
+    // SAFETY: as this function's contract.
+    unsafe {
+        let x = x.min(V::splat(88.0)).max(V::splat(-87.0));
+        let n = x.mul(V::splat(std::f32::consts::LOG2_E)).round();
+        let r = n.fma(V::splat(-0.693_359_4), x);
+        let r = n.fma(V::splat(2.121_944_4e-4), r);
+        let mut p = V::splat(1.0 / 720.0);
+        for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = p.fma(r, V::splat(c));
+        }
+        p.mul(n.exp2i())
+    }
+}
+
+/// `x / (1 + e^-x)`.
+///
+/// # Safety
+/// Features.
+#[inline(always)]
+pub unsafe fn silu<V: Vector>(x: V) -> V {
+    // SAFETY: features.
+    unsafe { x.div(V::splat(1.0).add(exp(V::splat(0.0).sub(x)))) }
+}
+
+/// One over the root mean square of `k` values; the chunks' padding is zero.
+///
+/// # Safety
+/// Features; the view holds `k` values in whole chunks.
+#[inline(always)]
+unsafe fn inverse_rms<V: Vector>(x: &View, k: usize, epsilon: f32) -> f32 {
+    // SAFETY: chunk c is inside the view.
+    unsafe {
+        let mut sums = [V::splat(0.0); 4];
+        for c in 0..k.div_ceil(LANES) {
+            let v = V::load(x.values.as_ptr().add(c * x.step));
+            sums[c % 4] = v.fma(v, sums[c % 4]);
+        }
+        let sum = sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum();
+        1.0 / (sum / k as f32 + epsilon).sqrt()
+    }
+}
+
+/// Chunk `c`, normalised.
+#[inline(always)]
+unsafe fn chunk<V: Vector>(x: &View, c: usize, norm: Option<(&[f32], V)>) -> V {
+    // SAFETY: chunk c is inside the view and the weights.
+    unsafe {
+        let v = V::load(x.values.as_ptr().add(c * x.step));
+        match norm {
+            Some((weights, inverse)) => v.mul(inverse).mul(V::load(weights.as_ptr().add(c * LANES))),
+            None => v,
+        }
+    }
+}
+
+/// See `kernels::quantise`.
+///
+/// # Safety
+/// Features; bounds as asserted there.
+#[inline(always)]
+pub unsafe fn quantise<V: Vector>(x: View, k: usize, planes: Planes, norm: Option<Norm>, record: &mut [i32]) {
+    // SAFETY: k whole blocks in the view, and a record of that many.
+    unsafe {
+        let norm = norm.map(|n| (n.weights, V::splat(inverse_rms::<V>(&x, k, n.epsilon))));
+        let (words, blocks, most) = (planes.count() * k / 4, k / BLOCK, planes.top_quant());
+        let to = record.as_mut_ptr();
+        for b in 0..blocks {
+            let v = [chunk(&x, b * 2, norm), chunk(&x, b * 2 + 1, norm)];
+            let top = v[0].abs().max(v[1].abs()).top();
+            let (d, inverse) = (top / most, if top > 0.0 { most / top } else { 0.0 });
+            let inverse = V::splat(inverse);
+            let high = (planes == Planes::Two).then(|| to.add(b * 8));
+            let low = to.add((planes.count() - 1) * k / 4 + b * 8);
+            let sum = V::store_quants([v[0].mul(inverse), v[1].mul(inverse)], high, low);
+            let rest = to.add(words + b);
+            *rest = d.to_bits() as i32;
+            *rest.add(blocks) = sum.wrapping_neg();
+            *rest.add(2 * blocks) = (d * sum as f32).to_bits() as i32;
+        }
+    }
+}
+
+/// See `kernels::normalise`.
+///
+/// # Safety
+/// Features; bounds as asserted there.
+#[inline(always)]
+pub unsafe fn normalise<V: Vector>(x: View, k: usize, norm: Option<Norm>, row: &mut [f32]) {
+    // SAFETY: whole chunks of k in the view and the row.
+    unsafe {
+        let norm = norm.map(|n| (n.weights, V::splat(inverse_rms::<V>(&x, k, n.epsilon))));
+        for c in 0..k.div_ceil(LANES) {
+            chunk(&x, c, norm).store(row.as_mut_ptr().add(c * LANES));
+        }
+    }
+}
+
+/// See `kernels::rotate`.
+///
+/// # Safety
+/// Features; all three hold the same whole chunks.
+#[inline(always)]
+pub unsafe fn rotate<V: Vector>(x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
+    for c in (0..x.len()).step_by(LANES) {
+        // SAFETY: chunk c is inside all three.
+        unsafe {
+            let v = V::load(x.as_ptr().add(c));
+            let turned = v.swap_pairs().mul(V::load(sin.as_ptr().add(c)));
+            let v = v.mul(V::load(cos.as_ptr().add(c))).add(turned).mul(V::splat(scale));
+            v.store(x.as_mut_ptr().add(c));
+        }
+    }
+}
+
+/// See `kernels::to_halves`.
+///
+/// # Safety
+/// Features; both hold the same whole chunks.
+#[inline(always)]
+pub unsafe fn to_halves<V: Vector>(x: &[f32], out: &mut [f16]) {
+    for c in (0..x.len()).step_by(LANES) {
+        // SAFETY: chunk c is inside both.
+        unsafe { V::load(x.as_ptr().add(c)).store_f16(out.as_mut_ptr().add(c)) };
+    }
+}
+
+/// Puts what a tile has summed where it belongs.
+///
+/// # Safety
+/// Features; 16 values at `out`.
+#[inline(always)]
+pub unsafe fn finish<V: Vector>(sum: V, out: *mut f32, post: Post) {
+    // SAFETY: as the contract.
+    unsafe {
+        let value = match post {
+            Post::Store | Post::SwiGlu => sum,
+            Post::Add => V::load(out).add(sum),
+            Post::Gate => silu(V::load(out)).mul(sum),
+        };
+        value.store(out);
+    }
+}
+
+/// See `kernels::product_plain`: `count` groups from `first` on by all rows.
+///
+/// # Safety
+/// Features; bounds as asserted there.
+#[inline(always)]
+pub unsafe fn product_plain<V: Vector>(w: Plain, first: usize, count: usize, x: &[f32], stride: usize, tokens: usize, out: &mut [f32], post: Post) {
+    // SAFETY: as the contract.
+    unsafe {
+        match w.format {
+            PlainFormat::F32 => groups::<V, f32>(w, first, count, x, stride, tokens, out, post),
+            PlainFormat::F16 => groups::<V, f16>(w, first, count, x, stride, tokens, out, post),
+            PlainFormat::Bf16 => groups::<V, bf16>(w, first, count, x, stride, tokens, out, post),
+        }
+    }
+}
+
+/// A kind of stored element.
+trait Element: Copy {
+    /// # Safety
+    /// Features; 16 elements at `from`.
+    unsafe fn load<V: Vector>(from: *const Self) -> V;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const Self) -> V {
+        // SAFETY: as the contract.
+        unsafe { V::load(from) }
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const Self) -> V {
+        // SAFETY: as the contract.
+        unsafe { V::load_f16(from) }
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const Self) -> V {
+        // SAFETY: as the contract.
+        unsafe { V::load_bf16(from) }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn groups<V: Vector, E: Element>(w: Plain, first: usize, count: usize, x: &[f32], stride: usize, tokens: usize, out: &mut [f32], post: Post) {
+    let mut g = 0;
+    while g < count {
+        let rows = if V::WIDE && count - g >= 2 { 2 } else { 1 };
+        let base = |r: usize| w.group(first + g + r).as_ptr().cast::<E>();
+        let mut t = 0;
+        while t < tokens {
+            // SAFETY: groups g.. and tokens t.. are in bounds, as is their panel.
+            unsafe {
+                let x = x.as_ptr().add(t * stride);
+                let out = out.as_mut_ptr().add((g * tokens + t) * LANES);
+                let tile = Tile { k: w.k, stride, panel: tokens * LANES, post };
+                t += match (rows, tokens - t) {
+                    (2, 1) => tile.run::<V, E, 2, 1>([base(0), base(1)], x, out),
+                    (2, 2 | 3) => tile.run::<V, E, 2, 2>([base(0), base(1)], x, out),
+                    (2, 4 | 5) => tile.run::<V, E, 2, 4>([base(0), base(1)], x, out),
+                    (2, _) => tile.run::<V, E, 2, 6>([base(0), base(1)], x, out),
+                    (_, 1) => tile.run::<V, E, 1, 1>([base(0)], x, out),
+                    (_, 2 | 3) => tile.run::<V, E, 1, 2>([base(0)], x, out),
+                    _ => tile.run::<V, E, 1, 4>([base(0)], x, out),
+                };
+            }
+        }
+        g += rows;
+    }
+}
+
+/// What tiles of one product share.
+struct Tile {
+    k: usize,
+    stride: usize,
+    panel: usize,
+    post: Post,
+}
+
+impl Tile {
+    /// `R` groups of rows by `T` tokens, every sum over k in order in its lane.
+    #[inline(always)]
+    unsafe fn run<V: Vector, E: Element, const R: usize, const T: usize>(&self, w: [*const E; R], x: *const f32, out: *mut f32) -> usize {
+        // SAFETY: the caller's groups hold k elements of 16 rows, its tokens k values, its panel R groups.
+        unsafe {
+            let mut sum = [[V::splat(0.0); T]; R];
+            for i in 0..self.k {
+                let mut row = [V::splat(0.0); R];
+                for r in 0..R {
+                    row[r] = E::load(w[r].add(i * LANES));
+                }
+                for t in 0..T {
+                    let x = V::splat(*x.add(t * self.stride + i));
+                    for r in 0..R {
+                        sum[r][t] = row[r].fma(x, sum[r][t]);
+                    }
+                }
+            }
+            for r in 0..R {
+                for t in 0..T {
+                    finish(sum[r][t], out.add(r * self.panel + t * LANES), self.post);
+                }
+            }
+        }
+        T
+    }
+}
+
+/// Running state of `H` queries: maximum, total and weighted values.
+struct State<V, const H: usize, const C: usize> {
+    top: [f32; H],
+    total: [V; H],
+    sum: [[V; C]; H],
+}
+
+/// Attention of `H` queries of width `d` (values padded to `C` chunks) over the first `n` positions, 64 at a time with
+/// a running maximum. A query's result does not depend on `H`.
+///
+/// # Safety
+/// Features; `q` holds H rows of `d`, `kv` whole tiles up to `n`, `out` H rows of C chunks.
+#[inline(always)]
+pub unsafe fn attend<V: Vector, const H: usize, const C: usize>(q: &[f32], d: usize, kv: KvHead, n: usize, out: &mut [f32]) {
+    // SAFETY: as the contract.
+    unsafe {
+        let zero = V::splat(0.0);
+        let mut state = State::<V, H, C> { top: [f32::NEG_INFINITY; H], total: [zero; H], sum: [[zero; C]; H] };
+        let mut weights = [[0f32; KV_TILE]; H];
+        for base in (0..n).step_by(KV_TILE) {
+            let live = KV_TILE.min(n - base);
+            let scores = scores::<V, H>(q, d, kv.keys.as_ptr().add(base * d));
+            for h in 0..H {
+                weigh(&mut state, h, scores[h], live, &mut weights[h]);
+            }
+            gather(&mut state, &weights, kv.values.as_ptr().add(base * C * LANES), live);
+        }
+        for h in 0..H {
+            let inverse = V::splat(1.0 / state.total[h].sum());
+            for c in 0..C {
+                state.sum[h][c].mul(inverse).store(out.as_mut_ptr().add((h * C + c) * LANES));
+            }
+        }
+    }
+}
+
+/// Scores of 64 positions, 16 in a register.
+#[inline(always)]
+unsafe fn scores<V: Vector, const H: usize>(q: &[f32], d: usize, keys: *const f16) -> [[V; 4]; H] {
+    // SAFETY: row i of tile c; the tile of 64 positions is in bounds, as are H rows of q.
+    unsafe {
+        let mut s = [[V::splat(0.0); 4]; H];
+        for i in 0..d {
+            for c in 0..4 {
+                let key = V::load_f16(keys.add((c * d + i) * LANES));
+                for h in 0..H {
+                    s[h][c] = key.fma(V::splat(*q.as_ptr().add(h * d + i)), s[h][c]);
+                }
+            }
+        }
+        s
+    }
+}
+
+/// Turns scores to weights against the running maximum.
+#[inline(always)]
+unsafe fn weigh<V: Vector, const H: usize, const C: usize>(state: &mut State<V, H, C>, h: usize, s: [V; 4], live: usize, weights: &mut [f32; KV_TILE]) {
+    // SAFETY: features; `weights` holds 64 values.
+    unsafe {
+        let (none, zero) = (V::splat(f32::NEG_INFINITY), V::splat(0.0));
+        let lanes = |c: usize| live.saturating_sub(c * LANES).min(LANES);
+        let s = [s[0].first(lanes(0), none), s[1].first(lanes(1), none), s[2].first(lanes(2), none), s[3].first(lanes(3), none)];
+        let new = s[0].max(s[1]).max(s[2].max(s[3])).top();
+        if new > state.top[h] {
+            let keep = exp(V::splat(state.top[h] - new));
+            state.total[h] = state.total[h].mul(keep);
+            for c in 0..C {
+                state.sum[h][c] = state.sum[h][c].mul(keep);
+            }
+            state.top[h] = new;
+        }
+        let top = V::splat(state.top[h]);
+        for c in 0..4 {
+            let w = exp(s[c].sub(top)).first(lanes(c), zero);
+            state.total[h] = state.total[h].add(w);
+            w.store(weights.as_mut_ptr().add(c * LANES));
+        }
+    }
+}
+
+/// Adds the weighted values of a tile.
+#[inline(always)]
+unsafe fn gather<V: Vector, const H: usize, const C: usize>(state: &mut State<V, H, C>, weights: &[[f32; KV_TILE]; H], values: *const f16, live: usize) {
+    for i in 0..live {
+        // SAFETY: position i of the tile is in bounds.
+        unsafe {
+            let mut v = [V::splat(0.0); C];
+            for c in 0..C {
+                v[c] = V::load_f16(values.add((i * C + c) * LANES));
+            }
+            for h in 0..H {
+                let w = V::splat(weights[h][i]);
+                for c in 0..C {
+                    state.sum[h][c] = v[c].fma(w, state.sum[h][c]);
+                }
+            }
+        }
+    }
+}

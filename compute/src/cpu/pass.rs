@@ -1,0 +1,359 @@
+//! The forward pass of a stage: one walk over its layers for any mix of tokens, be it a prompt (many tokens of one
+//! sequence) or one token each of many sequences.
+//!
+//! What a token becomes depends only on its own column and its own sequence's earlier positions: columns meet nowhere
+//! but in attention, and there each query walks its keys alone.
+
+use super::{
+    acts::Planes,
+    cache::Cache,
+    kernels::{self, HEAD_WIDTH_MAX, KvHead, Norm, Post, SHARE, View, padded_head},
+    level::Level,
+    matrix::{Feed, Fused},
+    model::{GateUp, Layer, Model, Shape},
+    packed::LANES,
+    pages::prefetch,
+    pool::Pool,
+    work::Work,
+};
+use half::f16;
+use std::ops::Range;
+
+/// Most positions, counted from the last, prefetched ahead of attention.
+const NEAR: usize = 512;
+/// From this many tokens on, quantising is worth a fork and a join.
+const QUANTISE_FORK: usize = 4;
+/// From this many tokens on a pass is a prompt: stores fork, attention is dealt in small parts.
+const PROMPT: usize = 16;
+/// Parts a thread takes in turn in a prompt's attention: later tokens cost more.
+const PROMPT_PARTS: usize = 8;
+
+/// Where one token of a pass belongs. A sequence's tokens stand in order, one position after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// Which of the pass's caches.
+    pub sequence: usize,
+    /// Its position, which the cache holds after the pass.
+    pub position: usize,
+}
+
+/// What a pass works with.
+pub struct Pass<'a> {
+    /// The stage's weights.
+    pub model: &'a Model,
+    /// The threads.
+    pub pool: &'a Pool,
+    /// The instructions.
+    pub level: Level,
+    /// Int8 planes.
+    pub planes: Planes,
+    /// The tokens.
+    pub slots: &'a [Slot],
+}
+
+/// Values of columns, in one of two layouts.
+#[derive(Clone, Copy)]
+enum Columns<'a> {
+    Panel(&'a [f32]),
+    Rows(&'a [f32], usize),
+}
+
+impl Pass<'_> {
+    fn shape(&self) -> &Shape {
+        &self.model.shape
+    }
+
+    fn tokens(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Sets the residual stream to the embeddings of `ids`. Ids are within the vocabulary.
+    pub fn embed(&self, work: &mut Work, ids: &[u32]) {
+        let n = self.tokens();
+        let Some(embedding) = &self.model.embedding else { return };
+        self.clear(work);
+        for (t, id) in ids.iter().enumerate() {
+            let x = &mut work.x;
+            embedding.row(&self.model.store, *id as usize, |i, v| x[(i / LANES * n + t) * LANES + i % LANES] = v);
+        }
+    }
+
+    /// Zeroes the residual stream: its padding has to be zero.
+    fn clear(&self, work: &mut Work) {
+        work.x[..self.shape().width.next_multiple_of(LANES) * self.tokens()].fill(0.0);
+    }
+
+    /// Sets the residual stream to token-major `values`.
+    pub fn receive(&self, work: &mut Work, values: &[f32]) {
+        let n = self.tokens();
+        self.clear(work);
+        for (t, row) in values.chunks_exact(self.shape().width).enumerate() {
+            for (c, chunk) in row.chunks(LANES).enumerate() {
+                work.x[(c * n + t) * LANES..][..chunk.len()].copy_from_slice(chunk);
+            }
+        }
+    }
+
+    /// The residual stream, token-major.
+    pub fn send(&self, work: &Work, values: &mut [f32]) {
+        let n = self.tokens();
+        for (t, row) in values.chunks_exact_mut(self.shape().width).enumerate() {
+            for (c, chunk) in row.chunks_mut(LANES).enumerate() {
+                chunk.copy_from_slice(&work.x[(c * n + t) * LANES..][..chunk.len()]);
+            }
+        }
+    }
+
+    /// Walks the layers. Caches hold the slots' positions afterwards (their `len` is the caller's to move).
+    pub fn walk(&self, work: &mut Work, caches: &mut [Cache]) {
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            self.attention(work, caches, index, layer);
+            self.feed_forward(work, layer);
+        }
+    }
+
+    /// Logits of the `wanted` columns, as a panel of that many tokens in `work.logits`.
+    pub fn logits(&self, work: &mut Work, wanted: &[usize]) {
+        let Some(head) = &self.model.head else { return };
+        let n = self.tokens();
+        let norm = Norm { weights: &head.norm, epsilon: self.shape().epsilon };
+        set_tokens(&mut work.last, &head.matrix, wanted.len());
+        for (i, column) in wanted.iter().enumerate() {
+            let view = View { values: &work.x[column * LANES..], step: n * LANES };
+            self.feed_one(&mut work.last, &head.matrix, i, view, self.shape().width, Some(norm));
+        }
+        work.logits.resize(head.matrix.groups() * LANES * wanted.len(), 0.0);
+        self.product(&head.matrix, &work.last, wanted.len(), &mut work.logits, Post::Store);
+    }
+
+    fn attention(&self, work: &mut Work, caches: &mut [Cache], index: usize, layer: &Layer) {
+        let (n, s) = (self.tokens(), self.shape());
+        let norm = Norm { weights: &layer.attention_norm, epsilon: s.epsilon };
+        self.feed(&mut work.narrow, &layer.qkv, Columns::Panel(&work.x), s.width, Some(norm));
+        let qkv = &mut work.qkv[..s.qkv_rows()[3] * n];
+        let shared = &*caches;
+        self.pool.split(qkv, n * LANES, |g, part| {
+            let groups = part.len() / (n * LANES);
+            self.near(shared, index, g..g + groups, layer.qkv.groups());
+            layer.qkv.product(self.level, &self.model.store, g, &work.narrow, part, Post::Store);
+            if let Some(bias) = &layer.bias {
+                add_bias(&bias[g * LANES..], n, part);
+            }
+        });
+        self.store(&work.qkv, caches, index);
+        self.mix(&work.qkv, caches, index, &mut work.mixed);
+        let (columns, k) = (self.attended(&mut work.compact, &work.mixed), s.heads * s.head_width);
+        self.feed(&mut work.attended, &layer.out, columns, k, None);
+        let x = &mut work.x[..s.width.next_multiple_of(LANES) * n];
+        self.product(&layer.out, &work.attended, n, x, Post::Add);
+    }
+
+    fn feed_forward(&self, work: &mut Work, layer: &Layer) {
+        let (n, s) = (self.tokens(), self.shape());
+        let norm = Norm { weights: &layer.feed_forward_norm, epsilon: s.epsilon };
+        let hidden = &mut work.hidden[..s.feed_forward.next_multiple_of(LANES) * n];
+        match &layer.gate_up {
+            GateUp::Paired(both) => {
+                self.feed(&mut work.narrow, both, Columns::Panel(&work.x), s.width, Some(norm));
+                self.product(both, &work.narrow, n, hidden, Post::SwiGlu);
+            }
+            GateUp::Apart(gate, up) => {
+                for (matrix, post) in [(gate, Post::Store), (up, Post::Gate)] {
+                    self.feed(&mut work.narrow, matrix, Columns::Panel(&work.x), s.width, Some(norm));
+                    self.product(matrix, &work.narrow, n, hidden, post);
+                }
+            }
+        }
+        self.feed(&mut work.wide, &layer.down, Columns::Panel(&work.hidden), s.feed_forward, None);
+        let x = &mut work.x[..s.width.next_multiple_of(LANES) * n];
+        self.product(&layer.down, &work.wide, n, x, Post::Add);
+    }
+
+    fn product(&self, matrix: &Fused, feed: &Feed, tokens: usize, out: &mut [f32], post: Post) {
+        let per = if post == Post::SwiGlu { 2 } else { 1 };
+        self.pool.split(out, tokens * LANES, |g, part| {
+            matrix.product(self.level, &self.model.store, g * per, feed, part, post);
+        });
+    }
+
+    /// Brings all columns into the forms that `reader` reads, on this thread when there are few.
+    fn feed(&self, feed: &mut Feed, reader: &Fused, from: Columns, k: usize, norm: Option<Norm>) {
+        let n = self.tokens();
+        set_tokens(feed, reader, n);
+        if n < QUANTISE_FORK {
+            return (0..n).for_each(|t| self.feed_one(feed, reader, t, from.view(t, n), k, norm));
+        }
+        if reader.reads_acts() {
+            let stride = feed.acts.stride;
+            self.pool.split(&mut feed.acts.words, stride, |first, part| {
+                for (i, record) in part.chunks_exact_mut(stride).enumerate() {
+                    kernels::quantise(self.level, from.view(first + i, n), k, self.planes, norm, record);
+                }
+            });
+        }
+        if reader.reads_rows() {
+            let stride = feed.rows.stride;
+            self.pool.split(&mut feed.rows.values, stride, |first, part| {
+                for (i, row) in part.chunks_exact_mut(stride).enumerate() {
+                    kernels::normalise(self.level, from.view(first + i, n), k, norm, row);
+                }
+            });
+        }
+    }
+
+    fn feed_one(&self, feed: &mut Feed, reader: &Fused, t: usize, from: View, k: usize, norm: Option<Norm>) {
+        if reader.reads_acts() {
+            let record = &mut feed.acts.words[t * feed.acts.stride..];
+            kernels::quantise(self.level, from, k, self.planes, norm, record);
+        }
+        if reader.reads_rows() {
+            let row = &mut feed.rows.values[t * feed.rows.stride..];
+            kernels::normalise(self.level, from, k, norm, row);
+        }
+    }
+
+    /// Prefetches keys and values that this thread is likely to need next, to arrive while weights stream: the share of
+    /// (token, head) pairs that matches its share of qkv groups.
+    fn near(&self, caches: &[Cache], layer: usize, groups: Range<usize>, all: usize) {
+        let s = self.shape();
+        let pairs = self.tokens() * s.kv_heads;
+        if self.tokens() > PROMPT {
+            return;
+        }
+        let (d, padded) = (s.head_width, padded_head(s.head_width));
+        for pair in pairs * groups.start / all..(pairs * groups.end).div_ceil(all) {
+            let slot = self.slots[pair / s.kv_heads];
+            let (keys, values) = caches[slot.sequence].head(layer, pair % s.kv_heads);
+            let end = slot.position + 1;
+            let start = end.saturating_sub(NEAR);
+            prefetch(&keys[start / LANES * LANES * d..end.next_multiple_of(LANES) * d]);
+            prefetch(&values[start * padded..end * padded]);
+        }
+    }
+
+    /// A head's rows of token `t` of the fused panel, rotated and scaled.
+    fn rotated(&self, qkv: &[f32], t: usize, row: usize, scale: f32, out: &mut [f32]) {
+        let d = self.shape().head_width;
+        copy_rows(qkv, self.tokens(), t, row, &mut out[..d]);
+        let (cos, sin) = self.model.rope.row(self.slots[t].position);
+        let whole = &mut out[..d.next_multiple_of(LANES)];
+        kernels::rotate(self.level, whole, cos, sin, scale);
+    }
+
+    /// Puts the new keys (rotated) and values into the caches.
+    fn store(&self, qkv: &[f32], caches: &mut [Cache], layer: usize) {
+        for (sequence, cache) in caches.iter_mut().enumerate() {
+            if !self.slots.iter().any(|slot| slot.sequence == sequence) {
+                continue;
+            }
+            let (unit, key_halves) = (cache.head_halves(), cache.key_halves());
+            let each = |first: usize, part: &mut [f16]| {
+                for (h, kv) in part.chunks_exact_mut(unit).enumerate() {
+                    let (keys, values) = kv.split_at_mut(key_halves);
+                    self.store_head(qkv, sequence, first + h, keys, values);
+                }
+            };
+            let heads = cache.layer_mut(layer);
+            if self.tokens() < PROMPT { each(0, heads) } else { self.pool.split(heads, unit, each) }
+        }
+    }
+
+    fn store_head(&self, qkv: &[f32], sequence: usize, head: usize, keys: &mut [f16], values: &mut [f16]) {
+        let (s, n) = (self.shape(), self.tokens());
+        let (d, padded) = (s.head_width, padded_head(s.head_width));
+        let [_, key_rows, value_rows, _] = s.qkv_rows();
+        let mut wide = [0f32; HEAD_WIDTH_MAX];
+        let mut halves = [f16::ZERO; HEAD_WIDTH_MAX];
+        for (t, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.sequence == sequence) {
+            let position = slot.position;
+            self.rotated(qkv, t, key_rows + head * d, 1.0, &mut wide);
+            kernels::to_halves(self.level, &wide[..d.next_multiple_of(LANES)], &mut halves);
+            let tile = keys[position / LANES * d * LANES..].as_chunks_mut::<LANES>().0;
+            halves[..d].iter().zip(tile).for_each(|(half, row)| row[position % LANES] = *half);
+            wide[..padded].fill(0.0);
+            copy_rows(qkv, n, t, value_rows + head * d, &mut wide[..d]);
+            kernels::to_halves(self.level, &wide[..padded], &mut values[position * padded..]);
+        }
+    }
+
+    /// Attention of every (token, head), token-major.
+    fn mix(&self, qkv: &[f32], caches: &[Cache], layer: usize, out: &mut [f32]) {
+        let (s, n) = (self.shape(), self.tokens());
+        let (d, padded, share) = (s.head_width, padded_head(s.head_width), s.heads / s.kv_heads);
+        let parts = if n < PROMPT { 1 } else { PROMPT_PARTS };
+        let scale = 1.0 / (d as f32).sqrt();
+        self.pool.split_parts(&mut out[..n * s.heads * padded], padded, parts, |first, part| {
+            let end = first + part.len() / padded;
+            let mut at = first;
+            let mut queries = [0f32; SHARE * HEAD_WIDTH_MAX + LANES];
+            while at < end {
+                let (t, head) = (at / s.heads, at % s.heads);
+                let run = (share - head % share).min(end - at).min(SHARE);
+                for i in 0..run {
+                    self.rotated(qkv, t, (head + i) * d, scale, &mut queries[i * d..]);
+                }
+                let (keys, values) = caches[self.slots[t].sequence].head(layer, head / share);
+                let out = &mut part[(at - first) * padded..][..run * padded];
+                let kv = KvHead { keys, values };
+                kernels::attend(self.level, &queries, run, d, kv, self.slots[t].position + 1, out);
+                at += run;
+            }
+        });
+    }
+
+    /// What attention gave, heads side by side.
+    fn attended<'w>(&self, compact: &'w mut [f32], mixed: &'w [f32]) -> Columns<'w> {
+        let s = self.shape();
+        let (d, padded) = (s.head_width, padded_head(s.head_width));
+        if d == padded {
+            return Columns::Rows(mixed, s.heads * d);
+        }
+        let stride = (s.heads * d).next_multiple_of(LANES);
+        for (row, mixed) in compact.chunks_exact_mut(stride).zip(mixed.chunks_exact(s.heads * padded)).take(self.tokens()) {
+            for (to, from) in row.chunks_exact_mut(d).zip(mixed.chunks_exact(padded)) {
+                to.copy_from_slice(&from[..d]);
+            }
+        }
+        Columns::Rows(compact, stride)
+    }
+}
+
+impl<'a> Columns<'a> {
+    fn view(self, t: usize, n: usize) -> View<'a> {
+        match self {
+            Self::Panel(values) => View { values: &values[t * LANES..], step: n * LANES },
+            Self::Rows(values, stride) => View { values: &values[t * stride..], step: LANES },
+        }
+    }
+}
+
+fn set_tokens(feed: &mut Feed, reader: &Fused, tokens: usize) {
+    if reader.reads_acts() {
+        feed.acts.set_tokens(tokens);
+    }
+    if reader.reads_rows() {
+        feed.rows.set_tokens(tokens);
+    }
+}
+
+/// Rows from `row` on of token `t` of a panel of `n` tokens.
+fn copy_rows(panel: &[f32], n: usize, t: usize, row: usize, out: &mut [f32]) {
+    if row.is_multiple_of(LANES) && out.len().is_multiple_of(LANES) {
+        for (c, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            out.copy_from_slice(&panel[((row / LANES + c) * n + t) * LANES..][..LANES]);
+        }
+        return;
+    }
+    for (i, out) in out.iter_mut().enumerate() {
+        let at = row + i;
+        *out = panel[(at / LANES * n + t) * LANES + at % LANES];
+    }
+}
+
+fn add_bias(bias: &[f32], n: usize, panel: &mut [f32]) {
+    for (group, bias) in panel.chunks_exact_mut(n * LANES).zip(bias.as_chunks::<LANES>().0) {
+        for column in group.as_chunks_mut::<LANES>().0 {
+            (0..LANES).for_each(|i| column[i] += bias[i]);
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Rotary position embedding: the table of angles, up to the context of a stage.
+//!
+//! Pairs are neighbours (`x[2i], x[2i+1]`); weights stored for half-split pairs have their rows permuted when loaded.
+
+use super::packed::LANES;
+
+/// Cosines and sines by position.
+pub struct Rope {
+    stride: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Rope {
+    /// Angles of `positions` for heads of `width`; rows are padded to whole chunks with zeros.
+    pub fn new(base: f64, width: usize, positions: usize) -> Self {
+        let stride = width.next_multiple_of(LANES);
+        let mut rope = Self { stride, cos: vec![0.0; stride * positions], sin: vec![0.0; stride * positions] };
+        let speeds: Vec<f64> = (0..width / 2).map(|i| base.powf(-2.0 * i as f64 / width as f64)).collect();
+        for position in 0..positions {
+            for (i, speed) in speeds.iter().enumerate() {
+                let (sin, cos) = (position as f64 * speed).sin_cos();
+                let at = position * stride + 2 * i;
+                rope.cos[at..at + 2].fill(cos as f32);
+                rope.sin[at..at + 2].copy_from_slice(&[-sin as f32, sin as f32]);
+            }
+        }
+        rope
+    }
+
+    /// Cosines (each twice) and sines (minus, plus) of a position: `x * cos + swapped(x) * sin` rotates.
+    pub fn row(&self, position: usize) -> (&[f32], &[f32]) {
+        let at = position * self.stride;
+        (&self.cos[at..at + self.stride], &self.sin[at..at + self.stride])
+    }
+
+    /// Bytes held.
+    pub fn bytes(width: usize, positions: usize) -> u64 {
+        (width.next_multiple_of(LANES) * positions * 8) as u64
+    }
+}

@@ -1,0 +1,68 @@
+//! Buffers of a pass, made once for a stage and kept: no allocation per token.
+
+use super::{
+    acts::{Acts, Planes, Rows},
+    kernels::padded_head,
+    matrix::{Feed, Fused},
+    model::Model,
+    packed::LANES,
+};
+
+/// Most tokens in one pass; longer prompts are cut. Their activations stay in the second-level cache.
+pub const PASS_TOKENS_MAX: usize = 128;
+
+/// Buffers of a pass.
+pub struct Work {
+    /// Residual stream, a panel.
+    pub x: Vec<f32>,
+    /// Queries, keys, values, a panel.
+    pub qkv: Vec<f32>,
+    /// What attention gives, `[token][head][padded head width]`.
+    pub mixed: Vec<f32>,
+    /// The same without the padding of heads, `[token][padded width]`; unused where heads have none.
+    pub compact: Vec<f32>,
+    /// Between up and down, a panel.
+    pub hidden: Vec<f32>,
+    /// Normalised residual stream, for qkv, gate and up.
+    pub narrow: Feed,
+    /// What attention gives, for its output projection.
+    pub attended: Feed,
+    /// For down.
+    pub wide: Feed,
+    /// Normalised residual stream of the wanted tokens, for the head.
+    pub last: Feed,
+    /// Logits, a panel.
+    pub logits: Vec<f32>,
+}
+
+impl Work {
+    /// Buffers for up to `tokens` tokens a pass, of which `wanted` give logits.
+    pub fn new(model: &Model, planes: Planes, tokens: usize, wanted: usize) -> Self {
+        let (s, padded) = (&model.shape, |n: usize| n.next_multiple_of(LANES));
+        let each = |f: fn(&super::model::Layer) -> Vec<&Fused>| model.layers.iter().flat_map(f).collect::<Vec<_>>();
+        let attended = s.heads * s.head_width;
+        let whole_heads = padded_head(s.head_width) == s.head_width;
+        let head = model.head.as_ref();
+        let wanted = if head.is_some() { wanted } else { 0 };
+        Self {
+            x: vec![0.0; padded(s.width) * tokens],
+            qkv: vec![0.0; s.qkv_rows()[3] * tokens],
+            mixed: vec![0.0; s.heads * padded_head(s.head_width) * tokens],
+            compact: vec![0.0; if whole_heads { 0 } else { padded(attended) * tokens }],
+            hidden: vec![0.0; padded(s.feed_forward) * tokens],
+            narrow: feed(s.width, tokens, planes, each(|l| [&l.qkv].into_iter().chain(l.gate_up.parts()).collect())),
+            attended: feed(attended, tokens, planes, each(|l| vec![&l.out])),
+            wide: feed(s.feed_forward, tokens, planes, each(|l| vec![&l.down])),
+            last: feed(s.width, wanted, planes, head.iter().map(|h| &h.matrix).collect()),
+            logits: vec![0.0; head.map_or(0, |h| h.matrix.groups() * LANES * wanted)],
+        }
+    }
+}
+
+fn feed(k: usize, tokens: usize, planes: Planes, readers: Vec<&Fused>) -> Feed {
+    let room = |needed: bool| if needed { tokens } else { 0 };
+    Feed {
+        acts: Acts::new(k, room(readers.iter().any(|r| r.reads_acts())), planes),
+        rows: Rows::new(k, room(readers.iter().any(|r| r.reads_rows()))),
+    }
+}

@@ -1,0 +1,262 @@
+//! The engine: one thread that computes for all stages of this process, one that loads them, and the handles to both.
+//!
+//! ```text
+//! Engine::load ──▶ loader thread ──▶ StageHandle ──▶ engine thread (with its pool of kernel threads) ──▶ done(result)
+//! ```
+//!
+//! Passes take turns, so every pass has all cores, and steps of one session keep their order. Queues are bounded: a full
+//! one is answered `Busy` at once. Callbacks run on the engine's threads and must not block. A panic while computing
+//! loses that stage only: its session answers `Lost` from then on, and the engine goes on.
+
+mod handle;
+mod threads;
+
+pub use crate::cpu::level::{Level, UnknownLevel};
+pub use handle::StageHandle;
+
+use crate::{
+    arch::{self, StageError, StagePart},
+    cpu::{acts::Planes, pool::Pool},
+    stage::Hands,
+    weights::{Conversion, TensorSource, WeightsError},
+};
+use cairn_protocol::manifest::{Model, TensorEntry};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    thread,
+};
+use threads::{Answer, Command, LoadJob};
+
+/// Steps and session changes that may wait for the engine thread: far more than sessions times what each has in flight.
+const COMMANDS_MAX: usize = 256;
+/// Loads that may wait.
+const LOADS_MAX: usize = 16;
+/// Forces an instruction-set level where the configuration leaves it open.
+const LEVEL_VARIABLE: &str = "CAIRN_LEVEL";
+
+/// How to start.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Threads that compute; 0 is one a core.
+    pub threads: usize,
+    /// The instruction-set level; none is `CAIRN_LEVEL` or the best that the processor has.
+    pub level: Option<Level>,
+    /// Most bytes of all stages together: weights, keys and values, buffers.
+    pub memory_max: u64,
+}
+
+/// Why the engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A forced level that the processor has not.
+    #[error("this processor has no {0} instructions")]
+    MissingLevel(Level),
+    /// A forced level that does not exist.
+    #[error("CAIRN_LEVEL: {0}")]
+    UnknownLevel(#[from] UnknownLevel),
+    /// No thread could be started.
+    #[error("a thread could not be started: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// How a stage is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Most positions of a session; cut to the model's own.
+    pub context: u32,
+    /// Int8 planes of activations: 1 is faster, anything else is 2, which is nearly exact.
+    pub planes: u32,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { context: 2048, planes: 2 }
+    }
+}
+
+/// Why a stage was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The index does not hold what the part needs.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// Its tensors could not be read.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// More memory than stages may have.
+    #[error("the stage takes {needed} bytes, {free} of {max} are free")]
+    Memory {
+        /// What it takes.
+        needed: u64,
+        /// What is free.
+        free: u64,
+        /// The ceiling.
+        max: u64,
+    },
+    /// A longer session than its weights were loaded for.
+    #[error("a session of {asked} positions needs the stage loaded for as many, it was for {loaded}")]
+    Context {
+        /// Asked for.
+        asked: u64,
+        /// Loaded for.
+        loaded: u64,
+    },
+    /// Too many loads are waiting.
+    #[error("the engine is busy: {LOADS_MAX} loads are waiting")]
+    Busy,
+    /// The engine has stopped.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// Loading panicked; nothing is held.
+    #[error("loading failed: {0}")]
+    Panicked(String),
+}
+
+/// What loading did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Bytes of weights held.
+    pub weights_bytes: u64,
+    /// Bytes of weights that one decoded token reads.
+    pub bytes_a_token: u64,
+    /// Memory reserved for the stage with its first session.
+    pub memory_bytes: u64,
+    /// Stored types that are held as others.
+    pub conversions: Vec<Conversion>,
+}
+
+/// What a load ends with.
+pub type LoadDone = Box<dyn FnOnce(Result<StageHandle, LoadError>) + Send>;
+
+/// Memory that stages hold.
+pub(crate) struct Memory {
+    max: u64,
+    used: AtomicU64,
+}
+
+/// A share of it, given back when dropped.
+pub(crate) struct Share {
+    memory: Arc<Memory>,
+    pub bytes: u64,
+}
+
+impl Memory {
+    fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Share, LoadError> {
+        let take = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.max);
+        match self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take) {
+            Ok(_) => Ok(Share { memory: self.clone(), bytes }),
+            Err(used) => Err(LoadError::Memory { needed: bytes, free: self.max - used, max: self.max }),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.memory.used.fetch_sub(self.bytes, Ordering::SeqCst);
+    }
+}
+
+/// A handle to the engine. It ends when the last handle to it and to its stages is gone, or with [`Engine::stop`].
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    level: Level,
+    threads: usize,
+    memory: Arc<Memory>,
+    loads: SyncSender<LoadJob>,
+    commands: SyncSender<Command>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// Starts the threads.
+    pub fn start(config: EngineConfig) -> Result<Self, StartError> {
+        let level = chosen(config.level)?;
+        let cores = thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if config.threads == 0 { cores } else { config.threads };
+        let hands = Hands { pool: Pool::new(threads)?, level };
+        let (commands, queue) = sync_channel(COMMANDS_MAX);
+        let (loads, jobs) = sync_channel(LOADS_MAX);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = stop.clone();
+        let memory = Arc::new(Memory { max: config.memory_max, used: AtomicU64::new(0) });
+        thread::Builder::new().name("cairn-engine".into()).spawn(move || threads::compute(&hands, &queue, &stopping))?;
+        let back = commands.clone();
+        thread::Builder::new().name("cairn-load".into()).spawn(move || threads::load(&jobs, &back))?;
+        tracing::info!(level = level.name(), threads, "engine started");
+        Ok(Self { inner: Arc::new(Inner { level, threads, memory, loads, commands, stop }) })
+    }
+
+    /// The instruction-set level in use.
+    pub fn level(&self) -> &'static str {
+        self.inner.level.name()
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.inner.threads
+    }
+
+    /// Bytes that stages hold, of the most they may.
+    pub fn memory(&self) -> (u64, u64) {
+        (self.inner.memory.used.load(Ordering::SeqCst), self.inner.memory.max)
+    }
+
+    /// Loads a part of a model with a session on it. `done` is called once, on the loader thread, or at once on this one
+    /// when the load is refused.
+    pub fn load(
+        &self,
+        model: Model,
+        tensors: Vec<TensorEntry>,
+        part: StagePart,
+        options: LoadOptions,
+        source: Box<dyn TensorSource>,
+        done: LoadDone,
+    ) {
+        let needed = match arch::stage_memory(&model, &tensors, &part, options.context) {
+            Ok(needed) => needed,
+            Err(error) => return done(Err(error.into())),
+        };
+        let share = match self.inner.memory.reserve(needed) {
+            Ok(share) => share,
+            Err(error) => return done(Err(error)),
+        };
+        let context = arch::context(&model, options.context);
+        let planes = if options.planes == 1 { Planes::One } else { Planes::Two };
+        let answer = Answer::new(done, || LoadError::Stopped);
+        let job = LoadJob { model, tensors, part, context, planes, source, share, answer };
+        if let Err(TrySendError::Full(job)) = self.inner.loads.try_send(job) {
+            job.answer.give(Err(LoadError::Busy));
+        }
+    }
+
+    /// Ends the engine thread after the step that it computes; the others are answered `Stopped`. Does not wait.
+    pub fn stop(&self) {
+        self.inner.stop.store(true, Ordering::SeqCst);
+        // Only to wake it: where the queue is full it is awake.
+        let _ = self.inner.commands.try_send(Command::Sweep);
+    }
+}
+
+/// The level that an engine would start with here when nothing is asked for.
+pub(crate) fn level_here() -> Level {
+    chosen(None).unwrap_or_else(|_| Level::best())
+}
+
+fn chosen(asked: Option<Level>) -> Result<Level, StartError> {
+    let level = match (asked, std::env::var(LEVEL_VARIABLE)) {
+        (Some(level), _) => level,
+        (None, Ok(name)) => name.parse()?,
+        (None, Err(_)) => Level::best(),
+    };
+    if level.is_available() { Ok(level) } else { Err(StartError::MissingLevel(level)) }
+}
+

@@ -1,0 +1,133 @@
+//! The handle to one session of a loaded stage.
+//!
+//! Invariant: when the last clone is dropped, the session's keys and values are given back, after the steps before it.
+
+use super::{
+    LoadError, LoadReport, Memory,
+    threads::{Answer, Command, SessionId},
+};
+use crate::{
+    cpu::cache::Cache,
+    sample::Sampling,
+    stage::{StepError, StepInput, StepOutput, Weights},
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+    mpsc::{SyncSender, TrySendError},
+};
+
+/// A session of a stage. Clones are the same session.
+#[derive(Clone)]
+pub struct StageHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    session: SessionId,
+    commands: SyncSender<Command>,
+    /// Seen by the engine thread whenever it takes a command.
+    closed: Arc<AtomicBool>,
+    weights: Arc<Weights>,
+    memory: Arc<Memory>,
+    context: usize,
+    report: LoadReport,
+}
+
+/// What a handle is made of.
+pub(super) struct Parts {
+    pub session: SessionId,
+    pub commands: SyncSender<Command>,
+    pub closed: Arc<AtomicBool>,
+    pub weights: Arc<Weights>,
+    pub memory: Arc<Memory>,
+    pub context: usize,
+    pub report: LoadReport,
+}
+
+impl StageHandle {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { session, commands, closed, weights, memory, context, report } = parts;
+        Self { inner: Arc::new(Inner { session, commands, closed, weights, memory, context, report }) }
+    }
+
+    /// Computes a step. `done` is called once, on the engine thread, or at once on this one when the step is refused.
+    pub fn step(&self, input: StepInput, done: Box<dyn FnOnce(Result<StepOutput, StepError>) + Send>) {
+        let answer = Answer::new(done, || StepError::Stopped);
+        match self.inner.commands.try_send(Command::Step { session: self.inner.session, input, answer }) {
+            Err(TrySendError::Full(Command::Step { answer, .. })) => answer.give(Err(StepError::Busy)),
+            // Dropped, a step is answered that the engine has stopped.
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Forgets positions from `len` on, after the steps before. False when the engine is busy or has stopped: nothing
+    /// was forgotten, and the next step would be answered `NotNext`.
+    pub fn truncate(&self, len: usize) -> bool {
+        self.send(Command::Truncate { session: self.inner.session, len })
+    }
+
+    /// How a last stage chooses tokens; greedy until set. False as for [`StageHandle::truncate`].
+    pub fn set_sampling(&self, sampling: Sampling) -> bool {
+        self.send(Command::Sampling { session: self.inner.session, sampling })
+    }
+
+    /// The ids of positions from 0 on, which a repetition penalty in a last stage needs. False as above.
+    pub fn set_history(&self, ids: Vec<u32>) -> bool {
+        self.send(Command::History { session: self.inner.session, ids })
+    }
+
+    fn send(&self, command: Command) -> bool {
+        self.inner.commands.try_send(command).is_ok()
+    }
+
+    /// Another session on the same weights, empty, of up to `context` positions (not more than these were loaded for).
+    pub fn another(&self, context: u32) -> Result<StageHandle, LoadError> {
+        let (inner, shape) = (&self.inner, &self.inner.weights.model.shape);
+        let (asked, loaded) = (u64::from(context).max(1), inner.weights.context as u64);
+        if asked > loaded {
+            return Err(LoadError::Context { asked, loaded });
+        }
+        let layers = inner.weights.model.layers.len() as u64;
+        let bytes = Cache::bytes(layers, shape.kv_heads as u64, shape.head_width, asked);
+        let share = inner.memory.reserve(bytes)?;
+        let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
+        let (weights, context) = (inner.weights.clone(), asked as usize);
+        let open = Command::Open { session, weights: weights.clone(), context, share: Some(share), closed: closed.clone() };
+        inner.commands.try_send(open).map_err(|error| match error {
+            TrySendError::Full(_) => LoadError::Busy,
+            TrySendError::Disconnected(_) => LoadError::Stopped,
+        })?;
+        let (commands, memory, report) = (inner.commands.clone(), inner.memory.clone(), inner.report.clone());
+        Ok(Self::new(Parts { session, commands, closed, weights, memory, context, report }))
+    }
+
+    /// Bytes of memory that were reserved for the stage with its first session.
+    pub fn bytes(&self) -> u64 {
+        self.inner.report.memory_bytes
+    }
+
+    /// Most positions.
+    pub fn context(&self) -> usize {
+        self.inner.context
+    }
+
+    /// What loading did.
+    pub fn report(&self) -> &LoadReport {
+        &self.inner.report
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::SeqCst);
+        // Only to wake the engine thread: where the queue is full it is awake and sees the flag.
+        let _ = self.commands.try_send(Command::Sweep);
+    }
+}
+
+impl std::fmt::Debug for StageHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StageHandle").field("session", &self.inner.session).field("context", &self.inner.context).finish()
+    }
+}

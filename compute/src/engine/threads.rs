@@ -1,0 +1,197 @@
+//! What the engine's two threads do.
+//!
+//! Invariant: every `done` is called exactly once, and a panic (of computing, loading or a callback) ends neither thread.
+
+use super::{
+    LoadError, LoadReport, Share,
+    handle::{Parts, StageHandle},
+};
+use crate::{
+    arch::StagePart,
+    cpu::acts::Planes,
+    sample::Sampling,
+    stage::{Hands, Session, StepError, StepInput, StepOutput, Weights},
+    weights::{self, Loaded, TensorSource},
+};
+use cairn_protocol::manifest::{Model, TensorEntry};
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender},
+    },
+};
+
+/// A session's number in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SessionId(u64);
+
+impl SessionId {
+    /// One that was never given.
+    pub fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A callback that is called exactly once: with an answer, or with `stopped` when it is dropped without one.
+pub(super) struct Answer<T, E> {
+    done: Option<Box<dyn FnOnce(Result<T, E>) + Send>>,
+    stopped: fn() -> E,
+}
+
+impl<T, E> Answer<T, E> {
+    pub fn new(done: Box<dyn FnOnce(Result<T, E>) + Send>, stopped: fn() -> E) -> Self {
+        Self { done: Some(done), stopped }
+    }
+
+    pub fn give(mut self, result: Result<T, E>) {
+        self.call(result);
+    }
+
+    /// A panic in a callback is a bug of its owner, and ends nothing here.
+    fn call(&mut self, result: Result<T, E>) {
+        let Some(done) = self.done.take() else { return };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| done(result))) {
+            tracing::error!(why = said(&*panic), "a callback of the engine panicked");
+        }
+    }
+}
+
+impl<T, E> Drop for Answer<T, E> {
+    fn drop(&mut self) {
+        let stopped = self.stopped;
+        self.call(Err(stopped()));
+    }
+}
+
+pub(super) type StepAnswer = Answer<StepOutput, StepError>;
+pub(super) type LoadAnswer = Answer<StageHandle, LoadError>;
+
+/// What the engine thread is asked.
+pub(super) enum Command {
+    Open { session: SessionId, weights: Arc<Weights>, context: usize, share: Option<Share>, closed: Arc<AtomicBool> },
+    Step { session: SessionId, input: StepInput, answer: StepAnswer },
+    Truncate { session: SessionId, len: usize },
+    Sampling { session: SessionId, sampling: Sampling },
+    History { session: SessionId, ids: Vec<u32> },
+    /// Look at the flags: a handle was dropped, or the engine is to stop.
+    Sweep,
+}
+
+/// What the loader thread is asked.
+pub(super) struct LoadJob {
+    pub model: Model,
+    pub tensors: Vec<TensorEntry>,
+    pub part: StagePart,
+    pub context: usize,
+    pub planes: Planes,
+    pub source: Box<dyn TensorSource>,
+    pub share: Share,
+    pub answer: LoadAnswer,
+}
+
+/// A session as the engine thread knows it.
+struct Open {
+    /// What computes, or why it is lost.
+    session: Result<Session, String>,
+    closed: Arc<AtomicBool>,
+    /// What a further session takes, given back with it; the first one's is with the weights.
+    _share: Option<Share>,
+}
+
+/// The engine thread: takes commands until it is stopped or nobody can send any.
+pub(super) fn compute(hands: &Hands, queue: &Receiver<Command>, stop: &AtomicBool) {
+    let mut sessions: BTreeMap<SessionId, Open> = BTreeMap::new();
+    for command in queue.iter() {
+        if stop.load(Ordering::SeqCst) {
+            return;
+        }
+        take(hands, &mut sessions, command);
+        sessions.retain(|_, open| !open.closed.load(Ordering::SeqCst));
+    }
+}
+
+fn take(hands: &Hands, sessions: &mut BTreeMap<SessionId, Open>, command: Command) {
+    match command {
+        Command::Open { session, weights, context, share, closed } => {
+            let opened = catch_unwind(AssertUnwindSafe(|| Session::new(weights, context)));
+            let state = opened.map_err(|panic| said(&*panic));
+            sessions.insert(session, Open { session: state, closed, _share: share });
+        }
+        Command::Step { session, input, answer } => {
+            let result = match sessions.get_mut(&session) {
+                Some(open) => step(hands, open, &input),
+                None => Err(StepError::Lost("it was closed".to_string())),
+            };
+            answer.give(result);
+        }
+        Command::Truncate { session, len } => live(sessions, session, |s| s.truncate(len)),
+        Command::Sampling { session, sampling } => live(sessions, session, |s| s.set_sampling(sampling)),
+        Command::History { session, ids } => live(sessions, session, |s| s.set_history(ids)),
+        Command::Sweep => {}
+    }
+}
+
+fn live(sessions: &mut BTreeMap<SessionId, Open>, session: SessionId, change: impl FnOnce(&mut Session)) {
+    if let Some(Open { session: Ok(session), .. }) = sessions.get_mut(&session) {
+        change(session);
+    }
+}
+
+fn step(hands: &Hands, open: &mut Open, input: &StepInput) -> Result<StepOutput, StepError> {
+    let session = open.session.as_mut().map_err(|why| StepError::Lost(why.clone()))?;
+    match catch_unwind(AssertUnwindSafe(|| session.step(hands, input))) {
+        Ok(result) => result,
+        Err(panic) => {
+            let why = said(&*panic);
+            tracing::error!(why, "a stage panicked and is lost");
+            open.session = Err(why.clone());
+            Err(StepError::Lost(why))
+        }
+    }
+}
+
+/// The loader thread: loads one stage after the other until nobody can ask for any.
+pub(super) fn load(jobs: &Receiver<LoadJob>, commands: &SyncSender<Command>) {
+    for job in jobs.iter() {
+        let LoadJob { model, tensors, part, context, planes, mut source, share, answer } = job;
+        let loaded = catch_unwind(AssertUnwindSafe(|| weights::load(&model, &tensors, &part, context, &mut *source)));
+        answer.give(match loaded {
+            Ok(Ok(loaded)) => open(loaded, planes, context, share, commands),
+            Ok(Err(error)) => Err(error.into()),
+            Err(panic) => Err(LoadError::Panicked(said(&*panic))),
+        });
+    }
+}
+
+/// Opens the first session on loaded weights.
+fn open(
+    loaded: Loaded,
+    planes: Planes,
+    context: usize,
+    share: Share,
+    commands: &SyncSender<Command>,
+) -> Result<StageHandle, LoadError> {
+    let report = LoadReport {
+        weights_bytes: loaded.model.bytes(),
+        bytes_a_token: loaded.model.bytes_a_token(),
+        memory_bytes: share.bytes,
+        conversions: loaded.conversions,
+    };
+    let memory = share.memory.clone();
+    let weights = Arc::new(Weights::new(loaded.model, planes, context, Some(share)));
+    let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
+    let open = Command::Open { session, weights: weights.clone(), context, share: None, closed: closed.clone() };
+    commands.send(open).map_err(|_| LoadError::Stopped)?;
+    Ok(StageHandle::new(Parts { session, commands: commands.clone(), closed, weights, memory, context, report }))
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without words".to_string())
+}

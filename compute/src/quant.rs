@@ -1,0 +1,252 @@
+//! Quantised blocks: their values, and how types that the engine has no product for are turned into ones it has.
+//!
+//! The layouts are ggml's (llama.cpp, `ggml-common.h`); blocks lie within rows. Total: any bytes of the right length
+//! give some numbers. Not here: which type becomes which (`weights`).
+
+use cairn_protocol::dtype::Dtype;
+use half::{bf16, f16};
+
+/// Elements of a Q8_0, Q4_0 or Q4_1 block.
+const BLOCK: usize = 32;
+/// The table of IQ4_NL.
+const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Appends the values of whole blocks as F32. False for a type that is not read here.
+#[must_use]
+pub fn dequantise(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) -> bool {
+    let block = dtype.block_bytes() as usize;
+    let each: fn(&[u8], &mut Vec<f32>) = match dtype {
+        Dtype::F32 => |b, o| o.push(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        Dtype::F16 => |b, o| o.push(half(b, 0)),
+        Dtype::BF16 => |b, o| o.push(bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+        Dtype::Q8_0 => |b, o| o.extend(b[2..34].iter().map(|q| half(b, 0) * *q as i8 as f32)),
+        Dtype::Q8_1 => |b, o| o.extend(b[4..36].iter().map(|q| half(b, 0) * *q as i8 as f32)),
+        Dtype::Q4_0 => |b, o| o.extend((0..BLOCK).map(|i| half(b, 0) * (nibble(&b[2..], i) as i32 - 8) as f32)),
+        Dtype::Q4_1 => |b, o| o.extend((0..BLOCK).map(|i| half(b, 0) * nibble(&b[4..], i) as f32 + half(b, 2))),
+        Dtype::Q5_0 => |b, o| o.extend((0..BLOCK).map(|i| half(b, 0) * (five(&b[2..], i) as i32 - 16) as f32)),
+        Dtype::Q5_1 => |b, o| o.extend((0..BLOCK).map(|i| half(b, 0) * five(&b[4..], i) as f32 + half(b, 2))),
+        Dtype::IQ4_NL => |b, o| {
+            o.extend((0..BLOCK).map(|i| half(b, 0) * IQ4_NL[nibble(&b[2..], i) as usize] as f32));
+        },
+        Dtype::Q2_K => q2_k,
+        Dtype::Q3_K => q3_k,
+        Dtype::Q4_K => q4_k,
+        Dtype::Q5_K => q5_k,
+        Dtype::Q6_K => q6_k,
+        _ => return false,
+    };
+    bytes.chunks_exact(block).for_each(|b| each(b, out));
+    true
+}
+
+fn half(b: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
+}
+
+/// Element `i` of 32 in 16 bytes: low nibbles first.
+fn nibble(b: &[u8], i: usize) -> u8 {
+    if i < 16 { b[i] & 15 } else { b[i - 16] >> 4 }
+}
+
+/// Element `i` of a 5-bit block: four bytes of fifth bits, then nibbles.
+fn five(b: &[u8], i: usize) -> u8 {
+    let fifth = b[i / 8] >> (i % 8) & 1;
+    nibble(&b[4..], i) | fifth << 4
+}
+
+fn q2_k(b: &[u8], out: &mut Vec<f32>) {
+    let (scales, quants) = (&b[..16], &b[16..80]);
+    let (d, min) = (half(b, 80), half(b, 82));
+    for i in 0..256 {
+        let scale = scales[i / 16];
+        let q = quants[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+        out.push(d * (scale & 15) as f32 * q as f32 - min * (scale >> 4) as f32);
+    }
+}
+
+fn q3_k(b: &[u8], out: &mut Vec<f32>) {
+    let (high, quants, scales, d) = (&b[..32], &b[32..96], &b[96..108], half(b, 108));
+    for i in 0..256 {
+        let (group, low) = (i / 16, i % 128 / 32 * 2);
+        let q = (quants[i / 128 * 32 + i % 32] >> low & 3) as i32;
+        let q = q - if high[i % 32] >> (i / 32) & 1 == 0 { 4 } else { 0 };
+        let four = if group < 8 { scales[group] & 15 } else { scales[group - 8] >> 4 };
+        let two = scales[8 + group % 4] >> (group / 4 * 2) & 3;
+        out.push(d * ((four | two << 4) as i32 - 32) as f32 * q as f32);
+    }
+}
+
+/// Scale and minimum number `j` of eight, 6 bits each in 12 bytes.
+fn scale_min(scales: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
+        return (scales[j] & 63, scales[j + 4] & 63);
+    }
+    let low = scales[j + 4];
+    (low & 15 | scales[j - 4] >> 6 << 4, low >> 4 | scales[j] >> 6 << 4)
+}
+
+fn q4_k(b: &[u8], out: &mut Vec<f32>) {
+    for j in 0..8 {
+        let (scale, min) = q45_scale(b, j);
+        out.extend((0..32).map(|i| scale * q4_k_quant(b, j, i) as f32 - min));
+    }
+}
+
+/// Scale and minimum of sub-block `j` of a Q4_K or Q5_K block.
+fn q45_scale(b: &[u8], j: usize) -> (f32, f32) {
+    let (scale, min) = scale_min(&b[4..16], j);
+    (half(b, 0) * scale as f32, half(b, 2) * min as f32)
+}
+
+fn q4_k_quant(b: &[u8], j: usize, i: usize) -> u8 {
+    b[16 + j / 2 * 32 + i] >> (j % 2 * 4) & 15
+}
+
+fn q5_k(b: &[u8], out: &mut Vec<f32>) {
+    for j in 0..8 {
+        let (scale, min) = q45_scale(b, j);
+        for i in 0..32 {
+            let q = b[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15 | (b[16 + i] >> j & 1) << 4;
+            out.push(scale * q as f32 - min);
+        }
+    }
+}
+
+fn q6_k(b: &[u8], out: &mut Vec<f32>) {
+    let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half(b, 208));
+    for i in 0..256 {
+        let (part, quarter, at) = (i / 128, i % 128 / 32, i % 32);
+        let four = low[part * 64 + quarter % 2 * 32 + at] >> (quarter / 2 * 4) & 15;
+        let two = high[part * 32 + at] >> (quarter * 2) & 3;
+        out.push(d * scales[i / 16] as i8 as f32 * ((four | two << 4) as i32 - 32) as f32);
+    }
+}
+
+/// Q5_0, Q8_1 and IQ4_NL to Q8_0 without loss: their quants are whole numbers under one scale.
+pub fn widen_exactly(dtype: Dtype, bytes: &[u8], out: &mut Vec<u8>) {
+    for b in bytes.chunks_exact(dtype.block_bytes() as usize) {
+        out.extend_from_slice(&b[..2]);
+        match dtype {
+            Dtype::Q8_1 => out.extend_from_slice(&b[4..36]),
+            Dtype::IQ4_NL => out.extend((0..BLOCK).map(|i| IQ4_NL[nibble(&b[2..], i) as usize] as u8)),
+            _ => out.extend((0..BLOCK).map(|i| five(&b[2..], i).wrapping_sub(16))),
+        }
+    }
+}
+
+/// Q4_K to Q4_1: the same quants; each product of scales is rounded to a half.
+pub fn q4_k_to_q4_1(bytes: &[u8], out: &mut Vec<u8>) {
+    for b in bytes.chunks_exact(Dtype::Q4_K.block_bytes() as usize) {
+        for j in 0..8 {
+            let (scale, min) = q45_scale(b, j);
+            out.extend(f16::from_f32(scale).to_le_bytes());
+            out.extend(f16::from_f32(-min).to_le_bytes());
+            out.extend((0..16).map(|i| q4_k_quant(b, j, i) | q4_k_quant(b, j, i + 16) << 4));
+        }
+    }
+}
+
+/// Values to Q8_0, as ggml's reference does it. Whole blocks.
+pub fn quantise_q8_0(values: &[f32], out: &mut Vec<u8>) {
+    for block in values.as_chunks::<BLOCK>().0 {
+        let top = block.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let (d, inverse) = (top / 127.0, if top > 0.0 { 127.0 / top } else { 0.0 });
+        out.extend(f16::from_f32(d).to_le_bytes());
+        out.extend(block.iter().map(|v| (v * inverse).round() as i8 as u8));
+    }
+}
+
+/// Values to Q4_0, as ggml's reference does it: the value furthest from zero becomes -8. Whole blocks.
+pub fn quantise_q4_0(values: &[f32], out: &mut Vec<u8>) {
+    for block in values.as_chunks::<BLOCK>().0 {
+        let far = block.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+        let d = far / -8.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        let quant = |v: f32| ((v * inverse + 8.5) as u8).min(15);
+        out.extend(f16::from_f32(d).to_le_bytes());
+        out.extend((0..16).map(|i| quant(block[i]) | quant(block[i + 16]) << 4));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, quantized::{GgmlDType, QTensor}};
+
+    fn noise(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i as f32 * 12.9898).sin() * 43_758.547).fract() - 0.3).collect()
+    }
+
+    /// Blocks as candle quantises them, and its values of them.
+    fn candle(dtype: GgmlDType, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+        let tensor = candle_core::Tensor::from_slice(values, (values.len() / 256, 256), &Device::Cpu).unwrap();
+        let quantised = QTensor::quantize(&tensor, dtype).unwrap();
+        let back = quantised.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        (quantised.data().unwrap().into_owned(), back)
+    }
+
+    #[test]
+    fn values_of_every_type_are_those_that_candle_reads() {
+        let pairs = [
+            (Dtype::Q4_0, GgmlDType::Q4_0),
+            (Dtype::Q4_1, GgmlDType::Q4_1),
+            (Dtype::Q5_0, GgmlDType::Q5_0),
+            (Dtype::Q5_1, GgmlDType::Q5_1),
+            (Dtype::Q8_0, GgmlDType::Q8_0),
+            (Dtype::Q2_K, GgmlDType::Q2K),
+            (Dtype::Q3_K, GgmlDType::Q3K),
+            (Dtype::Q4_K, GgmlDType::Q4K),
+            (Dtype::Q5_K, GgmlDType::Q5K),
+            (Dtype::Q6_K, GgmlDType::Q6K),
+            (Dtype::F16, GgmlDType::F16),
+            (Dtype::BF16, GgmlDType::BF16),
+            (Dtype::F32, GgmlDType::F32),
+        ];
+        for (ours, theirs) in pairs {
+            let (bytes, want) = candle(theirs, &noise(1024));
+            let mut got = Vec::new();
+            assert!(dequantise(ours, &bytes, &mut got));
+            for (i, (w, g)) in want.iter().zip(&got).enumerate() {
+                assert!((w - g).abs() <= 1e-6 + w.abs() * 1e-6, "{ours} element {i}: {w} and {g}");
+            }
+            assert_eq!(want.len(), got.len(), "{ours}");
+        }
+    }
+
+    #[test]
+    fn widening_to_q8_0_loses_nothing() {
+        let (five, _) = candle(GgmlDType::Q5_0, &noise(512));
+        let mut four: Vec<u8> = Vec::new();
+        for i in 0..16u8 {
+            four.extend(f16::from_f32(0.01 * (i as f32 - 7.0)).to_le_bytes());
+            four.extend((0..16u8).map(|j| i.wrapping_mul(37).wrapping_add(j * 17)));
+        }
+        for (dtype, bytes) in [(Dtype::Q5_0, five), (Dtype::IQ4_NL, four)] {
+            let (mut wide, mut want, mut got) = (Vec::new(), Vec::new(), Vec::new());
+            widen_exactly(dtype, &bytes, &mut wide);
+            assert!(dequantise(dtype, &bytes, &mut want) && dequantise(Dtype::Q8_0, &wide, &mut got));
+            assert_eq!(want, got, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn q4_k_becomes_q4_1_with_scales_rounded_to_halves() {
+        let (bytes, want) = candle(GgmlDType::Q4K, &noise(1024));
+        let (mut four, mut got) = (Vec::new(), Vec::new());
+        q4_k_to_q4_1(&bytes, &mut four);
+        assert!(dequantise(Dtype::Q4_1, &four, &mut got));
+        assert!(want.iter().zip(&got).all(|(w, g)| (w - g).abs() < 2e-3), "within a half's rounding of scale and minimum");
+    }
+
+    #[test]
+    fn requantised_values_are_those_of_candle() {
+        let values = noise(1024);
+        for (dtype, theirs) in [(Dtype::Q8_0, GgmlDType::Q8_0), (Dtype::Q4_0, GgmlDType::Q4_0)] {
+            let mut bytes = Vec::new();
+            if dtype == Dtype::Q8_0 { quantise_q8_0(&values, &mut bytes) } else { quantise_q4_0(&values, &mut bytes) }
+            let (mut got, want) = (Vec::new(), candle(theirs, &values).1);
+            assert!(dequantise(dtype, &bytes, &mut got));
+            assert!(want.iter().zip(&got).all(|(w, g)| (w - g).abs() < 1e-3), "{dtype}");
+        }
+    }
+}
