@@ -1,0 +1,116 @@
+//! What a model's parts cost: bytes to read a token, multiply-adds a prompt token, memory to hold.
+//!
+//! Not a measurement of any machine; a candidate's speeds come from its advert. All times are whole nanoseconds, so that equal inputs give
+//! equal plans on every machine.
+
+use super::Candidate;
+use cairn_protocol::layers::LayerRange;
+use cairn_protocol::manifest::Model;
+
+/// Activations, scratch and the loader's buffers of one stage, beside weights and cache.
+const STAGE_OVERHEAD_BYTES: u64 = 8 << 20;
+/// Read bandwidth assumed of a node that has not measured: an old desktop's.
+const BANDWIDTH_UNKNOWN: u64 = 5_000_000_000;
+/// Multiply-adds a second assumed of a node that has not measured.
+const MACS_UNKNOWN: u64 = 10_000_000_000;
+
+/// What a model's parts cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelCost {
+    /// Stored bytes of each layer.
+    pub layers: Vec<u64>,
+    /// Stored bytes of the embedding table.
+    pub embedding: u64,
+    /// Stored bytes of the head: final norm and output table (the embedding's bytes where they are tied).
+    pub head: u64,
+    /// Embedding and head are one table, which a stage with both holds once.
+    pub tied: bool,
+    /// Bytes of keys and values that one layer keeps for one position.
+    pub kv_bytes_per_token: u64,
+    /// Multiply-adds of one layer for one token, attention over the past left out.
+    pub layer_macs: u64,
+    /// Bytes in memory for 100 stored bytes: over 100 where weights are widened at load.
+    pub memory_percent: u64,
+}
+
+impl ModelCost {
+    /// From the model's shape and the stored bytes of its parts.
+    pub fn new(model: &Model, layers: Vec<u64>, embedding: u64, head: u64) -> ModelCost {
+        let (width, feed_forward) = (u64::from(model.width), u64::from(model.feed_forward));
+        let kv_width = u64::from(model.kv_heads) * u64::from(model.head_width);
+        let query_width = u64::from(model.heads) * u64::from(model.head_width);
+        ModelCost {
+            layers,
+            embedding,
+            head,
+            tied: model.tied_embeddings,
+            kv_bytes_per_token: 2 * kv_width * size_of::<f32>() as u64,
+            layer_macs: width * (2 * query_width + 2 * kv_width + 3 * feed_forward),
+            memory_percent: 100,
+        }
+    }
+
+    /// Number of layers.
+    pub fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Stored bytes of a stage.
+    pub fn stage_bytes(&self, layers: LayerRange) -> u64 {
+        let own = self.layers[layers.start as usize..layers.end as usize].iter().fold(0, |sum: u64, b| sum.saturating_add(*b));
+        let (first, last) = (self.is_first(layers), self.is_last(layers));
+        let ends = match (first, last) {
+            (true, true) if self.tied => self.embedding.max(self.head),
+            (true, true) => self.embedding.saturating_add(self.head),
+            (true, false) => self.embedding,
+            (false, true) => self.head,
+            (false, false) => 0,
+        };
+        own.saturating_add(ends)
+    }
+
+    /// Memory that a stage takes: weights, keys and values for `context` positions, and scratch.
+    pub fn stage_memory(&self, layers: LayerRange, context: u64) -> u64 {
+        let cache = self.kv_bytes_per_token.saturating_mul(context).saturating_mul(u64::from(layers.end - layers.start));
+        let weights = self.stage_bytes(layers) as u128 * u128::from(self.memory_percent) / 100;
+        clamp(weights).saturating_add(cache).saturating_add(STAGE_OVERHEAD_BYTES)
+    }
+
+    /// The least that any stage of this model needs.
+    pub(super) fn smallest_stage_memory(&self, context: u64) -> u64 {
+        let smallest = self.layers.iter().min().copied().unwrap_or(0) as u128 * u128::from(self.memory_percent) / 100;
+        clamp(smallest).saturating_add(self.kv_bytes_per_token.saturating_mul(context)).saturating_add(STAGE_OVERHEAD_BYTES)
+    }
+
+    /// Nanoseconds that one token spends computing in a stage. Of the embedding one row is read, which is nothing.
+    pub fn decode_ns(&self, layers: LayerRange, on: &Candidate) -> u64 {
+        let own = self.layers[layers.start as usize..layers.end as usize].iter().fold(0, |sum: u64, b| sum.saturating_add(*b));
+        let bytes = if self.is_last(layers) { own.saturating_add(self.head) } else { own };
+        let rate = if on.bandwidth_bytes_per_s == 0 { BANDWIDTH_UNKNOWN } else { on.bandwidth_bytes_per_s };
+        per_second_ns(bytes, rate, on.sessions)
+    }
+
+    /// Nanoseconds that a prompt of `tokens` spends computing in a stage.
+    pub fn prefill_ns(&self, layers: LayerRange, tokens: u64, on: &Candidate) -> u64 {
+        let macs = self.layer_macs.saturating_mul(u64::from(layers.end - layers.start)).saturating_mul(tokens);
+        let rate = if on.macs_per_s == 0 { MACS_UNKNOWN } else { on.macs_per_s };
+        per_second_ns(macs, rate, on.sessions)
+    }
+
+    fn is_first(&self, layers: LayerRange) -> bool {
+        layers.start == 0
+    }
+
+    fn is_last(&self, layers: LayerRange) -> bool {
+        layers.end as usize == self.layers.len()
+    }
+}
+
+/// `amount` at `rate` a second, shared with the sessions already there.
+fn per_second_ns(amount: u64, rate: u64, sessions: u32) -> u64 {
+    clamp(u128::from(amount) * 1_000_000_000 * (u128::from(sessions) + 1) / u128::from(rate.max(1)))
+}
+
+fn clamp(value: u128) -> u64 {
+    u64::try_from(value).unwrap_or(u64::MAX)
+}
