@@ -235,7 +235,10 @@ impl Advert {
             sequence: pb.sequence,
             ttl_ms: pb.ttl_ms,
             talk_addresses: addresses(pb.talk_addresses, "talk_addresses")?,
-            data_addresses: addresses(pb.data_addresses, "data_addresses")?.into_iter().map(socket).collect::<Result<_, _>>()?,
+            data_addresses: addresses(pb.data_addresses, "data_addresses")?
+                .into_iter()
+                .map(socket)
+                .collect::<Result<_, _>>()?,
             relay_urls: addresses(pb.relay_urls, "relay_urls")?,
             capacity: Capacity::from_pb(pb.capacity.unwrap_or_default())?,
             grants: Grants::from_pb(pb.grants.unwrap_or_default()),
@@ -312,11 +315,7 @@ impl Grants {
     }
 
     fn from_pb(pb: peer_pb::Grants) -> Self {
-        Self {
-            store: Grant::from_pb(pb.store),
-            compute: Grant::from_pb(pb.compute),
-            train: Grant::from_pb(pb.train),
-        }
+        Self { store: Grant::from_pb(pb.store), compute: Grant::from_pb(pb.compute), train: Grant::from_pb(pb.train) }
     }
 }
 

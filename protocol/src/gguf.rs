@@ -232,7 +232,10 @@ fn entries(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<(String, GgufValue
         let kind = cursor.u32()?;
         let value = cursor.value(kind)?;
         if !keys.insert(key.clone()) {
-            return Err(HeaderError::malformed(format!("key {:?} occurs twice", key.chars().take(100).collect::<String>())));
+            return Err(HeaderError::malformed(format!(
+                "key {:?} occurs twice",
+                key.chars().take(100).collect::<String>()
+            )));
         }
         entries.push((key, value));
     }
@@ -296,7 +299,8 @@ impl<'a> Cursor<'a> {
 
     /// The place after `count` more bytes, if they are there.
     fn need(&self, count: u64) -> Result<usize, HeaderError> {
-        let end = (self.at as u64).checked_add(count).filter(|end| *end <= self.file_size).ok_or(HeaderError::Truncated)?;
+        let end =
+            (self.at as u64).checked_add(count).filter(|end| *end <= self.file_size).ok_or(HeaderError::Truncated)?;
         within("bytes", end, GGUF_HEADER_BYTES_MAX)?;
         match usize::try_from(end).ok().filter(|end| *end <= self.bytes.len()) {
             Some(end) => Ok(end),

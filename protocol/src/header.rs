@@ -89,7 +89,11 @@ pub(crate) fn check_shape(name: &str, shape: &[u64]) -> Result<u64, HeaderError>
 }
 
 /// Sorts by place, and refuses what lies outside of the file, overlaps, or has another's name.
-pub(crate) fn check_tensors(tensors: &mut [HeaderTensor], header_bytes: u64, file_size: u64) -> Result<(), HeaderError> {
+pub(crate) fn check_tensors(
+    tensors: &mut [HeaderTensor],
+    header_bytes: u64,
+    file_size: u64,
+) -> Result<(), HeaderError> {
     let mut names = HashSet::with_capacity(tensors.len());
     for tensor in tensors.iter() {
         if !names.insert(tensor.name.as_str()) {

@@ -60,7 +60,8 @@ fn place(name: String, info: Info, header_bytes: u64) -> Result<HeaderTensor, He
     let count = check_shape(&name, &info.shape.0)?;
     let (start, end) = info.data_offsets;
     let length = end.checked_sub(start).ok_or_else(|| HeaderError::tensor(&name, "it ends before it starts"))?;
-    let offset = start.checked_add(header_bytes).ok_or_else(|| HeaderError::tensor(&name, "it lies outside of the file"))?;
+    let offset =
+        start.checked_add(header_bytes).ok_or_else(|| HeaderError::tensor(&name, "it lies outside of the file"))?;
     if info.dtype != Dtype::Other && info.dtype.bytes_for(count) != Some(length) {
         return Err(HeaderError::tensor(&name, "its shape and its length disagree"));
     }

@@ -3,9 +3,7 @@
 
 use prost::Message;
 
-use crate::limits::{
-    ANSWER_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX, QUESTION_BYTES_MAX, STAGE_MESSAGE_BYTES_MAX,
-};
+use crate::limits::{ANSWER_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX, QUESTION_BYTES_MAX, STAGE_MESSAGE_BYTES_MAX};
 use crate::peer_pb::{Answer, OpenStage, Question, StageCommand, StageEvent, answer, question};
 
 /// Why bytes are not a message, or a message may not be sent.
