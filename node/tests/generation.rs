@@ -64,15 +64,27 @@ async fn any_stage_may_be_killed_at_any_moment_and_no_token_changes() -> Result<
     let _model = published(&net).await?;
     let calm = Generation::of(net.client(0), greedy(REPO, PROMPT, 40, 3)).await?;
     ensure!(calm.done.recoveries == 0 && calm.done.stages.len() == 3, "{:?}", calm.done);
-    // Before the first token (the prompt is under way), early, and late.
-    for (place, moment) in [(0, 0), (1, 0), (2, 0), (0, 3), (1, 17), (2, 30)] {
+    let mut pauses = Vec::new();
+    for (place, moment) in kills(calm.tokens.len()) {
         let disturbed = kill_at(&mut net, place, moment).await?;
         ensure!(disturbed.tokens == calm.tokens, "stage {place} killed at token {moment}: {:?}", disturbed.text);
         ensure!(disturbed.done.recoveries >= 1, "stage {place} killed at token {moment}: nobody noticed");
         eprintln!("stage {place} at token {moment}: pause {:?} ms", disturbed.done.pauses_ms);
+        pauses.extend(disturbed.done.pauses_ms);
     }
+    pauses.sort_by(f64::total_cmp);
+    eprintln!("{} pauses: median {:.0} ms, longest {:.0} ms", pauses.len(), pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
     net.stop().await;
     Ok(())
+}
+
+/// Which stage dies after how many tokens: each of three before the first token (the prompt is under way), early and
+/// late; with `CAIRN_KILLS=N`, each at N moments from first to last.
+fn kills(tokens: usize) -> Vec<(usize, usize)> {
+    match std::env::var("CAIRN_KILLS").ok().and_then(|n| n.parse::<usize>().ok()) {
+        None => vec![(0, 0), (1, 0), (2, 0), (0, 3), (1, 17), (2, 30)],
+        Some(n) => (0..3).flat_map(|place| (0..n).map(move |i| (place, i * (tokens - 2) / n.max(1)))).collect(),
+    }
 }
 
 /// Kills the node of stage `place` when `moment` tokens are there (0: as soon as the session has started), and starts
