@@ -240,7 +240,9 @@ mod tests {
     #[test]
     fn an_unknown_key_names_the_nearest_known_one() {
         let error = config(Some("[grant]\ncompuet = \"anyone\""), &[], Flags::default()).unwrap_err();
-        assert!(matches!(&error, ConfigError::UnknownKey { key, nearest } if key == "grant.compuet" && *nearest == "grant.compute"));
+        assert!(
+            matches!(&error, ConfigError::UnknownKey { key, nearest } if key == "grant.compuet" && *nearest == "grant.compute")
+        );
         let refusal = Refusal::from(error);
         assert!(refusal.to_string().contains("grant.compute"), "{refusal}");
     }

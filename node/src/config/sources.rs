@@ -182,11 +182,7 @@ impl Settings {
     }
 
     /// Types the one value of `key`.
-    pub fn parse<T>(
-        &self,
-        key: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Result<T, ConfigError> {
+    pub fn parse<T>(&self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
         parse(&self.list(key).join(",")).map_err(|why| self.bad(key, why))
     }
 

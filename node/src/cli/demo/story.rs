@@ -397,7 +397,7 @@ async fn wait_until<F: Future<Output = Result<bool, Refusal>>>(what: &str, holds
     let started = Instant::now();
     while !holds().await? {
         if started.elapsed() > PATIENCE {
-            return Err(Refusal::new(Reason::Deadline, what, format!("not so after {} s", PATIENCE.as_secs()), "cairn demo --keep"));
+            return Err(Refusal::new(Reason::Deadline, what, format!("not so after {} s", PATIENCE.as_secs())).try_this("cairn demo --keep"));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -434,5 +434,5 @@ fn not_started(error: StartError) -> Refusal {
 }
 
 fn failed(what: &str, why: String) -> Refusal {
-    Refusal::new(Reason::Internal, what, why, "cairn demo --keep, and look at the logs in the homes")
+    Refusal::new(Reason::Internal, what, why).try_this("cairn demo --keep, and look at the logs in the homes")
 }

@@ -1,0 +1,166 @@
+//! `cairn ls`, `cairn show`, `cairn verify`: what the catalogue knows, and whether the bytes still hold it.
+
+use cairn_client::api;
+use clap::Args;
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
+
+use super::progress::Bar;
+use super::publish::unfinished;
+use super::{Global, Outcome};
+
+/// Repos asked for at once.
+const PAGE: u32 = 200;
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  cairn ls\n  cairn ls acme/\n  cairn ls --json | jq '.repos[].repo'")]
+pub(super) struct LsArgs {
+    /// Only names that begin with this
+    #[arg(default_value = "", hide_default_value = true)]
+    prefix: String,
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    limit: usize,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  cairn show acme/tiny\n  cairn show acme/tiny@v1 --json")]
+pub(super) struct ShowArgs {
+    /// REPO[@REF]
+    repo: String,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  cairn verify acme/tiny\n  cairn verify acme/tiny@v1 --json")]
+pub(super) struct VerifyArgs {
+    /// REPO[@REF]
+    repo: String,
+}
+
+pub(super) async fn ls(global: &Global, args: LsArgs) -> Outcome {
+    let client = global.connect().await?;
+    let mut repos = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let limit = PAGE.min(u32::try_from(args.limit - repos.len()).unwrap_or(PAGE));
+        if limit == 0 {
+            break;
+        }
+        let page = client.list(api::ListRequest { prefix: args.prefix.clone(), limit, page_token }).await?;
+        repos.extend(page.repos);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let value = json!({"repos": repos.iter().map(repo).collect::<Vec<_>>(), "is_complete": page_token.is_empty()});
+    global.output().result(&value, || repos.iter().map(row).collect::<Vec<_>>().join("\n"));
+    if repos.is_empty() {
+        global.output().note("no repos yet (try: cairn publish PATH PUBLISHER/NAME)");
+    }
+    Ok(true)
+}
+
+fn row(repo: &api::Repo) -> String {
+    let held = if repo.held { "held" } else { "known" };
+    format!("{:<40} {:.10}  {:>10}  {held:<5}  {}", repo.repo, repo.revision, HumanBytes(repo.bytes), kind_of(repo))
+}
+
+fn kind_of(repo: &api::Repo) -> String {
+    let words = [repo.kind.as_str(), repo.architecture.as_str(), repo.quantisation.as_str()];
+    words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn repo(repo: &api::Repo) -> Value {
+    json!({
+        "repo": repo.repo, "kind": repo.kind, "publisher": repo.publisher, "handle": repo.handle, "name": repo.name,
+        "revision": repo.revision, "bytes": repo.bytes, "files": repo.files, "architecture": repo.architecture,
+        "parameters": repo.parameters, "quantisation": repo.quantisation, "license": repo.license,
+        "created_ms": repo.created_ms, "held": repo.held,
+    })
+}
+
+pub(super) async fn show(global: &Global, args: ShowArgs) -> Outcome {
+    let shown = global.connect().await?.show(args.repo).await?;
+    let value = json!({
+        "repo": shown.repo.as_ref().map(repo),
+        "refs": shown.refs.iter().map(|r| json!({
+            "name": r.name, "revision": r.revision, "epoch": r.epoch, "number": r.number, "tag": r.tag, "ambiguous": r.ambiguous,
+        })).collect::<Vec<_>>(),
+        "files": shown.files.iter().map(file).collect::<Vec<_>>(),
+        "model": shown.model.as_ref().map(model),
+        "holders": shown.holders, "message": shown.message, "parents": shown.parents, "warning": shown.warning,
+        "tensors": shown.tensors,
+    });
+    global.output().result(&value, || describe(&shown));
+    Ok(true)
+}
+
+fn file(file: &api::File) -> Value {
+    let digests: serde_json::Map<_, _> =
+        file.digests.iter().map(|digest| (digest.algorithm.clone(), json!(digest.hex))).collect();
+    json!({"path": file.path, "size": file.size, "digests": digests})
+}
+
+fn model(model: &api::Model) -> Value {
+    json!({
+        "architecture": model.architecture, "layers": model.layers, "width": model.width, "heads": model.heads,
+        "kv_heads": model.kv_heads, "vocabulary": model.vocabulary, "context_max": model.context_max, "served": model.served,
+    })
+}
+
+fn describe(shown: &api::ShowResponse) -> String {
+    let mut lines = Vec::new();
+    if let Some(repo) = &shown.repo {
+        lines.push(format!("{}  {}", repo.repo, kind_of(repo)));
+        lines.push(format!("  revision   {}", repo.revision));
+        lines.push(format!("  publisher  {} {}", repo.publisher, repo.handle));
+        lines.push(format!("  size       {} in {} files", HumanBytes(repo.bytes), repo.files));
+    }
+    if let Some(model) = &shown.model {
+        let served = if model.served { "" } else { " (not served by this build)" };
+        lines.push(format!(
+            "  model      {}, {} layers of width {}, context {}{served}",
+            model.architecture, model.layers, model.width, model.context_max
+        ));
+    }
+    if !shown.message.is_empty() {
+        lines.push(format!("  message    {}", shown.message));
+    }
+    if !shown.warning.is_empty() {
+        lines.push(format!("  warning    {}", shown.warning));
+    }
+    lines.extend(shown.refs.iter().map(|r| format!("  ref        {} is {:.10} ({}.{})", r.name, r.revision, r.epoch, r.number)));
+    lines.extend(shown.files.iter().map(|file| format!("  file       {:>10}  {}", HumanBytes(file.size).to_string(), file.path)));
+    lines.extend(shown.holders.iter().map(|node| format!("  held by    {node}")));
+    lines.join("\n")
+}
+
+pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Outcome {
+    let mut events = global.connect().await?.verify(args.repo).await?;
+    let bar = Bar::new(global.output());
+    while let Some(event) = events.next().await? {
+        match event.event {
+            Some(api::verify_event::Event::Progress(progress)) => bar.show(&progress),
+            Some(api::verify_event::Event::Done(done)) => {
+                bar.clear();
+                show_verified(global, &done);
+                return Ok(done.ok);
+            }
+            None => {}
+        }
+    }
+    Err(unfinished("verify"))
+}
+
+fn show_verified(global: &Global, done: &api::Verified) {
+    let bad: Vec<_> = done.bad.iter().map(|bad| json!({"path": bad.path, "why": bad.why})).collect();
+    let value = json!({
+        "repo": done.repo, "revision": done.revision, "ok": done.ok, "files": done.files, "bytes": done.bytes, "bad": bad,
+    });
+    global.output().result(&value, || {
+        let verdict = if done.ok { "every byte and signature is right" } else { "NOT what was signed" };
+        let head = format!("{} {:.10}: {} files, {}: {verdict}", done.repo, done.revision, done.files, HumanBytes(done.bytes));
+        std::iter::once(head).chain(done.bad.iter().map(|bad| format!("  {}: {}", bad.path, bad.why))).collect::<Vec<_>>().join("\n")
+    });
+}

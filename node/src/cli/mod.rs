@@ -1,0 +1,212 @@
+//! The command line: what can be said, and where each command lives.
+//!
+//! Every command but `node`, `config` and `bench` is a thin client of a daemon. Options of all commands are accepted
+//! before or after the command. What leaves on stdout and stderr is decided in [`output`].
+//!
+//! Invariant: a failure is one line on stderr and an exit code of the contract: 1 failed, 2 wrong usage, 3 not found,
+//! 4 refused, 5 unavailable.
+
+mod bench;
+mod catalog;
+mod daemon;
+pub mod demo;
+mod mesh;
+mod mirror;
+pub mod output;
+mod plan;
+mod progress;
+mod publish;
+mod pull;
+mod run;
+mod settings;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use cairn_client::{Client, ConnectOptions};
+use cairn_protocol::refusal::Refusal;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{config, telemetry};
+use output::Output;
+
+/// What a command comes to: `Ok(false)` has shown its result, and that result is a failure.
+pub type Outcome = Result<bool, Refusal>;
+
+#[derive(Parser)]
+#[command(
+    name = "cairn",
+    version,
+    about = "A peer-to-peer registry and compute mesh for models",
+    after_help = "Examples:\n  cairn demo                                 the whole story on one machine\n  cairn node                                 run the daemon\n  cairn publish ./model acme/tiny            sign and publish a folder\n  cairn run acme/tiny \"Once upon a time\"     generate text, layers split over the mesh\n\nA client finds its daemon by --api, CAIRN_API, config.toml, HOME/ready.json, then 127.0.0.1:4180."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// The folder of keys, catalogue and blobs [default: CAIRN_HOME, else ~/.local/share/cairn]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// The daemon to talk to, IP:PORT or a URL
+    #[arg(long, global = true, value_name = "URL")]
+    pub api: Option<String>,
+    /// Print JSON objects, one a line; the last line on stdout is the result
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print results only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Log more (twice: much more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+impl Global {
+    /// The home that was asked for, or the usual one.
+    pub fn home(&self) -> PathBuf {
+        self.home.clone().unwrap_or_else(config::default_home)
+    }
+
+    /// How things are to be shown.
+    pub fn output(&self) -> Output {
+        Output::new(self.json, self.quiet)
+    }
+
+    /// Finds the daemon and connects.
+    pub async fn connect(&self) -> Result<Client, Refusal> {
+        let options = ConnectOptions { api: self.api.clone(), home: Some(self.home()), ..ConnectOptions::default() };
+        Client::connect(&options).await
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground
+    Node(daemon::NodeArgs),
+    /// Show the whole story on this machine: publish, replicate, generate, survive a death
+    Demo(demo::DemoArgs),
+    /// Sign and publish a file or folder
+    Publish(publish::PublishArgs),
+    /// Bring a model in from a folder or a .gguf file
+    Import(publish::ImportArgs),
+    /// Fetch and verify a repo
+    Pull(pull::PullArgs),
+    /// Keep copies of others' repos
+    Mirror(mirror::MirrorArgs),
+    /// List the repos that this node knows
+    Ls(catalog::LsArgs),
+    /// Show everything known of one repo
+    Show(catalog::ShowArgs),
+    /// Read the bytes and signatures of a repo again
+    Verify(catalog::VerifyArgs),
+    /// List the nodes that this node knows
+    Peers(mesh::PeersArgs),
+    /// Show how this node is
+    Status(mesh::StatusArgs),
+    /// Show what this machine can do
+    Capacity(mesh::CapacityArgs),
+    /// Show where the layers of a model would go, and why
+    Plan(plan::PlanArgs),
+    /// Generate text; a chat when no prompt is given
+    Run(run::RunArgs),
+    /// Show the configuration
+    Config(settings::ConfigArgs),
+    /// Measure this machine; needs no daemon
+    Bench(bench::BenchArgs),
+}
+
+/// The binary's main: reads the command line, runs the command, says how it ended.
+pub fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) => return output::usage(&error, &words),
+    };
+    let usual = match cli.command {
+        Command::Node(_) => "warn,cairn=info,cairn_node=info,cairn_registry=info,cairn_compute=info",
+        _ => "error",
+    };
+    telemetry::log_to_stderr(usual, cli.global.verbose);
+    let output = cli.global.output();
+    let result = runtime(&cli.command).and_then(|runtime| {
+        let result = runtime.block_on(dispatch(cli));
+        // A reader that waits on a terminal must not hold the process.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(refusal) => output.refusal(&refusal),
+    }
+}
+
+/// A daemon gets all cores; a client needs one thread.
+fn runtime(command: &Command) -> Result<tokio::runtime::Runtime, Refusal> {
+    let mut builder = match command {
+        Command::Node(_) | Command::Bench(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    builder.enable_all().build().map_err(|error| output::failed("the async runtime", &error))
+}
+
+async fn dispatch(cli: Cli) -> Outcome {
+    let global = &cli.global;
+    match cli.command {
+        Command::Node(args) => daemon::run(global, args).await,
+        Command::Demo(args) => demo::run(args, global.json).await.map(|()| true),
+        Command::Publish(args) => publish::publish(global, args).await,
+        Command::Import(args) => publish::import(global, args).await,
+        Command::Pull(args) => pull::run(global, args).await,
+        Command::Mirror(args) => mirror::run(global, args).await,
+        Command::Ls(args) => catalog::ls(global, args).await,
+        Command::Show(args) => catalog::show(global, args).await,
+        Command::Verify(args) => catalog::verify(global, args).await,
+        Command::Peers(_) => mesh::peers(global).await,
+        Command::Status(_) => mesh::status(global).await,
+        Command::Capacity(_) => mesh::capacity(global).await,
+        Command::Plan(args) => plan::run(global, args).await,
+        Command::Run(args) => run::run(global, args).await,
+        Command::Config(args) => settings::run(global, args),
+        Command::Bench(args) => bench::run(global, args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        fn check(command: &clap::Command, path: &str) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:") && help.contains("cairn "), "{path} has no examples");
+            for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+                check(inner, &format!("{path} {}", inner.get_name()));
+            }
+        }
+        check(&Cli::command(), "cairn");
+    }
+
+    #[test]
+    fn options_of_all_commands_go_before_or_after() {
+        for words in ["cairn --json --home /h ls -q", "cairn ls --json --home /h -q"] {
+            let cli = Cli::try_parse_from(words.split(' ')).unwrap();
+            assert!(cli.global.json && cli.global.quiet);
+            assert_eq!(cli.global.home(), PathBuf::from("/h"));
+        }
+    }
+}

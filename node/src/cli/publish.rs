@@ -1,0 +1,103 @@
+//! `cairn publish` and `cairn import`: a file or folder of this machine becomes a signed revision.
+
+use std::path::{Path, PathBuf};
+
+use cairn_client::{Events, api};
+use cairn_protocol::refusal::{Reason, Refusal};
+use clap::Args;
+use indicatif::HumanBytes;
+use serde_json::json;
+
+use super::progress::Bar;
+use super::{Global, Outcome, output};
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cairn publish ./SmolLM2-135M-Instruct acme/smol\n  cairn publish model.gguf acme/tiny --tag v1 -m \"First light\"\n  cairn publish poems.txt datasets/acme/poems"
+)]
+pub(super) struct PublishArgs {
+    /// File or folder
+    path: PathBuf,
+    /// PUBLISHER/NAME, or datasets/PUBLISHER/NAME and the like; a handle that nobody claims gets a new key
+    repo: String,
+    /// Also set this tag, which never moves
+    #[arg(long, value_name = "T", default_value = "", hide_default_value = true)]
+    tag: String,
+    /// What changed
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    message: String,
+    /// Hard-link instead of copying; the files must not be edited afterwards
+    #[arg(long)]
+    link: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cairn import ./downloads/qwen acme/qwen\n  cairn import /models/SmolLM2-135M-Instruct.Q4_1.gguf acme/smol-q4"
+)]
+pub(super) struct ImportArgs {
+    /// A folder or a .gguf file
+    source: String,
+    /// The repo it becomes
+    repo: String,
+    /// What changed
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    message: String,
+}
+
+pub(super) async fn publish(global: &Global, args: PublishArgs) -> Outcome {
+    let path = absolute(&args.path)?;
+    let client = global.connect().await?;
+    let PublishArgs { repo, tag, message, link, .. } = args;
+    follow(global, client.publish(api::PublishRequest { path, repo, tag, message, link }).await?).await
+}
+
+pub(super) async fn import(global: &Global, args: ImportArgs) -> Outcome {
+    let source = if args.source.contains("://") { args.source } else { absolute(Path::new(&args.source))? };
+    let client = global.connect().await?;
+    follow(global, client.import(api::ImportRequest { source, repo: args.repo, message: args.message }).await?).await
+}
+
+async fn follow(global: &Global, mut events: Events<api::PublishEvent>) -> Outcome {
+    let output = global.output();
+    let bar = Bar::new(output);
+    while let Some(event) = events.next().await? {
+        match event.event {
+            Some(api::publish_event::Event::Progress(progress)) => bar.show(&progress),
+            Some(api::publish_event::Event::Done(done)) => {
+                bar.clear();
+                show(global, &done);
+                return Ok(true);
+            }
+            None => {}
+        }
+    }
+    Err(unfinished("publish"))
+}
+
+fn show(global: &Global, done: &api::Published) {
+    let value = json!({
+        "repo": done.repo, "revision": done.revision, "ref": done.r#ref, "epoch": done.epoch, "number": done.number,
+        "files": done.files, "bytes": done.bytes, "key_created": done.key_created, "publisher": done.publisher,
+    });
+    global.output().result(&value, || {
+        let key = if done.key_created { "\na new key was made for this publisher; it is in HOME/keys: back it up" } else { "" };
+        format!(
+            "{}@{} is {} ({} files, {}){key}",
+            done.repo, done.r#ref, done.revision, done.files, HumanBytes(done.bytes)
+        )
+    });
+}
+
+/// The daemon has another working folder, so paths travel whole.
+pub(super) fn absolute(path: &Path) -> Result<String, Refusal> {
+    let whole = std::path::absolute(path).map_err(|error| output::failed(&path.display().to_string(), &error))?;
+    whole.into_os_string().into_string().map_err(|path| {
+        Refusal::new(Reason::BadInput, path.to_string_lossy(), "the path is not UTF-8").try_this("another name for the file")
+    })
+}
+
+/// The daemon ended a call without its last word.
+pub(super) fn unfinished(what: &str) -> Refusal {
+    Refusal::new(Reason::Internal, what, "the daemon ended the call without a result").try_this("the daemon's log")
+}
