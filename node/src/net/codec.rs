@@ -1,0 +1,68 @@
+//! How questions and answers travel: one protobuf message each way on a stream of its own, ended by closing it.
+//!
+//! Invariant: no more bytes than the protocol's ceiling are read, whatever the other side sends, and what was read is
+//! only handed on after `cairn_protocol::talk` accepted it.
+
+use std::io;
+
+use cairn_protocol::{
+    limits::ANSWER_BYTES_MAX,
+    peer_pb::{Answer, Question},
+    talk,
+};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use libp2p::{StreamProtocol, request_response};
+
+use super::bounds::QUESTION_READ_BYTES_MAX;
+
+/// The codec of the question protocol.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct QuestionCodec;
+
+impl request_response::Codec for QuestionCodec {
+    type Protocol = StreamProtocol;
+    type Request = Question;
+    type Response = Answer;
+
+    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Question>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        talk::decode_question(&read_to_end(io, QUESTION_READ_BYTES_MAX).await?).map_err(invalid)
+    }
+
+    async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Answer>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        talk::decode_answer(&read_to_end(io, ANSWER_BYTES_MAX).await?).map_err(invalid)
+    }
+
+    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, question: Question) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        io.write_all(&talk::encode_question(&question).map_err(invalid)?).await
+    }
+
+    async fn write_response<T>(&mut self, _: &StreamProtocol, io: &mut T, answer: Answer) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        io.write_all(&talk::encode_answer(&answer).map_err(invalid)?).await
+    }
+}
+
+/// Reads until the stream ends; one byte more than `bytes_max` is an error.
+async fn read_to_end<T: AsyncRead + Unpin + Send>(io: &mut T, bytes_max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io.take(bytes_max as u64 + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() > bytes_max {
+        return Err(invalid(format!("a message of more than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn invalid(error: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}

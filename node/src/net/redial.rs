@@ -1,0 +1,214 @@
+//! Whom to dial, and when again. A pure decider: it knows addresses and times and opens nothing itself.
+//!
+//! Configured bootstrap addresses are tried for ever, with a pause that doubles up to half a minute; peers that were
+//! only heard of are given up after some failures. Pauses are spread by a hash, so that nodes that lost the same peer
+//! don't come back all at once.
+//!
+//! Invariant: one target is never dialled twice at the same time, and there are at most `DIAL_TARGETS_MAX` of them.
+
+use std::collections::BTreeMap;
+
+use cairn_protocol::id::NodeId;
+use libp2p::{Multiaddr, multiaddr::Protocol};
+
+use super::bounds::{
+    ADDRESSES_PER_PEER_MAX, DIAL_TARGETS_MAX, REDIAL_ATTEMPTS_MAX, REDIAL_FIRST_MS, REDIAL_LAST_MS,
+};
+
+/// Names a target of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TargetId(u32);
+
+/// One dial to begin now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attempt {
+    /// Reported back with what came of it.
+    pub target: TargetId,
+    /// Who is expected there, if it is known.
+    pub node: Option<NodeId>,
+    /// Where.
+    pub addresses: Vec<Multiaddr>,
+}
+
+/// All targets.
+#[derive(Debug, Default)]
+pub struct Redial {
+    targets: BTreeMap<TargetId, Target>,
+    next_id: u32,
+}
+
+#[derive(Debug)]
+struct Target {
+    addresses: Vec<Multiaddr>,
+    node: Option<NodeId>,
+    lasting: bool,
+    dialling: bool,
+    failures: u32,
+    next_ms: u64,
+}
+
+impl Redial {
+    /// Adds a configured address; whoever answers there is ours to keep in touch with.
+    pub fn add_bootstrap(&mut self, address: Multiaddr, node: Option<NodeId>) {
+        self.insert(Target { addresses: vec![address], node, lasting: true, dialling: false, failures: 0, next_ms: 0 });
+    }
+
+    /// Adds a peer that was heard of, or refreshes its addresses.
+    pub fn add_peer(&mut self, now_ms: u64, node: NodeId, mut addresses: Vec<Multiaddr>) {
+        addresses.truncate(ADDRESSES_PER_PEER_MAX);
+        if let Some(target) = self.targets.values_mut().find(|t| t.node == Some(node) && !t.lasting) {
+            target.addresses = addresses;
+        } else if !addresses.is_empty() {
+            let next_ms = now_ms;
+            self.insert(Target { addresses, node: Some(node), lasting: false, dialling: false, failures: 0, next_ms });
+        }
+    }
+
+    /// What to dial now, at most `max` dials; `connected` says whom we needn't.
+    pub fn due(&mut self, now_ms: u64, max: usize, connected: impl Fn(&NodeId) -> bool) -> Vec<Attempt> {
+        let mut attempts = Vec::new();
+        for (id, target) in &mut self.targets {
+            if attempts.len() == max {
+                break;
+            }
+            let idle = !target.dialling && target.next_ms <= now_ms;
+            if idle && !target.node.as_ref().is_some_and(&connected) {
+                target.dialling = true;
+                attempts.push(Attempt { target: *id, node: target.node, addresses: target.addresses_now() });
+            }
+        }
+        attempts
+    }
+
+    /// A dial succeeded; `node` answered.
+    pub fn reached(&mut self, now_ms: u64, id: TargetId, node: NodeId) {
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.node = Some(node);
+            target.dialling = false;
+            target.failures = 0;
+            target.next_ms = now_ms + REDIAL_FIRST_MS;
+        }
+    }
+
+    /// A dial failed.
+    pub fn failed(&mut self, now_ms: u64, id: TargetId) {
+        let Some(target) = self.targets.get_mut(&id) else { return };
+        target.dialling = false;
+        target.failures += 1;
+        target.next_ms = now_ms + pause_ms(id, target.failures);
+        if !target.lasting && target.failures >= REDIAL_ATTEMPTS_MAX {
+            self.targets.remove(&id);
+        }
+    }
+
+    /// That target makes no sense, e.g. it is this node itself.
+    pub fn forget(&mut self, id: TargetId) {
+        self.targets.remove(&id);
+    }
+
+    /// Forgets a peer that was only heard of, e.g. because it is banned.
+    pub fn forget_peer(&mut self, node: NodeId) {
+        self.targets.retain(|_, target| target.lasting || target.node != Some(node));
+    }
+
+    fn insert(&mut self, target: Target) {
+        if self.targets.len() >= DIAL_TARGETS_MAX {
+            let worst = self.targets.iter().filter(|(_, t)| !t.lasting && !t.dialling).max_by_key(|(_, t)| t.failures);
+            let Some((id, _)) = worst else { return };
+            let id = *id;
+            self.targets.remove(&id);
+        }
+        self.targets.insert(TargetId(self.next_id), target);
+        self.next_id = self.next_id.wrapping_add(1);
+    }
+}
+
+impl Target {
+    /// TCP alone at every other attempt, if there is any: it tells of a peer's death at once, which QUIC does not.
+    fn addresses_now(&self) -> Vec<Multiaddr> {
+        let is_tcp = |address: &&Multiaddr| address.iter().any(|part| matches!(part, Protocol::Tcp(_)));
+        let tcp: Vec<Multiaddr> = self.addresses.iter().filter(is_tcp).cloned().collect();
+        if self.failures % 2 == 1 || tcp.is_empty() { self.addresses.clone() } else { tcp }
+    }
+}
+
+/// Doubles from the first pause to the last, less up to a quarter that depends on the target and the attempt.
+fn pause_ms(id: TargetId, failures: u32) -> u64 {
+    let whole = (REDIAL_FIRST_MS << failures.saturating_sub(1).min(16)).min(REDIAL_LAST_MS);
+    let hash = blake3::hash(&[id.0.to_be_bytes(), failures.to_be_bytes()].concat());
+    whole - whole * u64::from(hash.as_bytes()[0]) / 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> Multiaddr {
+        format!("/ip4/127.0.0.1/tcp/{port}").parse().expect("a valid address")
+    }
+
+    fn node(n: u8) -> NodeId {
+        NodeId::from([n; 32])
+    }
+
+    #[test]
+    fn a_bootstrap_address_is_dialled_again_with_growing_pauses_for_ever() {
+        let mut redial = Redial::default();
+        redial.add_bootstrap(address(1), None);
+        let (mut now_ms, mut dials) = (0, Vec::new());
+        while dials.len() < 40 {
+            for attempt in redial.due(now_ms, 8, |_| false) {
+                dials.push(now_ms);
+                redial.failed(now_ms, attempt.target);
+            }
+            now_ms += 10;
+        }
+        assert!(dials[1] - dials[0] <= REDIAL_FIRST_MS + 10);
+        assert!(dials[39] - dials[38] > REDIAL_LAST_MS / 2);
+        assert!(dials[39] - dials[38] <= REDIAL_LAST_MS + 10);
+    }
+
+    #[test]
+    fn a_target_under_way_is_not_dialled_twice() {
+        let mut redial = Redial::default();
+        redial.add_bootstrap(address(1), None);
+        assert_eq!(redial.due(0, 8, |_| false).len(), 1);
+        assert_eq!(redial.due(60_000, 8, |_| false).len(), 0);
+    }
+
+    #[test]
+    fn a_connected_peer_is_left_alone_and_dialled_again_when_it_is_gone() {
+        let mut redial = Redial::default();
+        redial.add_bootstrap(address(1), None);
+        let attempt = redial.due(0, 8, |_| false).remove(0);
+        redial.reached(0, attempt.target, node(7));
+        assert_eq!(redial.due(5_000, 8, |n| *n == node(7)), vec![]);
+        assert_eq!(redial.due(5_000, 8, |_| false).len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_was_only_heard_of_is_given_up() {
+        let mut redial = Redial::default();
+        redial.add_peer(0, node(1), vec![address(1)]);
+        let mut now_ms = 0;
+        for _ in 0..REDIAL_ATTEMPTS_MAX {
+            now_ms += REDIAL_LAST_MS;
+            let attempt = redial.due(now_ms, 8, |_| false).remove(0);
+            redial.failed(now_ms, attempt.target);
+        }
+        assert_eq!(redial.due(now_ms + REDIAL_LAST_MS, 8, |_| false), vec![]);
+    }
+
+    #[test]
+    fn the_targets_are_bounded_and_bootstrap_addresses_stay() {
+        let mut redial = Redial::default();
+        redial.add_bootstrap(address(1), None);
+        for n in 0..2 * DIAL_TARGETS_MAX {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&n.to_be_bytes());
+            redial.add_peer(0, NodeId::from(bytes), vec![address(2)]);
+        }
+        assert_eq!(redial.targets.len(), DIAL_TARGETS_MAX);
+        assert!(redial.targets.values().any(|t| t.lasting));
+    }
+}
