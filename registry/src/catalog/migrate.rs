@@ -1,0 +1,74 @@
+//! Brings a catalogue of any earlier schema to the present one, one numbered step after the other.
+//!
+//! It is not a place for defaults or repairs: a step moves stored values from one layout to the next and nothing else.
+//!
+//! Invariant: every step is idempotent and commits together with its number, so a crash between two steps resumes at the
+//! right one; a catalogue of a later schema is refused untouched.
+
+use redb::{Database, Durability, ReadableDatabase, TableError, WriteTransaction};
+
+use super::{CatalogError, tables};
+
+/// The schema that this code reads and writes: the number of steps in the chain.
+pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
+
+type Step = fn(&WriteTransaction) -> Result<(), CatalogError>;
+
+/// Step n takes schema n to n + 1.
+const STEPS: [Step; 1] = [make_first_tables];
+
+/// Why a catalogue could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// It was written by a later version of the program.
+    #[error("the catalogue has schema {found}, this program reads up to {known}")]
+    Newer {
+        /// Schema in the file.
+        found: u32,
+        /// Schema of this program.
+        known: u32,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+/// Runs the steps that are missing.
+pub(crate) fn migrate(database: &Database) -> Result<(), MigrateError> {
+    let found = schema_of(database)?;
+    if found > SCHEMA {
+        return Err(MigrateError::Newer { found, known: SCHEMA });
+    }
+    for (number, step) in (1..).zip(STEPS).skip(found as usize) {
+        run_step(database, number, step)?;
+    }
+    Ok(())
+}
+
+fn schema_of(database: &Database) -> Result<u32, CatalogError> {
+    let transaction = database.begin_read()?;
+    let table = match transaction.open_table(tables::META) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    let Some(value) = table.get("schema")? else { return Ok(0) };
+    let bytes = value.value().try_into().map_err(|_| CatalogError::Damaged("schema number".to_owned()))?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+fn run_step(database: &Database, number: u32, step: Step) -> Result<(), CatalogError> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    step(&transaction)?;
+    transaction.open_table(tables::META)?.insert("schema", number.to_le_bytes().as_slice())?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn make_first_tables(transaction: &WriteTransaction) -> Result<(), CatalogError> {
+    for table in tables::ALL {
+        transaction.open_table(table)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! The tables of the catalogue. A table's name ends in the version of its layout, which stands above it.
+//!
+//! Every key but those of `META` begins with the realm's 32 bytes. Strings in keys end in a NUL, which no validated name holds, so no
+//! key is a prefix of another's field by accident. Numbers in keys are big-endian, so that they sort.
+//!
+//! Invariant: a layout never changes under its name; a new layout is a new name and a migration.
+
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
+
+type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+/// `"schema"` → the schema's number, u32 little-endian.
+pub(crate) const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta-0");
+
+/// realm ‖ kind u8 ‖ record id → the envelope's exact bytes. The order of the keys is the order of a late joiner's pages:
+/// profiles, revisions, heads.
+pub(crate) const RECORDS: Bytes = TableDefinition::new("records-1");
+
+/// realm ‖ publisher → epoch u64 ‖ id of the profile record in force ‖ handle as written.
+pub(crate) const PROFILES: Bytes = TableDefinition::new("profiles-1");
+
+/// realm ‖ folded handle ‖ 0 ‖ publisher → nothing: who claims the handle in the profile in force.
+pub(crate) const CLAIMS: Bytes = TableDefinition::new("claims-1");
+
+/// realm ‖ folded handle → publisher that a person's explicit act chose.
+pub(crate) const HANDLE_PINS: Bytes = TableDefinition::new("handle-pins-1");
+
+/// realm ‖ folded handle → publisher that the operator trusts for it.
+pub(crate) const TRUSTED: Bytes = TableDefinition::new("trusted-1");
+
+/// realm ‖ publisher ‖ kind u8 ‖ folded name ‖ 0 → name as first written.
+pub(crate) const REPOS: Bytes = TableDefinition::new("repos-1");
+
+/// the key of REPOS ‖ revision → revision record's id.
+pub(crate) const REVISIONS: Bytes = TableDefinition::new("revisions-1");
+
+/// realm ‖ revision ‖ publisher → the key of REPOS without the realm: where a revision belongs, by its hash alone.
+pub(crate) const REVISION_REPOS: Bytes = TableDefinition::new("revision-repos-1");
+
+/// the key of REPOS ‖ ref ‖ 0 ‖ epoch u64 ‖ number u64 ‖ head record's id → revision ‖ tag u8 ‖ previous head or 32 zeros.
+pub(crate) const HEADS: Bytes = TableDefinition::new("heads-1");
+
+/// the key of REPOS ‖ ref ‖ 0 → id of the head that this node has made its own (published it, or keeps its bytes).
+pub(crate) const ADOPTED: Bytes = TableDefinition::new("adopted-1");
+
+/// realm ‖ revision → nothing: revisions that this node keeps (pin class "record").
+pub(crate) const KEPT: Bytes = TableDefinition::new("kept-1");
+
+/// realm ‖ revision ‖ blob → size u64 little-endian: the blobs of a kept revision, its manifest included.
+pub(crate) const KEPT_BLOBS: Bytes = TableDefinition::new("kept-blobs-1");
+
+/// realm ‖ blob → last use in ms u64 little-endian ‖ bytes held u64 little-endian (pin class "stage cache").
+pub(crate) const STAGE_BLOBS: Bytes = TableDefinition::new("stage-blobs-1");
+
+/// realm ‖ SHA-256 → blob, only of bytes that were hashed here.
+pub(crate) const SHA256: Bytes = TableDefinition::new("sha256-1");
+
+/// realm ‖ pattern as written → nothing.
+pub(crate) const MIRRORS: Bytes = TableDefinition::new("mirrors-1");
+
+/// Every table of bytes, for making them all at once: a read transaction refuses a table that was never made.
+pub(crate) const ALL: [Bytes; 15] = [
+    RECORDS,
+    PROFILES,
+    CLAIMS,
+    HANDLE_PINS,
+    TRUSTED,
+    REPOS,
+    REVISIONS,
+    REVISION_REPOS,
+    HEADS,
+    ADOPTED,
+    KEPT,
+    KEPT_BLOBS,
+    STAGE_BLOBS,
+    SHA256,
+    MIRRORS,
+];
+
+/// Opens a table for reading in either kind of transaction, so that a look-up is written once.
+pub(crate) trait Tables {
+    type Table<'a>: ReadableTable<&'static [u8], &'static [u8]>
+    where
+        Self: 'a;
+
+    fn table(&self, definition: Bytes) -> Result<Self::Table<'_>, TableError>;
+}
+
+impl Tables for ReadTransaction {
+    type Table<'a> = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+    fn table(&self, definition: Bytes) -> Result<Self::Table<'_>, TableError> {
+        self.open_table(definition)
+    }
+}
+
+impl Tables for WriteTransaction {
+    type Table<'a> = Table<'a, &'static [u8], &'static [u8]>;
+
+    fn table(&self, definition: Bytes) -> Result<Self::Table<'_>, TableError> {
+        self.open_table(definition)
+    }
+}

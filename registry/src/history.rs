@@ -1,0 +1,201 @@
+//! Decides, from the heads that are known of one ref, where the ref stands.
+//!
+//! Pure: no database, no clock. It does not decide who may sign heads (that is checked when a record is inserted).
+//!
+//! Invariant: the answer depends only on the set of heads, never on the order in which they arrived, save for `adopted`, by which
+//! a node that already uses a head stays with it when a second head of the same number turns up.
+
+use std::collections::BTreeSet;
+
+use cairn_protocol::id::{RecordId, RevisionId};
+
+/// One head of one ref, as the catalogue keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadRow {
+    /// Id of the head's record.
+    pub id: RecordId,
+    /// Rises with a key rotation.
+    pub epoch: u64,
+    /// Counts publications within an epoch.
+    pub number: u64,
+    /// What the ref names.
+    pub revision: RevisionId,
+    /// The head that this one follows.
+    pub previous: Option<RecordId>,
+    /// Whether the ref is a tag, which never moves.
+    pub tag: bool,
+}
+
+impl HeadRow {
+    /// What orders heads.
+    pub fn place(&self) -> (u64, u64) {
+        (self.epoch, self.number)
+    }
+}
+
+/// Where a ref stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The head in force, if any.
+    pub head: Option<HeadRow>,
+    /// Why a newer head is not in force.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A reason for which heads newer than the one in force do not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PassedOver {
+    /// Several heads claim one number.
+    Contested {
+        /// Their (epoch, number).
+        place: (u64, u64),
+        /// The heads, in order of their ids.
+        heads: Vec<HeadRow>,
+    },
+    /// The head's revision record has not arrived.
+    RevisionUnknown(HeadRow),
+}
+
+/// Finds the head in force. `heads` are sorted by (epoch, number, id), as the catalogue keeps them; `known` says whether a
+/// revision's record is here.
+pub fn stand(heads: &[HeadRow], adopted: Option<RecordId>, known: impl Fn(RevisionId) -> bool) -> Standing {
+    if heads.iter().any(|head| head.tag) {
+        return stand_of_tag(heads, adopted, known);
+    }
+    let mut passed_over = Vec::new();
+    for group in heads.chunk_by(|a, b| a.place() == b.place()).rev() {
+        let chosen = match group {
+            [only] => Some(only),
+            several => several.iter().find(|head| Some(head.id) == adopted),
+        };
+        if group.len() > 1 {
+            passed_over.push(PassedOver::Contested { place: group[0].place(), heads: group.to_vec() });
+        }
+        match chosen {
+            Some(head) if known(head.revision) => return Standing { head: Some(head.clone()), passed_over },
+            Some(head) => passed_over.push(PassedOver::RevisionUnknown(head.clone())),
+            None => {}
+        }
+    }
+    Standing { head: None, passed_over }
+}
+
+/// A tag stands where all its heads agree; heads that disagree leave it nowhere but for a node that already uses one.
+fn stand_of_tag(heads: &[HeadRow], adopted: Option<RecordId>, known: impl Fn(RevisionId) -> bool) -> Standing {
+    let named: BTreeSet<RevisionId> = heads.iter().map(|head| head.revision).collect();
+    let chosen = match named.len() {
+        1 => heads.first(),
+        _ => heads.iter().find(|head| Some(head.id) == adopted),
+    };
+    let mut passed_over = Vec::new();
+    if named.len() > 1 {
+        passed_over.push(PassedOver::Contested { place: heads[0].place(), heads: heads.to_vec() });
+    }
+    match chosen {
+        Some(head) if known(head.revision) => Standing { head: Some(head.clone()), passed_over },
+        Some(head) => {
+            passed_over.push(PassedOver::RevisionUnknown(head.clone()));
+            Standing { head: None, passed_over }
+        }
+        None => Standing { head: None, passed_over },
+    }
+}
+
+/// What the next head of a ref must say: (epoch, number, previous). It follows the highest number that is known, contested or not:
+/// that is how a successor heals a contested number. Of contested heads it follows the adopted one, else the first by id.
+pub fn next(heads: &[HeadRow], adopted: Option<RecordId>) -> (u64, u64, Option<RecordId>) {
+    let Some(last) = heads.last() else { return (0, 1, None) };
+    let top: Vec<&HeadRow> = heads.iter().filter(|head| head.place() == last.place()).collect();
+    let followed = top.iter().find(|head| Some(head.id) == adopted).or(top.first()).map(|head| head.id);
+    (last.epoch, last.number.saturating_add(1), followed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(number: u64, id: u8) -> HeadRow {
+        HeadRow {
+            id: RecordId::from([id; 32]),
+            epoch: 0,
+            number,
+            revision: RevisionId::from([id; 32]),
+            previous: None,
+            tag: false,
+        }
+    }
+
+    fn number(standing: &Standing) -> Option<u64> {
+        standing.head.as_ref().map(|head| head.number)
+    }
+
+    #[test]
+    fn the_highest_number_is_in_force() {
+        let standing = stand(&[head(1, 1), head(2, 2)], None, |_| true);
+        assert_eq!(number(&standing), Some(2));
+        assert!(standing.passed_over.is_empty());
+    }
+
+    #[test]
+    fn a_higher_epoch_beats_a_higher_number() {
+        let rotated = HeadRow { epoch: 1, ..head(1, 9) };
+        let standing = stand(&[head(1, 1), head(7, 2), rotated.clone()], None, |_| true);
+        assert_eq!(standing.head, Some(rotated));
+    }
+
+    #[test]
+    fn a_number_with_two_heads_does_not_count_and_is_shown() {
+        let standing = stand(&[head(1, 1), head(2, 2), head(2, 3)], None, |_| true);
+        assert_eq!(number(&standing), Some(1));
+        assert!(
+            matches!(&standing.passed_over[..], [PassedOver::Contested { place: (0, 2), heads }] if heads.len() == 2)
+        );
+    }
+
+    #[test]
+    fn a_node_that_uses_one_of_two_heads_stays_with_it() {
+        let standing = stand(&[head(1, 1), head(2, 2), head(2, 3)], Some(RecordId::from([3; 32])), |_| true);
+        assert_eq!(standing.head.map(|head| head.id), Some(RecordId::from([3; 32])));
+        assert_eq!(standing.passed_over.len(), 1);
+    }
+
+    #[test]
+    fn a_successor_heals_a_contested_number() {
+        let heads = [head(1, 1), head(2, 2), head(2, 3), head(3, 4)];
+        let standing = stand(&heads, None, |_| true);
+        assert_eq!(number(&standing), Some(3));
+        assert!(standing.passed_over.is_empty());
+        assert_eq!(next(&heads[..3], None), (0, 3, Some(RecordId::from([2; 32]))));
+    }
+
+    #[test]
+    fn a_first_number_that_is_contested_leaves_the_ref_nowhere() {
+        assert_eq!(stand(&[head(1, 1), head(1, 2)], None, |_| true).head, None);
+    }
+
+    #[test]
+    fn a_head_whose_revision_is_unknown_waits_behind_the_one_before_it() {
+        let standing = stand(&[head(1, 1), head(2, 2)], None, |revision| revision == RevisionId::from([1; 32]));
+        assert_eq!(number(&standing), Some(1));
+        assert!(matches!(standing.passed_over[..], [PassedOver::RevisionUnknown(_)]));
+    }
+
+    #[test]
+    fn a_tag_with_two_revisions_stands_nowhere() {
+        let tag = |id| HeadRow { tag: true, ..head(1, id) };
+        assert_eq!(stand(&[tag(1)], None, |_| true).head, Some(tag(1)));
+        assert_eq!(stand(&[tag(1), tag(2)], None, |_| true).head, None);
+    }
+
+    #[test]
+    fn a_later_number_does_not_move_a_tag() {
+        let tag = HeadRow { tag: true, ..head(1, 1) };
+        let standing = stand(&[tag, head(2, 2)], None, |_| true);
+        assert_eq!(standing.head, None);
+    }
+
+    #[test]
+    fn the_first_head_of_a_ref_is_number_one() {
+        assert_eq!(next(&[], None), (0, 1, None));
+    }
+}

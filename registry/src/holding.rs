@@ -1,0 +1,208 @@
+//! What this node has of a revision, and the pins by which it keeps it.
+//!
+//! It fetches nothing. A pinned revision may be held in part (`pull --include`): then its bytes stay, and it does not count as a
+//! copy.
+//!
+//! Invariant: a revision in the record class was durable, as far as it was here, before the pin was.
+
+use std::ops::ControlFlow;
+
+use cairn_protocol::{
+    id::{BlobHash, RecordId, RevisionId},
+    limits::MANIFEST_BYTES_MAX,
+    manifest::{Manifest, ManifestError},
+    name::RefName,
+};
+use redb::WriteTransaction;
+
+use crate::{
+    Registry,
+    blobs::BlobError,
+    catalog::{CatalogError, keys, tables},
+    listing, look,
+    publish::{adopt, keep},
+};
+
+/// Why a revision is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinClass {
+    /// Someone wants it here: it was published, pulled or mirrored. Announced, and counted as a copy when it is whole.
+    Record,
+    /// A stage needed parts of it at `now_ms`; the longest unused parts go when all stages' parts pass `bytes_max`.
+    StageCache {
+        /// Now, by this node's clock.
+        now_ms: u64,
+        /// The ceiling.
+        bytes_max: u64,
+    },
+}
+
+/// How much of a revision is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Holding {
+    /// Whether the manifest and every byte of every file is here, by the store's book-keeping.
+    pub whole: bool,
+    /// Whether it is pinned in the record class.
+    pub kept: bool,
+    /// Bytes of its files that are here, every blob counted once.
+    pub bytes_held: u64,
+    /// Bytes of its files; `None` while the manifest is not here.
+    pub bytes_total: Option<u64>,
+}
+
+/// Why a holding could not be told or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldError {
+    /// Its manifest is not here.
+    #[error("the manifest of revision {0} is not here")]
+    NoManifest(RevisionId),
+    /// The manifest's bytes are what the id names, and still not a manifest, or one of another realm.
+    #[error("revision {revision} has no valid manifest: {error}")]
+    Manifest {
+        /// The revision.
+        revision: RevisionId,
+        /// What is wrong.
+        error: ManifestError,
+    },
+    /// The blob store failed.
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
+    /// The catalogue failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+impl Registry {
+    /// The manifest, if its blob is here; its bytes are verified against the id.
+    pub async fn manifest(&self, revision: RevisionId) -> Result<Option<Manifest>, HoldError> {
+        match self.blobs().read_all(blob_of(revision), MANIFEST_BYTES_MAX as u64).await {
+            Ok(bytes) => {
+                let manifest = Manifest::parse(&bytes).map_err(|error| HoldError::Manifest { revision, error })?;
+                Ok(Some(manifest))
+            }
+            Err(BlobError::NotHeld { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// How much of a revision is here.
+    pub async fn held(&self, revision: RevisionId) -> Result<Holding, HoldError> {
+        let kept = self.is_kept(revision).await?;
+        let Some(manifest) = self.manifest(revision).await? else { return Ok(Holding { kept, ..Holding::default() }) };
+        let mut files: Vec<(BlobHash, u64)> = manifest.files.iter().map(|file| (file.blake3, file.size)).collect();
+        files.sort_unstable();
+        files.dedup();
+        let (mut bytes_held, mut bytes_total) = (0, 0);
+        for (blob, size) in files {
+            bytes_total += size;
+            bytes_held += self.blobs().bytes_held(blob).await?.min(size);
+        }
+        Ok(Holding { whole: bytes_held == bytes_total, kept, bytes_held, bytes_total: Some(bytes_total) })
+    }
+
+    /// Pins a revision whose manifest is here. In the record class, what is here of it is made durable first.
+    pub async fn pin(&self, revision: RevisionId, class: PinClass) -> Result<(), HoldError> {
+        let manifest = self.manifest(revision).await?.ok_or(HoldError::NoManifest(revision))?;
+        let mut blobs = vec![blob_of(revision)];
+        blobs.extend(manifest.files.iter().map(|file| file.blake3));
+        blobs.sort_unstable();
+        blobs.dedup();
+        match class {
+            PinClass::Record => self.pin_record(revision, manifest, blobs).await,
+            PinClass::StageCache { now_ms, bytes_max } => {
+                let mut here = Vec::new();
+                for blob in blobs {
+                    if self.blobs().bytes_held(blob).await? > 0 {
+                        here.push(blob);
+                    }
+                }
+                self.blobs().protect_stage(&here, now_ms, bytes_max).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a revision out of the record class; its bytes go with the next collection if nothing else pins them. `false` if it
+    /// was not kept.
+    pub async fn unpin(&self, revision: RevisionId) -> Result<bool, HoldError> {
+        let realm = self.realm();
+        let removed = self.catalog().write::<_, CatalogError, _>(move |transaction| {
+            let key = keys::one(realm, revision.as_bytes());
+            let was_kept = transaction.open_table(tables::KEPT)?.remove(key.as_slice())?.is_some();
+            let mut blobs = transaction.open_table(tables::KEPT_BLOBS)?;
+            let end = keys::after(&key).unwrap_or_default();
+            blobs.retain_in::<&[u8], _>(key.as_slice()..end.as_slice(), |_, _| false)?;
+            Ok(was_kept)
+        });
+        let removed = removed.await?;
+        self.note_change(removed);
+        Ok(removed)
+    }
+
+    /// The revisions of the record class, by id.
+    pub async fn kept(&self) -> Result<Vec<RevisionId>, CatalogError> {
+        let prefix = keys::realm(self.realm());
+        let read = self.catalog().read(move |transaction| {
+            let mut kept = Vec::new();
+            look::visit(transaction, tables::KEPT, &prefix, None, |key, _| {
+                kept.push(RevisionId::from(keys::last_id(key)?));
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(kept)
+        });
+        read.await
+    }
+
+    /// Whether a revision is in the record class.
+    pub async fn is_kept(&self, revision: RevisionId) -> Result<bool, CatalogError> {
+        let key = keys::one(self.realm(), revision.as_bytes());
+        self.catalog().read(move |transaction| Ok(look::value_of(transaction, tables::KEPT, &key)?.is_some())).await
+    }
+
+    /// The blob that has this SHA-256, if bytes with it were ever hashed here.
+    pub async fn blob_with_sha256(&self, sha256: [u8; 32]) -> Result<Option<BlobHash>, CatalogError> {
+        let key = keys::one(self.realm(), &sha256);
+        let read = self.catalog().read(move |transaction| look::id_of(transaction, tables::SHA256, &key));
+        Ok(read.await?.map(BlobHash::from))
+    }
+
+    async fn pin_record(
+        &self,
+        revision: RevisionId,
+        manifest: Manifest,
+        blobs: Vec<BlobHash>,
+    ) -> Result<(), HoldError> {
+        self.blobs().sync(&blobs).await?;
+        let manifest_bytes = self.blobs().size(blob_of(revision)).await?.unwrap_or(0);
+        let realm = self.realm();
+        let written = self.catalog().write::<_, CatalogError, _>(move |transaction| {
+            keep(transaction, realm, revision, manifest_bytes, &manifest)?;
+            adopt_heads(transaction, realm, revision, &manifest)
+        });
+        written.await?;
+        self.note_change(true);
+        Ok(())
+    }
+}
+
+/// A revision's manifest is the blob of the same hash.
+pub(crate) fn blob_of(revision: RevisionId) -> BlobHash {
+    BlobHash::from(*revision.as_bytes())
+}
+
+/// A node that keeps a revision stays with the heads that stand for it now, should second heads of their numbers turn up.
+fn adopt_heads(
+    transaction: &WriteTransaction,
+    realm: cairn_protocol::id::RealmId,
+    revision: RevisionId,
+    manifest: &Manifest,
+) -> Result<(), CatalogError> {
+    let mut standing: Vec<(RefName, RecordId)> = Vec::new();
+    for state in listing::refs(transaction, realm, &manifest.repo)? {
+        standing.extend(state.head.filter(|head| head.revision == revision).map(|head| (state.name, head.id)));
+    }
+    for (name, head) in standing {
+        adopt(transaction, &keys::reference(realm, &manifest.repo, &name), head)?;
+    }
+    Ok(())
+}

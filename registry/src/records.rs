@@ -1,0 +1,319 @@
+//! Takes verified records into the catalogue, and hands them out in pages.
+//!
+//! Signatures are checked before a [`Record`] exists; here are the rules between records: the realm matches, a head's number and link
+//! fit what is known, a tag does not move. A head may arrive before its revision record or before the head that it follows: it is kept,
+//! and does not count for resolution until the revision's record is here. Two heads of one number are both kept.
+//!
+//! Invariant: whatever the order in which a set of records arrives, the same records end up in the catalogue, except those that a
+//! rule refuses in that order; nothing that was taken in is ever taken out by a later record.
+
+use std::ops::ControlFlow;
+
+use cairn_protocol::{
+    id::{RealmId, RecordId},
+    limits::HEADS_PAGE_BYTES_MAX,
+    name::{RefName, RepoId},
+    record::{Body, Head, Profile, Record, RecordError, RecordKind, Revision},
+};
+use redb::WriteTransaction;
+
+use crate::{
+    Registry,
+    catalog::{CatalogError, keys, tables},
+    history::{HeadRow, PassedOver},
+    look::{self, ProfileRow},
+};
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserted {
+    /// It was not here and now is.
+    New,
+    /// It was here already.
+    Known,
+    /// A newer one of its sort is in force. A head is kept for the history; an older profile is not.
+    Stale,
+}
+
+/// Why a record was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum InsertError {
+    /// It belongs to another realm.
+    #[error("the record is of realm {found}, this node is in {expected}")]
+    Realm {
+        /// This node's realm.
+        expected: RealmId,
+        /// The record's.
+        found: RealmId,
+    },
+    /// Its payload breaks a rule of its kind.
+    #[error("the record's payload is not valid: {0}")]
+    Payload(#[from] RecordError),
+    /// A head's number or link contradicts itself or what is known.
+    #[error("head {number} of {reference} does not fit: {reason}")]
+    Link {
+        /// The ref.
+        reference: RefName,
+        /// The head's number.
+        number: u64,
+        /// What does not fit.
+        reason: &'static str,
+    },
+    /// The ref is a tag and names another revision.
+    #[error("{0} is a tag; tags never move")]
+    TagMoves(RefName),
+    /// The catalogue failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+impl Registry {
+    /// Takes in a record from a peer.
+    pub async fn insert(&self, record: Record) -> Result<Inserted, InsertError> {
+        let realm = self.realm();
+        let inserted = self.catalog().write(move |transaction| insert(transaction, realm, &record)).await?;
+        self.note_change(inserted == Inserted::New);
+        Ok(inserted)
+    }
+
+    /// Takes in a page of records in one durable step. Each record has its own verdict; a refused one does not spoil the others.
+    pub async fn insert_page(&self, records: Vec<Record>) -> Result<Vec<Result<Inserted, InsertError>>, CatalogError> {
+        let realm = self.realm();
+        let verdicts = self.catalog().write::<_, CatalogError, _>(move |transaction| {
+            Ok(records.iter().map(|record| insert(transaction, realm, record)).collect::<Vec<_>>())
+        });
+        let verdicts = verdicts.await?;
+        self.note_change(verdicts.iter().any(|verdict| matches!(verdict, Ok(Inserted::New))));
+        Ok(verdicts)
+    }
+
+    /// The next page of all records, in a stable order (profiles, revisions, heads; each by id), for a node that joins late.
+    /// `after` is empty for the first page, else what the page before returned; the returned one is empty after the last page.
+    /// At most `limit` records and 512 KiB.
+    pub async fn heads_page(&self, after: Vec<u8>, limit: usize) -> Result<(Vec<Record>, Vec<u8>), CatalogError> {
+        let realm = self.realm();
+        self.catalog().read(move |transaction| page(transaction, realm, &after, limit.max(1))).await
+    }
+
+    /// What a peer needs to resolve this ref: the publisher's profile, the head in force and every newer head that does not count,
+    /// and the records of their revisions.
+    pub async fn records_for(&self, repo: &RepoId, name: &RefName) -> Result<Vec<Record>, CatalogError> {
+        let (realm, repo, name) = (self.realm(), repo.clone(), name.clone());
+        self.catalog().read(move |transaction| records_for(transaction, realm, &repo, &name)).await
+    }
+
+    /// One record, by kind and id.
+    pub async fn record(&self, kind: RecordKind, id: RecordId) -> Result<Option<Record>, CatalogError> {
+        let realm = self.realm();
+        self.catalog().read(move |transaction| look::record(transaction, realm, kind, id)).await
+    }
+}
+
+pub(crate) fn insert(transaction: &WriteTransaction, realm: RealmId, record: &Record) -> Result<Inserted, InsertError> {
+    if record.realm() != realm {
+        return Err(InsertError::Realm { expected: realm, found: record.realm() });
+    }
+    let key = keys::record(realm, record.kind(), record.id());
+    if look::value_of(transaction, tables::RECORDS, &key)?.is_some() {
+        return Ok(Inserted::Known);
+    }
+    match record.body()? {
+        Body::Profile(profile) => insert_profile(transaction, realm, record, &profile),
+        Body::Revision(revision) => insert_revision(transaction, realm, record, &revision),
+        Body::Head(head) => insert_head(transaction, realm, record, &head),
+    }
+}
+
+fn store(transaction: &WriteTransaction, realm: RealmId, record: &Record) -> Result<(), CatalogError> {
+    let key = keys::record(realm, record.kind(), record.id());
+    transaction.open_table(tables::RECORDS)?.insert(key.as_slice(), record.to_bytes().as_slice())?;
+    Ok(())
+}
+
+fn put(
+    transaction: &WriteTransaction,
+    table: redb::TableDefinition<'static, &'static [u8], &'static [u8]>,
+    key: &[u8],
+    value: &[u8],
+) -> Result<(), CatalogError> {
+    transaction.open_table(table)?.insert(key, value)?;
+    Ok(())
+}
+
+/// The profile with the highest (epoch, id) is in force; the id breaks ties the same way on every node.
+fn insert_profile(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    record: &Record,
+    profile: &Profile,
+) -> Result<Inserted, InsertError> {
+    let publisher = record.key();
+    let row = ProfileRow { epoch: profile.epoch, id: record.id(), handle: profile.handle.clone() };
+    if let Some(old) = look::profile(transaction, realm, publisher)? {
+        if (old.epoch, old.id) > (row.epoch, row.id) {
+            return Ok(Inserted::Stale);
+        }
+        let claim = keys::claim(realm, &old.handle, publisher);
+        transaction
+            .open_table(tables::CLAIMS)
+            .map_err(CatalogError::from)?
+            .remove(claim.as_slice())
+            .map_err(CatalogError::from)?;
+    }
+    store(transaction, realm, record)?;
+    put(transaction, tables::PROFILES, &keys::one(realm, publisher.as_bytes()), &row.to_value())?;
+    put(transaction, tables::CLAIMS, &keys::claim(realm, &row.handle, publisher), &[])?;
+    Ok(Inserted::New)
+}
+
+fn insert_revision(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    record: &Record,
+    revision: &Revision,
+) -> Result<Inserted, InsertError> {
+    let repo = revision.repo(record.key());
+    if look::knows_revision(transaction, realm, &repo, revision.revision)? {
+        return Ok(Inserted::Known);
+    }
+    store(transaction, realm, record)?;
+    note_repo(transaction, realm, &repo)?;
+    put(transaction, tables::REVISIONS, &keys::revision(realm, &repo, revision.revision), record.id().as_bytes())?;
+    let place = keys::two(realm, revision.revision.as_bytes(), repo.publisher.as_bytes());
+    put(transaction, tables::REVISION_REPOS, &place, &keys::repo(realm, &repo)[keys::ID..])?;
+    Ok(Inserted::New)
+}
+
+fn note_repo(transaction: &WriteTransaction, realm: RealmId, repo: &RepoId) -> Result<(), CatalogError> {
+    let key = keys::repo(realm, repo);
+    if look::value_of(transaction, tables::REPOS, &key)?.is_none() {
+        put(transaction, tables::REPOS, &key, repo.name.as_str().as_bytes())?;
+    }
+    Ok(())
+}
+
+fn insert_head(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    record: &Record,
+    head: &Head,
+) -> Result<Inserted, InsertError> {
+    let repo = head.repo(record.key());
+    let name = &head.ref_name;
+    let heads = look::heads(transaction, realm, &repo, name)?;
+    let row = HeadRow {
+        id: record.id(),
+        epoch: head.epoch,
+        number: head.number,
+        revision: head.revision,
+        previous: head.previous,
+        tag: head.tag,
+    };
+    check_tag(&heads, &row, name)?;
+    check_link(&heads, &row, name)?;
+    store(transaction, realm, record)?;
+    note_repo(transaction, realm, &repo)?;
+    let key = keys::head(realm, &repo, name, row.epoch, row.number, row.id);
+    put(transaction, tables::HEADS, &key, &look::head_value(&row))?;
+    if heads.iter().any(|other| other.place() == row.place()) {
+        tracing::warn!(%repo, %name, epoch = row.epoch, number = row.number, "two heads claim one number");
+    }
+    let is_behind = heads.last().is_some_and(|newest| newest.place() > row.place());
+    Ok(if is_behind { Inserted::Stale } else { Inserted::New })
+}
+
+/// A tag's head is its first and only one. A second tag head of the same number is kept: it shows that the publisher said two things.
+fn check_tag(heads: &[HeadRow], row: &HeadRow, name: &RefName) -> Result<(), InsertError> {
+    let tag = heads.iter().find(|head| head.tag);
+    match tag {
+        Some(tag) if !row.tag || row.place() != tag.place() => Err(InsertError::TagMoves(name.clone())),
+        _ if row.tag && (row.number != 1 || row.previous.is_some()) => {
+            Err(link_error(name, row, "a tag's head is the first and only one of its ref"))
+        }
+        None if row.tag && !heads.is_empty() => Err(InsertError::TagMoves(name.clone())),
+        _ => Ok(()),
+    }
+}
+
+fn check_link(heads: &[HeadRow], row: &HeadRow, name: &RefName) -> Result<(), InsertError> {
+    if row.number == 0 {
+        return Err(link_error(name, row, "numbers begin at 1"));
+    }
+    let Some(previous) = row.previous else {
+        let is_first = row.number == 1;
+        return if is_first { Ok(()) } else { Err(link_error(name, row, "only the first head follows none")) };
+    };
+    // An unknown predecessor may still arrive; the link is then checked from the other side by nobody, and harms nobody.
+    let Some(previous) = heads.iter().find(|head| head.id == previous) else { return Ok(()) };
+    let follows = match row.epoch.cmp(&previous.epoch) {
+        std::cmp::Ordering::Equal => row.number == previous.number.saturating_add(1),
+        std::cmp::Ordering::Greater => true,
+        std::cmp::Ordering::Less => false,
+    };
+    if follows {
+        Ok(())
+    } else {
+        Err(link_error(name, row, "it does not continue the head that it names as its predecessor"))
+    }
+}
+
+fn link_error(name: &RefName, row: &HeadRow, reason: &'static str) -> InsertError {
+    InsertError::Link { reference: name.clone(), number: row.number, reason }
+}
+
+fn page(
+    transaction: &redb::ReadTransaction,
+    realm: RealmId,
+    after: &[u8],
+    limit: usize,
+) -> Result<(Vec<Record>, Vec<u8>), CatalogError> {
+    let prefix = keys::realm(realm);
+    let after = [prefix.as_slice(), after].concat();
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    let (mut last, mut more) = (Vec::new(), false);
+    look::visit(transaction, tables::RECORDS, &prefix, Some(&after), |key, value| {
+        bytes += value.len();
+        if records.len() == limit || (bytes > HEADS_PAGE_BYTES_MAX && !records.is_empty()) {
+            more = true;
+            return Ok(ControlFlow::Break(()));
+        }
+        let record = Record::verify(value).map_err(|error| CatalogError::Damaged(error.to_string()))?;
+        records.push(record);
+        last = key[keys::ID..].to_vec();
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok((records, if more { last } else { Vec::new() }))
+}
+
+fn records_for(
+    transaction: &redb::ReadTransaction,
+    realm: RealmId,
+    repo: &RepoId,
+    name: &RefName,
+) -> Result<Vec<Record>, CatalogError> {
+    let (_, standing) = look::standing(transaction, realm, repo, name)?;
+    let mut heads: Vec<HeadRow> = standing.head.into_iter().collect();
+    for passed in standing.passed_over {
+        match passed {
+            PassedOver::Contested { heads: contested, .. } => heads.extend(contested),
+            PassedOver::RevisionUnknown(head) => heads.push(head),
+        }
+    }
+    heads.sort_by_key(|head| head.id);
+    heads.dedup_by_key(|head| head.id);
+    let mut records = Vec::new();
+    if let Some(profile) = look::profile(transaction, realm, repo.publisher)? {
+        records.extend(look::record(transaction, realm, RecordKind::Profile, profile.id)?);
+    }
+    for head in &heads {
+        let key = keys::revision(realm, repo, head.revision);
+        if let Some(id) = look::id_of(transaction, tables::REVISIONS, &key)? {
+            records.extend(look::record(transaction, realm, RecordKind::Revision, RecordId::from(id))?);
+        }
+    }
+    for head in &heads {
+        records.extend(look::record(transaction, realm, RecordKind::Head, head.id)?);
+    }
+    records.dedup_by_key(|record| record.id());
+    Ok(records)
+}

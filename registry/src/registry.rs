@@ -1,0 +1,133 @@
+//! The registry's handle: opens the catalogue and the blob store of one home for one realm, and closes them in order.
+//!
+//! What it can do is written in the files beside this one, each an `impl Registry`.
+//!
+//! Invariant: one home is open in one process once; the catalogue's lock sees to it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use cairn_protocol::id::RealmId;
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    blobs::Blobs,
+    catalog::{Catalog, CatalogError, migrate::MigrateError},
+};
+
+/// A handle to what this node remembers. Clones share it.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    realm: RealmId,
+    catalog: Catalog,
+    blobs: Blobs,
+    changes: watch::Sender<u64>,
+    /// Guards the supervising task against two closers; held across the await of its end and nothing else.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// Why a home could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("{} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// A file or folder of it can't be used.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It was written by a later version.
+    #[error("{}: {error}", path.display())]
+    Migrate {
+        /// The catalogue.
+        path: PathBuf,
+        /// Why.
+        error: MigrateError,
+    },
+}
+
+impl Registry {
+    /// Opens `HOME/catalog.redb` and `HOME/blobs`, making what is not there. Temporary files of killed imports are removed.
+    pub async fn open(home: &Path, realm: RealmId) -> Result<Self, OpenError> {
+        let home = home.to_owned();
+        let path = home.join("catalog.redb");
+        let catalog = {
+            let (home, file) = (home.clone(), path.clone());
+            let opened = tokio::task::spawn_blocking(move || {
+                std::fs::create_dir_all(&home).map_err(|error| OpenError::Io { path: home, error })?;
+                Catalog::open(&file).map_err(|error| open_error(file, error))
+            });
+            opened.await.map_err(|error| OpenError::Io { path, error: io::Error::other(error) })??
+        };
+        let root = home.join("blobs");
+        let opened = Blobs::open(&root, catalog.clone(), realm).await;
+        let blobs = match opened {
+            Ok(blobs) => blobs,
+            Err(error) => {
+                catalog.close().await;
+                return Err(OpenError::Io { path: root, error });
+            }
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(blobs.clone().supervise());
+        let changes = watch::Sender::new(0);
+        Ok(Self { inner: Arc::new(Inner { realm, catalog, blobs, changes, tasks: Mutex::new(tasks) }) })
+    }
+
+    /// Closes the blob store with its last seconds on disk, then the catalogue. Every other call fails from then on.
+    pub async fn close(&self) {
+        self.inner.blobs.close().await;
+        let mut tasks = self.inner.tasks.lock().await;
+        while tasks.join_next().await.is_some() {}
+        self.inner.catalog.close().await;
+    }
+
+    /// The blob store.
+    pub fn blobs(&self) -> &Blobs {
+        &self.inner.blobs
+    }
+
+    /// The realm of every record here.
+    pub fn realm(&self) -> RealmId {
+        self.inner.realm
+    }
+
+    /// A number that rises when records, pins or mirrors change; for those who then look again.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.inner.catalog
+    }
+
+    /// Tells those who watch, if something changed.
+    pub(crate) fn note_change(&self, is_change: bool) {
+        if is_change {
+            self.inner.changes.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+fn open_error(path: PathBuf, error: MigrateError) -> OpenError {
+    match error {
+        MigrateError::Catalog(CatalogError::Database(inner)) if matches!(*inner, redb::Error::DatabaseAlreadyOpen) => {
+            OpenError::InUse(path)
+        }
+        error => OpenError::Migrate { path, error },
+    }
+}

@@ -1,0 +1,343 @@
+//! From what people write (`acme/tiny@v1`) to a revision.
+//!
+//! A handle is only a claim, so it resolves in this order: the caller's own keys, the operator's trust list, a pin that a person's
+//! explicit act made, a sole claimant (with its fingerprint in a warning); several claimants are refused with their keys.
+//!
+//! Invariant: what is hearsay never outranks what someone here decided; an ambiguous name or prefix is an error that lists the candidates,
+//! never a guess.
+
+use std::ops::ControlFlow;
+
+use cairn_protocol::{
+    id::{PublisherKey, RealmId, RecordId, RevisionId},
+    name::{Handle, Publisher, RefName, RefSpec, RepoId, RepoPath, RepoRef},
+};
+use redb::ReadTransaction;
+
+use crate::{
+    Registry,
+    catalog::{CatalogError, keys, tables},
+    history::PassedOver,
+    look,
+};
+
+/// Candidates that an error lists; more would not help anyone.
+const CANDIDATES_MAX: usize = 16;
+
+/// A name, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// Whose repo.
+    pub repo: RepoId,
+    /// The repo as people write it here, with a handle where one is known.
+    pub path: String,
+    /// The ref that named it; `None` when a hash prefix did.
+    pub ref_name: Option<RefName>,
+    /// What it is.
+    pub revision: RevisionId,
+    /// The head's epoch; 0 when a hash prefix named it.
+    pub epoch: u64,
+    /// The head's number; 0 when a hash prefix named it.
+    pub number: u64,
+    /// The head that says so.
+    pub head: Option<RecordId>,
+    /// What a person should know: a handle taken on trust, a contested number.
+    pub warning: Option<String>,
+}
+
+/// Why a name does not resolve here.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// Nobody that this node has heard of claims the handle.
+    #[error("no publisher known here claims the handle {0}")]
+    UnknownHandle(Handle),
+    /// Several publishers claim it and nothing here decides between them.
+    #[error("{} publishers claim the handle {handle}", claimants.len())]
+    ClaimedBySeveral {
+        /// The handle.
+        handle: Handle,
+        /// Their keys.
+        claimants: Vec<PublisherKey>,
+    },
+    /// No such repo is known here.
+    #[error("{0} is not known here")]
+    UnknownRepo(RepoPath),
+    /// The repo has no such ref.
+    #[error("{path} has no ref {reference} that is known here")]
+    UnknownRef {
+        /// The repo.
+        path: RepoPath,
+        /// The ref.
+        reference: RefName,
+    },
+    /// Its heads contradict each other and none before them counts.
+    #[error("the publisher of {path} has signed {heads} heads for one number of {reference}")]
+    Contested {
+        /// The repo.
+        path: RepoPath,
+        /// The ref.
+        reference: RefName,
+        /// How many.
+        heads: usize,
+        /// What they name.
+        revisions: Vec<RevisionId>,
+    },
+    /// Its head is here, the record of its revision is not.
+    #[error("{path}@{reference} is revision {revision}, whose record has not arrived")]
+    RevisionUnknown {
+        /// The repo.
+        path: RepoPath,
+        /// The ref.
+        reference: RefName,
+        /// The revision.
+        revision: RevisionId,
+    },
+    /// No revision of the repo begins so.
+    #[error("no known revision of {path} begins with {prefix}")]
+    UnknownPrefix {
+        /// The repo.
+        path: RepoPath,
+        /// What was asked for.
+        prefix: String,
+    },
+    /// Several do.
+    #[error("several revisions of {path} begin with {prefix}")]
+    AmbiguousPrefix {
+        /// The repo.
+        path: RepoPath,
+        /// What was asked for.
+        prefix: String,
+        /// They (at most 16).
+        candidates: Vec<RevisionId>,
+    },
+    /// The catalogue failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+impl Registry {
+    /// Resolves a name with what is known here; no peer is asked. `own` are the publisher keys that this node signs with.
+    pub async fn resolve(&self, name: &RepoRef, own: &[PublisherKey]) -> Result<Resolved, ResolveError> {
+        let (realm, name, own) = (self.realm(), name.clone(), own.to_vec());
+        self.catalog().read(move |transaction| resolve(transaction, realm, &name, &own)).await
+    }
+
+    /// Decides whose repo a path means, whether or not the repo exists. The warning tells of a handle taken on trust.
+    pub async fn resolve_publisher(
+        &self,
+        publisher: &Publisher,
+        own: &[PublisherKey],
+    ) -> Result<(PublisherKey, Option<String>), ResolveError> {
+        let (realm, publisher, own) = (self.realm(), publisher.clone(), own.to_vec());
+        self.catalog().read(move |transaction| whose(transaction, realm, &publisher, &own)).await
+    }
+
+    /// Who claims a handle, by key.
+    pub async fn claimants(&self, handle: &Handle) -> Result<Vec<PublisherKey>, CatalogError> {
+        let (realm, handle) = (self.realm(), handle.clone());
+        self.catalog().read(move |transaction| claimants(transaction, realm, &handle)).await
+    }
+
+    /// Remembers that on this node the handle means this key. Only for an explicit act of a person (pull, run).
+    pub async fn pin_handle(&self, handle: &Handle, publisher: PublisherKey) -> Result<(), CatalogError> {
+        self.put_handle(tables::HANDLE_PINS, handle, Some(publisher)).await
+    }
+
+    /// Puts a handle on the operator's trust list, or takes it off.
+    pub async fn trust_handle(&self, handle: &Handle, publisher: Option<PublisherKey>) -> Result<(), CatalogError> {
+        self.put_handle(tables::TRUSTED, handle, publisher).await
+    }
+
+    async fn put_handle(
+        &self,
+        table: redb::TableDefinition<'static, &'static [u8], &'static [u8]>,
+        handle: &Handle,
+        publisher: Option<PublisherKey>,
+    ) -> Result<(), CatalogError> {
+        let key = keys::handle(self.realm(), handle);
+        let write = self.catalog().write(move |transaction| {
+            let mut table = transaction.open_table(table)?;
+            match publisher {
+                Some(publisher) => table.insert(key.as_slice(), publisher.as_bytes().as_slice())?,
+                None => table.remove(key.as_slice())?,
+            };
+            Ok(())
+        });
+        write.await
+    }
+}
+
+fn resolve(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    name: &RepoRef,
+    own: &[PublisherKey],
+) -> Result<Resolved, ResolveError> {
+    let (publisher, warning) = whose(transaction, realm, &name.path.publisher, own)?;
+    let repo = RepoId { publisher, kind: name.path.kind, name: name.path.name.clone() };
+    let key = keys::repo(realm, &repo);
+    let Some(written) = look::value_of(transaction, tables::REPOS, &key)? else {
+        return Err(ResolveError::UnknownRepo(name.path.clone()));
+    };
+    let repo = keys::parse_repo(&key, &written)?;
+    let mut resolved = match &name.spec {
+        None => by_ref(transaction, realm, repo, &name.path, RefName::main())?,
+        Some(RefSpec::Ref(reference)) => by_ref(transaction, realm, repo, &name.path, reference.clone())?,
+        Some(RefSpec::Prefix(prefix)) => by_prefix(transaction, realm, repo, &name.path, prefix)?,
+    };
+    let warnings: Vec<String> = warning.into_iter().chain(resolved.warning.take()).collect();
+    resolved.warning = (!warnings.is_empty()).then(|| warnings.join("; "));
+    Ok(resolved)
+}
+
+fn whose(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    publisher: &Publisher,
+    own: &[PublisherKey],
+) -> Result<(PublisherKey, Option<String>), ResolveError> {
+    let handle = match publisher {
+        Publisher::Key(key) => return Ok((*key, None)),
+        Publisher::Handle(handle) => handle,
+    };
+    let claimants = claimants(transaction, realm, handle)?;
+    if let Some(own) = own.iter().find(|key| claimants.contains(key)) {
+        return Ok((*own, None));
+    }
+    let key = keys::handle(realm, handle);
+    for decided in [tables::TRUSTED, tables::HANDLE_PINS] {
+        if let Some(publisher) = look::id_of(transaction, decided, &key)? {
+            return Ok((PublisherKey::from(publisher), None));
+        }
+    }
+    match claimants[..] {
+        [] => Err(ResolveError::UnknownHandle(handle.clone())),
+        [sole] => {
+            let warning = format!("{handle} is the key {sole}, the only one known here that claims the name");
+            Ok((sole, Some(warning)))
+        }
+        _ => Err(ResolveError::ClaimedBySeveral { handle: handle.clone(), claimants }),
+    }
+}
+
+pub(crate) fn claimants(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    handle: &Handle,
+) -> Result<Vec<PublisherKey>, CatalogError> {
+    let mut claimants = Vec::new();
+    look::visit(transaction, tables::CLAIMS, &keys::claims_of(realm, handle), None, |key, _| {
+        claimants.push(PublisherKey::from(keys::last_id(key)?));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(claimants)
+}
+
+fn by_ref(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    repo: RepoId,
+    path: &RepoPath,
+    reference: RefName,
+) -> Result<Resolved, ResolveError> {
+    let (_, standing) = look::standing(transaction, realm, &repo, &reference)?;
+    let Some(head) = standing.head else {
+        return Err(nowhere(path, reference, &standing.passed_over));
+    };
+    Ok(Resolved {
+        path: display_path(transaction, realm, &repo)?,
+        repo,
+        warning: standing.passed_over.first().map(|passed| warning_of(&reference, passed, head.number)),
+        ref_name: Some(reference),
+        revision: head.revision,
+        epoch: head.epoch,
+        number: head.number,
+        head: Some(head.id),
+    })
+}
+
+fn nowhere(path: &RepoPath, reference: RefName, passed_over: &[PassedOver]) -> ResolveError {
+    let path = path.clone();
+    match passed_over.first() {
+        None => ResolveError::UnknownRef { path, reference },
+        Some(PassedOver::Contested { heads, .. }) => ResolveError::Contested {
+            path,
+            reference,
+            heads: heads.len(),
+            revisions: heads.iter().take(CANDIDATES_MAX).map(|head| head.revision).collect(),
+        },
+        Some(PassedOver::RevisionUnknown(head)) => {
+            ResolveError::RevisionUnknown { path, reference, revision: head.revision }
+        }
+    }
+}
+
+fn warning_of(reference: &RefName, passed: &PassedOver, in_force: u64) -> String {
+    match passed {
+        PassedOver::Contested { place: (_, number), heads } => format!(
+            "the publisher has signed {} different heads with number {number} of {reference}; number {in_force} is used until a later head decides",
+            heads.len()
+        ),
+        PassedOver::RevisionUnknown(head) => format!(
+            "head {} of {reference} is known, but the record of its revision has not arrived; number {in_force} is used",
+            head.number
+        ),
+    }
+}
+
+fn by_prefix(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    repo: RepoId,
+    path: &RepoPath,
+    prefix: &str,
+) -> Result<Resolved, ResolveError> {
+    let candidates = revisions_with_prefix(transaction, realm, &repo, prefix)?;
+    match candidates[..] {
+        [] => Err(ResolveError::UnknownPrefix { path: path.clone(), prefix: prefix.to_owned() }),
+        [revision] => Ok(Resolved {
+            path: display_path(transaction, realm, &repo)?,
+            repo,
+            ref_name: None,
+            revision,
+            epoch: 0,
+            number: 0,
+            head: None,
+            warning: None,
+        }),
+        _ => Err(ResolveError::AmbiguousPrefix { path: path.clone(), prefix: prefix.to_owned(), candidates }),
+    }
+}
+
+fn revisions_with_prefix(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    repo: &RepoId,
+    prefix: &str,
+) -> Result<Vec<RevisionId>, CatalogError> {
+    let mut key = keys::repo(realm, repo);
+    // Whole bytes narrow the scan; an odd last digit is compared below.
+    key.extend(hex::decode(&prefix[..prefix.len() / 2 * 2]).unwrap_or_default());
+    let mut found = Vec::new();
+    look::visit(transaction, tables::REVISIONS, &key, None, |key, _| {
+        let revision = RevisionId::from(keys::last_id(key)?);
+        if revision.to_string().starts_with(prefix) {
+            found.push(revision);
+        }
+        Ok(if found.len() == CANDIDATES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(found)
+}
+
+/// The repo with its publisher's handle, if its profile is known, else with the key.
+pub(crate) fn display_path(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    repo: &RepoId,
+) -> Result<String, CatalogError> {
+    let publisher = match look::profile(transaction, realm, repo.publisher)? {
+        Some(profile) => Publisher::Handle(profile.handle),
+        None => Publisher::Key(repo.publisher),
+    };
+    Ok(RepoPath { kind: repo.kind, publisher, name: repo.name.clone() }.to_string())
+}
