@@ -11,6 +11,7 @@ pub mod plan;
 mod quant;
 pub mod sample;
 pub mod session;
+pub mod text;
 mod stage;
 mod weights;
 

@@ -1,0 +1,200 @@
+//! A tokenizer from `tokenizer.json` and the files beside it.
+//!
+//! Not an encoder: the `tokenizers` crate does that, told to leave special tokens alone. Invariant: what is built either decodes every id to known
+//! bytes or is refused; truncation and padding that a file may ask for are off.
+
+use super::chat::{ChatTemplate, SpecialNames};
+use super::decode::{Pieces, Spelling};
+use super::specials::{Special, Specials};
+use super::tokenizer::{Encoder, Files, TOKENIZER_BYTES_MAX, Tokenizer, TokenizerError, VOCABULARY_MAX};
+use serde::Deserialize;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// The parts of `tokenizer.json` that are looked at beside the library.
+#[derive(Deserialize)]
+struct Outline {
+    #[serde(default)]
+    decoder: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+}
+
+/// Builds the tokenizer.
+pub(super) fn read(files: &Files) -> Result<Tokenizer, TokenizerError> {
+    if files.tokenizer.len() > TOKENIZER_BYTES_MAX {
+        return Err(TokenizerError::TooLarge { what: "tokenizer.json", size: files.tokenizer.len(), most: TOKENIZER_BYTES_MAX });
+    }
+    let outline: Outline = parse("tokenizer.json", files.tokenizer)?;
+    let mut hub = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(|e| malformed("tokenizer.json", e))?;
+    hub.with_truncation(None).map_err(|e| malformed("tokenizer.json", e))?;
+    hub.with_padding(None);
+    let (spelling, strips_leading_space) = spelling(&outline.decoder)?;
+    let pieces = Arc::new(pieces(&hub, spelling, strips_leading_space)?);
+    let specials = Specials::new(specials(&hub));
+    let bos_by_template = bos_of_post_processor(&hub)?;
+    hub.set_encode_special_tokens(true);
+    let later = for_later_runs(&hub, &outline.pre_tokenizer)?;
+    let side = Side::read(files)?;
+    let id = |name: &Option<String>| name.as_ref().and_then(|n| hub.token_to_id(n));
+    let bos = bos_by_template.or_else(|| id(&side.names.bos_token));
+    let mut eos: Vec<u32> = side.eos_ids.iter().copied().chain(id(&side.names.eos_token)).filter(|i| (*i as usize) < pieces.len()).collect();
+    eos.sort_unstable();
+    eos.dedup();
+    let adds_bos = side.add_bos.unwrap_or(bos_by_template.is_some());
+    let template = side.template.map(|source| ChatTemplate::new(source, side.names));
+    let encoder = Encoder::Hub { first: Box::new(hub), later: later.map(Box::new) };
+    Ok(Tokenizer { encoder, specials, pieces, bos, adds_bos, eos, template })
+}
+
+fn parse<T: serde::de::DeserializeOwned>(file: &str, bytes: &[u8]) -> Result<T, TokenizerError> {
+    serde_json::from_slice(bytes).map_err(|e| malformed(file, e))
+}
+
+fn malformed(file: &str, why: impl ToString) -> TokenizerError {
+    TokenizerError::Malformed { file: file.to_string(), why: why.to_string() }
+}
+
+/// How token texts spell bytes, and whether decoding takes a leading space away.
+fn spelling(decoder: &Value) -> Result<(Spelling, bool), TokenizerError> {
+    let steps: Vec<&Value> = match decoder["decoders"].as_array() {
+        Some(steps) => steps.iter().collect(),
+        None => vec![decoder],
+    };
+    let kind = |step: &Value, name: &str| step["type"] == name;
+    let strips = steps.iter().any(|s| {
+        let strip = kind(s, "Strip") && s["content"] == " " && s["start"].as_u64().unwrap_or(0) > 0;
+        let meta = kind(s, "Metaspace") && s["prepend_scheme"] != "never" && s["add_prefix_space"] != false;
+        strip || meta
+    });
+    if steps.iter().any(|s| kind(s, "ByteLevel")) {
+        return Ok((Spelling::ByteLevel, false));
+    }
+    let spm = |s: &&Value| kind(s, "ByteFallback") || kind(s, "Metaspace") || (kind(s, "Replace") && s["pattern"]["String"] == "\u{2581}");
+    if steps.iter().any(|s| spm(s)) {
+        return Ok((Spelling::Spm, strips));
+    }
+    let name = decoder["type"].as_str().unwrap_or("none").to_string();
+    Err(TokenizerError::Unsupported { what: "the decoder", name, known: "ByteLevel, ByteFallback, Metaspace" })
+}
+
+fn pieces(hub: &tokenizers::Tokenizer, spelling: Spelling, strips: bool) -> Result<Pieces, TokenizerError> {
+    let added = hub.get_added_tokens_decoder();
+    let most = hub.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+    if most > VOCABULARY_MAX {
+        return Err(TokenizerError::TooLarge { what: "the vocabulary", size: most, most: VOCABULARY_MAX });
+    }
+    let mut pieces = Pieces::new(strips);
+    for id in 0..most as u32 {
+        match (added.get(&id), hub.id_to_token(id)) {
+            (Some(token), _) => pieces.push(token.content.as_bytes(), token.special),
+            (None, Some(text)) => pieces.push(&spelling.bytes(&text), false),
+            (None, None) => pieces.push(b"", false),
+        }
+    }
+    Ok(pieces)
+}
+
+fn specials(hub: &tokenizers::Tokenizer) -> Vec<Special> {
+    let added = hub.get_added_tokens_decoder();
+    let special = |(id, token): (u32, tokenizers::AddedToken)| Special {
+        content: token.content,
+        id,
+        strip_left: token.lstrip,
+        strip_right: token.rstrip,
+        single_word: token.single_word,
+    };
+    added.into_iter().filter(|(_, token)| token.special).map(special).collect()
+}
+
+/// The special token that the post-processor puts before a text.
+fn bos_of_post_processor(hub: &tokenizers::Tokenizer) -> Result<Option<u32>, TokenizerError> {
+    let encode = |specials| hub.encode_fast("a", specials).map_err(|e| malformed("tokenizer.json", e));
+    let (with, without) = (encode(true)?, encode(false)?);
+    let before = with.len().saturating_sub(without.len());
+    let at = (0..=before).find(|k| with.get_ids()[*k..].starts_with(without.get_ids()));
+    Ok(at.filter(|k| *k > 0).map(|_| with.get_ids()[0]))
+}
+
+/// A `Metaspace` with the scheme "first" puts its space only where the whole text begins, so runs after a special token need their own tokenizer.
+fn for_later_runs(hub: &tokenizers::Tokenizer, pre_tokenizer: &Value) -> Result<Option<tokenizers::Tokenizer>, TokenizerError> {
+    let mut changed = pre_tokenizer.clone();
+    if !never_prepend(&mut changed) {
+        return Ok(None);
+    }
+    let pre: tokenizers::PreTokenizerWrapper = serde_json::from_value(changed).map_err(|e| malformed("tokenizer.json", e))?;
+    let mut later = hub.clone();
+    later.with_pre_tokenizer(Some(pre));
+    Ok(Some(later))
+}
+
+fn never_prepend(pre_tokenizer: &mut Value) -> bool {
+    if pre_tokenizer["type"] == "Metaspace" && pre_tokenizer["prepend_scheme"] == "first" {
+        pre_tokenizer["prepend_scheme"] = "never".into();
+        return true;
+    }
+    let Some(steps) = pre_tokenizer.get_mut("pretokenizers").and_then(Value::as_array_mut) else { return false };
+    steps.iter_mut().fold(false, |changed, step| never_prepend(step) || changed)
+}
+
+/// What the files beside `tokenizer.json` say.
+#[derive(Default)]
+struct Side {
+    names: SpecialNames,
+    add_bos: Option<bool>,
+    eos_ids: Vec<u32>,
+    template: Option<String>,
+}
+
+impl Side {
+    fn read(files: &Files) -> Result<Side, TokenizerError> {
+        let mut side = Side::default();
+        for (file, bytes) in [("special_tokens_map.json", files.special_tokens_map), ("tokenizer_config.json", files.tokenizer_config)] {
+            if let Some(bytes) = bytes {
+                side.take_names(&parse::<Value>(file, bytes)?);
+            }
+        }
+        for (file, bytes) in [("generation_config.json", files.generation_config), ("config.json", files.config)] {
+            if let Some(bytes) = bytes {
+                side.eos_ids.extend(ids(&parse::<Value>(file, bytes)?["eos_token_id"]));
+            }
+        }
+        if let Some(bytes) = files.chat_template {
+            let text = std::str::from_utf8(bytes).map_err(|e| malformed("chat_template.jinja", e))?;
+            side.template = Some(text.to_string());
+        }
+        Ok(side)
+    }
+
+    fn take_names(&mut self, config: &Value) {
+        let names = &mut self.names;
+        for (key, name) in [
+            ("bos_token", &mut names.bos_token),
+            ("eos_token", &mut names.eos_token),
+            ("unk_token", &mut names.unk_token),
+            ("pad_token", &mut names.pad_token),
+        ] {
+            let value = &config[key];
+            if let Some(text) = value.as_str().or_else(|| value["content"].as_str()) {
+                *name = Some(text.to_string());
+            }
+        }
+        self.add_bos = config["add_bos_token"].as_bool().or(self.add_bos);
+        self.template = template(&config["chat_template"]).or(self.template.take());
+    }
+}
+
+/// A template, or the one named "default" of several.
+fn template(value: &Value) -> Option<String> {
+    let named = || value.as_array()?.iter().find(|t| t["name"] == "default")?["template"].as_str();
+    value.as_str().or_else(named).map(str::to_string)
+}
+
+/// One id or a list of ids.
+fn ids(value: &Value) -> Vec<u32> {
+    let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value.as_array() {
+        Some(list) => list.iter().filter_map(one).collect(),
+        None => one(value).into_iter().collect(),
+    }
+}
