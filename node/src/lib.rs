@@ -4,6 +4,7 @@
 //! [`net`] talks to peers in small messages; [`data`] moves bytes; [`stages`] serve layers; [`cli`] is the one binary.
 //! The library exists so that tests can run a node in their own process; programs use the `cairn-client` crate.
 
+pub mod bench_blobs;
 pub mod builtin;
 pub mod capacity;
 pub mod cli;

@@ -59,6 +59,8 @@ pub struct Node {
     pub stages: StageHost,
     /// What the machine can do, as measured at the start.
     pub capacity: Capacity,
+    /// How mirroring stands.
+    pub mirror: flows::mirror::Board,
     /// Cancelled when flows must end.
     pub shutdown: CancellationToken,
     /// Everything that runs beside a call; awaited on stop.
@@ -124,6 +126,7 @@ impl Node {
             engine,
             stages,
             capacity,
+            mirror: flows::mirror::Board::default(),
             shutdown,
             tasks: TaskTracker::new(),
             counters: Counters::default(),
@@ -181,6 +184,7 @@ impl Node {
         let doors = self.open_doors.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(doors) = doors {
             self.close_doors(doors).await;
+            tracing::debug!("doors are closed");
         }
         self.shutdown.cancel();
         self.tasks.close();

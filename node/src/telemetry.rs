@@ -59,9 +59,21 @@ impl Counters {
         counter.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// Lowers a gauge.
-    pub fn sub(gauge: &AtomicU64, by: u64) {
-        gauge.fetch_sub(by, Ordering::Relaxed);
+    /// Counts a generation; it is under way until what is returned goes.
+    pub fn session(&self) -> Session<'_> {
+        Counters::add(&self.sessions_total, 1);
+        Counters::add(&self.sessions_active, 1);
+        Session(self)
+    }
+}
+
+/// A generation under way, for the gauge.
+#[derive(Debug)]
+pub struct Session<'a>(&'a Counters);
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.0.sessions_active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

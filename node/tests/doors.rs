@@ -283,3 +283,34 @@ async fn a_full_door_closes_at_once_and_opens_again() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test]
+async fn with_tls_others_may_reach_the_door_and_every_call_needs_the_token() {
+    let home = tempfile::tempdir().unwrap();
+    let (cert, key) = (home.path().join("cert.pem"), home.path().join("key.pem"));
+    // A certificate for 127.0.0.1 made for this test alone; it opens nothing.
+    std::fs::write(&cert, include_str!("daemon/tls-cert.pem")).unwrap();
+    std::fs::write(&key, include_str!("daemon/tls-key.pem")).unwrap();
+    let config = format!("tls_cert = {cert:?}\ntls_key = {key:?}\n");
+    std::fs::write(home.path().join("config.toml"), config).unwrap();
+    let daemon = Daemon::start_in(home, &["--api-listen", "0.0.0.0:0"]);
+    let port = daemon.api().rsplit_once(':').unwrap().1.to_string();
+    let options = ConnectOptions {
+        api: Some(format!("https://127.0.0.1:{port}")),
+        home: Some(daemon.home().to_path_buf()),
+        tls_ca: Some(cert),
+        ..ConnectOptions::default()
+    };
+    let status = Client::connect(&options).await.unwrap().status().await.unwrap();
+    assert_eq!(status.node_id, daemon.ready["node_id"].as_str().unwrap());
+    let nobody = tempfile::tempdir().unwrap();
+    let stranger = ConnectOptions { home: Some(nobody.path().to_path_buf()), ..options.clone() };
+    let refusal = Client::connect(&stranger).await.unwrap().status().await.unwrap_err();
+    assert_eq!(refusal.reason, Reason::TokenRequired, "a read needs the token too: {refusal}");
+    let in_the_clear = ConnectOptions { api: Some(format!("http://127.0.0.1:{port}")), ..options };
+    let refusal = match Client::connect(&in_the_clear).await {
+        Ok(client) => client.status().await.unwrap_err(),
+        Err(refusal) => refusal,
+    };
+    assert_eq!(refusal.reason, Reason::Unavailable, "{refusal}");
+}

@@ -189,6 +189,8 @@ fn endpoint(found: &Found) -> Result<Endpoint, Refusal> {
     if found.uri.scheme_str() != Some("https") {
         return Ok(endpoint);
     }
+    // Another crate may have linked a second provider in; an earlier choice stands.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut tls = ClientTlsConfig::new();
     if let Some(path) = &found.tls_ca {
         let pem = std::fs::read(path).map_err(|error| {

@@ -15,6 +15,7 @@ use crate::shell::Node;
 /// Flags of the daemon; each beats the environment and config.toml.
 #[derive(Args)]
 #[command(
+    args_override_self = true,
     after_help = "Examples:\n  cairn node\n  cairn node --home /srv/cairn --no-mdns --bootstrap /ip4/10.0.0.7/tcp/4177/p2p/12D3KooW…\n  cairn --json node --listen /ip4/127.0.0.1/tcp/0 --api-listen 127.0.0.1:0 --http-listen none\n\nWhat is set, and by whom: cairn config show"
 )]
 pub(super) struct NodeArgs {

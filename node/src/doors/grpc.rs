@@ -69,6 +69,8 @@ pub(super) fn serve(
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_PATIENCE));
     if let Some((cert, key)) = &node.config.tls {
+        // Two providers are linked in; an earlier choice stands.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let identity = Identity::from_pem(read_pem(cert)?, read_pem(key)?);
         server = server.tls_config(ServerTlsConfig::new().identity(identity)).map_err(|error| bad_tls(cert, &error))?;
     }
@@ -205,6 +207,7 @@ async fn node_status(node: &Node) -> Result<api::StatusResponse, Refusal> {
     let stats = node.registry.stats().await.map_err(|error| {
         Refusal::new(Reason::Internal, "the catalogue", error.to_string()).try_this("the node's log")
     })?;
+    let coordinated = u32::try_from(node.counters.sessions_active.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
     let peers = node.net.peers().iter().filter(|peer| peer.connected).count();
     Ok(api::StatusResponse {
         node_id: node.identity.node_id().to_string(),
@@ -214,7 +217,7 @@ async fn node_status(node: &Node) -> Result<api::StatusResponse, Refusal> {
         uptime_s: node.started.elapsed().as_secs_f64(),
         repos: stats.repos,
         bytes_stored: stats.bytes_stored,
-        sessions: u32::try_from(node.counters.sessions_active.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
+        sessions: node.stages.occupancy().sessions.max(coordinated),
         peers: u32::try_from(peers).unwrap_or(u32::MAX),
         listen: node.net.listen_addresses(),
         data: node.data.address().to_string(),

@@ -3,7 +3,7 @@
 //! One task, which never waits for a stage or for the client: stages are written to through bounded queues, and what
 //! the client has not read yet waits in an outbox that is no longer than the generation. Not here: any decision.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::{BTreeSet, VecDeque}, sync::Arc, time::Duration};
 
 use cairn_compute::{
     plan::Plan,
@@ -12,6 +12,7 @@ use cairn_compute::{
 };
 use cairn_protocol::{
     api::{self, generate_event::Event},
+    id::NodeId,
     machine::Machine,
     peer_pb::{self, stage_event},
     refusal::{Reason, Refusal},
@@ -22,6 +23,7 @@ use super::{Job, openings, tellings::Story};
 use crate::{
     shell::Node,
     stages::links::{Links, News, What},
+    telemetry::Counters,
 };
 
 /// What stages have said and the session has not heard: beats of sixteen stages for a while, and one token.
@@ -42,6 +44,7 @@ pub(super) async fn drive(
         outbox: VecDeque::new(),
         started: Instant::now(),
         has_started: false,
+        excluded: BTreeSet::new(),
         node,
         job,
     };
@@ -83,6 +86,8 @@ struct Drive {
     outbox: VecDeque<api::GenerateEvent>,
     started: Instant,
     has_started: bool,
+    /// Nodes that died or refused, as the last plan was told.
+    excluded: BTreeSet<NodeId>,
 }
 
 impl Drive {
@@ -113,6 +118,7 @@ impl Drive {
     fn carry_out(&mut self, session: &Session, effect: Effect) -> Option<Input> {
         match effect {
             Effect::MakePlan { epoch, excluded, bound } => {
+                self.excluded.clone_from(&excluded);
                 Some(match self.job.plan(&self.node, bound, excluded, session.plan()) {
                     Ok(plan) => Input::PlanMade { epoch, plan },
                     Err(refusal) => Input::PlanFailed { epoch, refusal },
@@ -149,18 +155,20 @@ impl Drive {
             self.tell(Event::Started(started));
         }
         self.story.opened(epoch, plan);
-        self.links.open(epoch, openings::openings(&self.node, &self.job, epoch, plan, &history));
+        self.links.open(epoch, openings::openings(&self.node, &self.job, epoch, plan, &history, &self.excluded));
     }
 
     fn emit(&mut self, index: u64, id: u32) -> Option<Input> {
         let piece = self.stream.push(id);
         self.story.token(self.started.elapsed(), &piece.text);
         self.tell(Event::Token(api::Token { id, text: piece.text, index: index as u32 }));
+        Counters::add(&self.node.counters.tokens_total, 1);
         piece.stopped.then_some(Input::StopMatched)
     }
 
     fn recovered(&mut self, recovery: &Recovery) {
         let told = self.story.recovered(recovery);
+        Counters::add(&self.node.counters.recoveries_total, 1);
         self.tell(Event::Recovery(told));
     }
 
@@ -206,7 +214,7 @@ impl Drive {
     fn refusal(&self, index: usize, refused: peer_pb::Refused) -> Refusal {
         let reason = Reason::from_code(&refused.reason).unwrap_or(Reason::Unavailable);
         let who = self.story.node(index).map_or_else(String::new, |node| node.short());
-        Refusal::new(reason, format!("a stage on node {who}"), refused.why, "cairn plan, which says who may compute")
+        Refusal::new(reason, format!("a stage on node {who}"), refused.why).try_this("cairn plan, which says who may compute")
     }
 
     /// Says the last words, once the client has read the others.
@@ -224,10 +232,10 @@ impl Drive {
         };
         let rest = self.stream.finish();
         let done = self.story.done(&self.job, session, word, &rest);
-        self.tell(Event::Done(done));
-        let closing = self.links.finish();
+        self.outbox.push_back(api::GenerateEvent { event: Some(Event::Done(done)) });
+        let (closing, outbox) = (self.links.finish(), self.outbox);
         let telling = async {
-            for event in self.outbox {
+            for event in outbox {
                 if events.send(event).await.is_err() {
                     break;
                 }

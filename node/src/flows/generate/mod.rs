@@ -31,8 +31,8 @@ use tokio::sync::mpsc;
 
 pub(crate) use prompt::TextCache;
 
-use super::{plan, pull};
-use crate::{shell::Node, stages};
+use super::{holders, names, plan};
+use crate::{data::fetch::Source, shell::Node, stages};
 
 /// Tokens generated when a request does not say.
 const TOKENS: u32 = 256;
@@ -52,6 +52,8 @@ pub async fn generate(
     request: api::GenerateRequest,
     events: mpsc::Sender<api::GenerateEvent>,
 ) -> Result<(), Refusal> {
+    let counted = node.clone();
+    let _under_way = counted.counters.session();
     let job = prepare(&node, request).await?;
     drive::drive(node, job, events).await
 }
@@ -69,6 +71,8 @@ pub(crate) struct Job {
     pub text: Arc<prompt::Texts>,
     pub machine: session::Config,
     pub resume_token: String,
+    /// Who holds the revision or some of it, this node too if it does.
+    pub sources: Vec<Source>,
 }
 
 async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job, Refusal> {
@@ -76,10 +80,11 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     let seed = request.seed.unwrap_or_else(rand::random);
     let sampling = sampling(&request, seed)?;
     let reference = request.repo.parse().map_err(|e| plan::bad_repo(&request.repo, &e))?;
-    let resolved = pull::resolve_anywhere(node, &reference).await?;
-    let manifest = pull::ensure_manifest(node, resolved.revision).await?;
+    let resolved = names::resolve_anywhere(node, &reference).await?;
+    let manifest = holders::ensure_manifest(node, resolved.revision).await?;
     let model = plan::served_model(&request.repo, &manifest)?.clone();
-    let text = prompt::texts(node, resolved.revision, &manifest).await?;
+    let sources = sources(node, resolved.revision).await;
+    let text = prompt::texts(node, resolved.revision, &manifest, &sources).await?;
     let ids = prompt::ids(&text, &request, model.vocabulary)?;
     let tokens_max = if request.max_tokens == 0 { TOKENS } else { request.max_tokens };
     let context = context(ids.len() as u64, u64::from(tokens_max), u64::from(model.context_max))?;
@@ -105,23 +110,38 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         manifest,
         sampling,
         stops: request.stop,
+        sources,
         text,
         machine,
     })
+}
+
+/// Holders of the revision: this node first when it has all of it, last when it has some.
+async fn sources(node: &Node, revision: RevisionId) -> Vec<Source> {
+    let own = Source { node: node.identity.node_id(), addresses: node.data.addresses() };
+    let holding = node.registry.held(revision).await.unwrap_or_default();
+    if holding.whole {
+        return std::iter::once(own).chain(holders::holders(node, revision)).collect();
+    }
+    let mut sources = holders::find(node, revision).await;
+    if holding.bytes_held > 0 {
+        sources.push(own);
+    }
+    sources
 }
 
 /// Positions that stages keep: what prompt and output need, as a power of two, within what the model was made for.
 fn context(prompt: u64, tokens_max: u64, context_max: u64) -> Result<u64, Refusal> {
     if prompt >= context_max {
         let why = format!("it is {prompt} tokens long, and the model holds {context_max}");
-        return Err(Refusal::new(Reason::Limit, "the prompt", why, "a shorter prompt"));
+        return Err(Refusal::new(Reason::Limit, "the prompt", why).try_this("a shorter prompt"));
     }
     let needed = prompt.saturating_add(tokens_max).min(context_max);
     Ok(needed.next_power_of_two().max(CONTEXT_MIN).min(context_max))
 }
 
 fn sampling(request: &api::GenerateRequest, seed: u64) -> Result<Sampling, Refusal> {
-    let bad = |what: &str, why: &str, attempt: &str| Err(Refusal::new(Reason::BadInput, what, why, attempt));
+    let bad = |what: &str, why: &str, attempt: &str| Err(Refusal::new(Reason::BadInput, what, why).try_this(attempt));
     let temperature = request.temperature.unwrap_or(0.7);
     if !temperature.is_finite() || temperature < 0.0 {
         return bad("temperature", "it must be 0 or more", "0 for greedy, 0.7 for lively");

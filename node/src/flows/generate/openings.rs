@@ -1,13 +1,13 @@
 //! What each stage of a plan is told when it is opened. Pure but for the addresses, which the peer table knows.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use cairn_compute::plan::Plan;
 use cairn_protocol::{id::NodeId, peer_pb};
 
 use super::Job;
 use crate::{
-    flows::pull,
+    data::fetch::Source,
     shell::Node,
     stages::{self, bounds, links::Opening},
 };
@@ -16,9 +16,16 @@ use crate::{
 const PLANES: u32 = 2;
 
 /// One opening a stage, in the order of the plan.
-pub(super) fn openings(node: &Node, job: &Job, epoch: u32, plan: &Plan, history: &[u32]) -> Vec<Opening> {
+pub(super) fn openings(
+    node: &Node,
+    job: &Job,
+    epoch: u32,
+    plan: &Plan,
+    history: &[u32],
+    excluded: &BTreeSet<NodeId>,
+) -> Vec<Opening> {
     let own = node.identity.node_id();
-    let sources = sources(node, job);
+    let sources = sources(job, excluded);
     let opening = |index: usize| {
         let stage = &plan.stages[index];
         let next = plan.stages.get(index + 1);
@@ -57,25 +64,20 @@ pub(super) fn openings(node: &Node, job: &Job, epoch: u32, plan: &Plan, history:
     (0..plan.stages.len()).map(opening).collect()
 }
 
-/// Who holds the revision, this node included when it does.
-fn sources(node: &Node, job: &Job) -> Vec<peer_pb::Source> {
-    let holders = pull::holders(node, job.revision);
-    let wire = |s: &crate::data::fetch::Source| peer_pb::Source {
+/// Who holds the revision, but for the lost: waiting for them would cost a dial each.
+fn sources(job: &Job, excluded: &BTreeSet<NodeId>) -> Vec<peer_pb::Source> {
+    let alive = job.sources.iter().filter(|s| !excluded.contains(&s.node)).take(bounds::SOURCES_MAX);
+    let wire = |s: &Source| peer_pb::Source {
         node: s.node.to_vec(),
         addresses: s.addresses.iter().take(bounds::ADDRESSES_MAX).map(SocketAddr::to_string).collect(),
     };
-    let own = peer_pb::Source {
-        node: node.identity.node_id().to_vec(),
-        addresses: node.net.statement().data_addresses.iter().map(SocketAddr::to_string).collect(),
-    };
-    let is_held = node.net.statement().holds.contains(&job.revision);
-    is_held.then_some(own).into_iter().chain(holders.iter().map(wire)).take(bounds::SOURCES_MAX).collect()
+    alive.map(wire).collect()
 }
 
 /// Where a node takes data connections: its advert says; this node's own are its statement's.
 fn addresses(node: &Node, other: NodeId) -> Vec<SocketAddr> {
     if other == node.identity.node_id() {
-        return node.net.statement().data_addresses;
+        return node.data.addresses();
     }
     let advert = node.net.peer(other).and_then(|peer| peer.advert);
     advert.map(|a| a.data_addresses).unwrap_or_default()

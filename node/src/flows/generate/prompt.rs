@@ -18,7 +18,7 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 
-use crate::{flows::pull, shell::Node};
+use crate::{data::fetch::Source, shell::Node};
 
 /// Tokenizers that are kept read: a node rarely serves more models at once, and one takes up to 100 MB.
 const TEXTS_MAX: usize = 4;
@@ -73,13 +73,18 @@ impl Texts {
 }
 
 /// The tokenizer of a revision, read once.
-pub(super) async fn texts(node: &Arc<Node>, revision: RevisionId, manifest: &Manifest) -> Result<Arc<Texts>, Refusal> {
+pub(super) async fn texts(
+    node: &Arc<Node>,
+    revision: RevisionId,
+    manifest: &Manifest,
+    sources: &[Source],
+) -> Result<Arc<Texts>, Refusal> {
     if let Some(texts) = node.stages.texts().get(revision) {
         return Ok(texts);
     }
-    let material = material(node, revision, manifest).await?;
+    let material = material(node, manifest, sources).await?;
     let read = tokio::task::spawn_blocking(move || material.read()).await;
-    let tokenizer = read.map_err(|e| Refusal::new(Reason::Internal, "the tokenizer", e.to_string(), "the node's log"))??;
+    let tokenizer = read.map_err(|e| Refusal::new(Reason::Internal, "the tokenizer", e.to_string()).try_this("the node's log"))??;
     let texts = Arc::new(Texts { tokenizer });
     node.stages.texts().put(revision, texts.clone());
     Ok(texts)
@@ -97,11 +102,10 @@ struct Material {
     gguf: Option<(Bytes, u64)>,
 }
 
-async fn material(node: &Arc<Node>, revision: RevisionId, manifest: &Manifest) -> Result<Material, Refusal> {
-    let sources = pull::holders(node, revision);
+async fn material(node: &Arc<Node>, manifest: &Manifest, sources: &[Source]) -> Result<Material, Refusal> {
     let whole = async |name: &str| -> Result<Option<Bytes>, Refusal> {
         let Some(file) = file(manifest, name).filter(|f| f.size <= FILE_BYTES_MAX) else { return Ok(None) };
-        read(node, file, file.size, &sources).await.map(Some)
+        read(node, file, file.size, sources).await.map(Some)
     };
     if let Some(tokenizer) = whole("tokenizer.json").await? {
         return Ok(Material {
@@ -117,9 +121,9 @@ async fn material(node: &Arc<Node>, revision: RevisionId, manifest: &Manifest) -
     let gguf = manifest.files.iter().find(|f| f.path.as_str().ends_with(".gguf") && f.header_bytes > 0);
     let Some(file) = gguf.filter(|f| f.header_bytes <= limits::GGUF_HEADER_BYTES_MAX) else {
         let why = "it has neither a tokenizer.json nor a GGUF header";
-        return Err(Refusal::new(Reason::Unsupported, "the model", why, "publish its tokenizer.json with it"));
+        return Err(Refusal::new(Reason::Unsupported, "the model", why).try_this("publish its tokenizer.json with it"));
     };
-    let header = read(node, file, file.header_bytes, &sources).await?;
+    let header = read(node, file, file.header_bytes, sources).await?;
     Ok(Material { gguf: Some((header, file.size)), ..Material::default() })
 }
 
@@ -132,7 +136,7 @@ async fn read(
     node: &Arc<Node>,
     file: &ManifestFile,
     bytes: u64,
-    sources: &[crate::data::fetch::Source],
+    sources: &[Source],
 ) -> Result<Bytes, Refusal> {
     let blobs = node.registry.blobs();
     let pin = blobs.temp_pin(file.blake3).await;
@@ -140,7 +144,7 @@ async fn read(
     node.data.fetch_ranges(node, file.blake3, file.size, std::slice::from_ref(&range), sources, |_| {}).await?;
     let read = blobs.read(file.blake3, range).await;
     drop(pin);
-    read.map_err(|e| Refusal::new(Reason::Corrupt, file.path.to_string(), e.to_string(), "cairn verify"))
+    read.map_err(|e| Refusal::new(Reason::Corrupt, file.path.to_string(), e.to_string()).try_this("cairn verify"))
 }
 
 impl Material {
@@ -165,7 +169,7 @@ impl Material {
 }
 
 fn unreadable(error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::new(Reason::Unsupported, "the model's tokenizer", error.to_string(), "a model with a byte-level or SPM BPE")
+    Refusal::new(Reason::Unsupported, "the model's tokenizer", error.to_string()).try_this("a model with a byte-level or SPM BPE")
 }
 
 /// The ids of a request: those given, or its messages or prompt encoded.
@@ -178,7 +182,7 @@ pub(super) fn ids(texts: &Texts, request: &api::GenerateRequest, vocabulary: u32
     } else {
         texts.tokenizer.encode_chat(&messages(request), now())
     };
-    let ids = encoded.map_err(|e| Refusal::new(Reason::BadInput, "the prompt", e.to_string(), "--raw"))?;
+    let ids = encoded.map_err(|e| Refusal::new(Reason::BadInput, "the prompt", e.to_string()).try_this("--raw"))?;
     match ids.iter().find(|id| **id >= vocabulary) {
         Some(id) => Err(unreadable(&format!("it has an id {id}, the model {vocabulary} ids"))),
         None => Ok(ids),
@@ -189,7 +193,7 @@ fn given(request: &api::GenerateRequest, vocabulary: u32) -> Result<Vec<u32>, Re
     match request.token_ids.iter().find(|id| **id >= vocabulary) {
         Some(id) => {
             let why = format!("the model has {vocabulary} ids");
-            Err(Refusal::new(Reason::BadInput, format!("token id {id}"), why, "ids of this model's tokenizer"))
+            Err(Refusal::new(Reason::BadInput, format!("token id {id}"), why).try_this("ids of this model's tokenizer"))
         }
         None => Ok(request.token_ids.clone()),
     }

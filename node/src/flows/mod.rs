@@ -1,0 +1,17 @@
+//! What a node does when it is asked: one file a job, called alike by every door.
+//!
+//! A flow borrows the [`crate::shell::Node`], waits on its handles, and reports through a bounded channel. It is
+//! cancelled by being dropped, so each one leaves nothing half done behind. Doors hold no logic; deciders hold no waiting.
+
+pub mod announce;
+pub mod bring;
+pub mod generate;
+pub mod holders;
+pub mod mirror;
+pub mod names;
+pub mod plan;
+pub mod publish;
+pub mod pull;
+pub mod records;
+pub mod show;
+pub mod verify;
