@@ -1,0 +1,331 @@
+//! The serving end of blobs: who may have which, and how much at once.
+//!
+//! The transfer itself is the library's; this is the gate before it. Only plain reads of single blobs pass: no pushes, no
+//! collections, no observing. Which bytes are here is the registry's business.
+//!
+//! Invariant: no request is served to a peer that [`BlobDoor::may_serve`] refuses, and one peer never takes more than its
+//! bounded part of connections, requests and request rate.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Instant,
+};
+
+use cairn_protocol::id::{BlobHash, NodeId, RealmId};
+use iroh::{
+    endpoint::Connection,
+    protocol::{AcceptError, ProtocolHandler},
+};
+use iroh_blobs::{
+    api::Store,
+    protocol::GetRequest,
+    provider::{
+        self,
+        events::{
+            AbortReason, ConnectMode, EventMask, EventSender, ObserveMode, ProviderMessage, RequestMode, RequestUpdate,
+            ThrottleMode,
+        },
+    },
+};
+use tokio::{sync::mpsc, task::JoinSet};
+
+/// Connections that fetch blobs here, of all peers: each costs a few windows of memory.
+const CONNECTIONS_MAX: usize = 256;
+/// Connections of one peer; a puller needs one, a restarted one leaves another behind for a while.
+const CONNECTIONS_PER_PEER_MAX: usize = 8;
+/// Requests served at the same time; they share one disk.
+const REQUESTS_MAX: usize = 128;
+/// Requests of one peer at the same time: some blobs of some pieces each.
+const REQUESTS_PER_PEER_MAX: usize = 64;
+/// Requests a second of one peer, and how many may come at once after a pause.
+const REQUESTS_PER_S: f64 = 500.0;
+const REQUESTS_BURST: f64 = 2_000.0;
+/// Messages of the library that wait for this gate; it then waits itself.
+const MESSAGES_MAX: usize = 64;
+/// Application code of a connection that is turned away.
+const TOO_MANY: u32 = 2;
+
+/// What the gate needs to know of the rest of the node, once that exists.
+pub struct Surroundings {
+    /// Whether a node is a member of our realm (it showed a valid advert).
+    pub is_member: Box<dyn Fn(NodeId) -> bool + Send + Sync>,
+    /// Hears of payload bytes that were sent.
+    pub served: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+/// The handler to register under the blobs protocol. It does not close the store; the registry does, last.
+#[derive(Clone)]
+pub struct BlobDoor {
+    store: Store,
+    events: EventSender,
+    gate: Arc<Gate>,
+}
+
+struct Gate {
+    realm: RealmId,
+    surroundings: OnceLock<Surroundings>,
+    /// Guards the counts; held for a look-up, never across an await.
+    guests: Mutex<Guests>,
+}
+
+/// Who is here now.
+#[derive(Default)]
+struct Guests {
+    peers: BTreeMap<NodeId, Guest>,
+    /// Peers by the library's number of their connection.
+    connections: BTreeMap<u64, NodeId>,
+    requests: usize,
+}
+
+#[derive(Default)]
+struct Guest {
+    connections: usize,
+    requests: usize,
+    allowance: Option<(f64, Instant)>,
+}
+
+impl fmt::Debug for BlobDoor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BlobDoor")
+    }
+}
+
+impl BlobDoor {
+    /// The door, and the task that answers the library's questions for it; whoever owns the endpoint runs that.
+    pub fn new(store: &Store, realm: RealmId) -> (BlobDoor, impl Future<Output = ()> + Send + use<>) {
+        let (events, messages) = EventSender::channel(MESSAGES_MAX, mask());
+        let gate = Arc::new(Gate { realm, surroundings: OnceLock::new(), guests: Mutex::default() });
+        let door = BlobDoor { store: store.clone(), events, gate: gate.clone() };
+        (door, answer(gate, messages))
+    }
+
+    /// Tells the door of the rest of the node; only the first telling counts.
+    pub fn attach(&self, surroundings: Surroundings) {
+        let _ = self.gate.surroundings.set(surroundings);
+    }
+
+    /// Whether this peer may have this blob: in the public realm everybody, in another its members.
+    pub fn may_serve(&self, peer: NodeId, realm: RealmId, hash: BlobHash) -> bool {
+        self.gate.may_serve(peer, realm, hash)
+    }
+}
+
+impl ProtocolHandler for BlobDoor {
+    async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
+        let peer = NodeId::from(*connection.remote_id().as_bytes());
+        let Some(_seat) = Seat::take(&self.gate, peer) else {
+            connection.close(TOO_MANY.into(), b"too many connections");
+            return Ok(());
+        };
+        provider::handle_connection(connection, self.store.clone(), self.events.clone()).await;
+        Ok(())
+    }
+}
+
+impl Gate {
+    fn may_serve(&self, peer: NodeId, realm: RealmId, _hash: BlobHash) -> bool {
+        realm == self.realm
+            && (realm == RealmId::PUBLIC || self.surroundings.get().is_some_and(|around| (around.is_member)(peer)))
+    }
+
+    fn served(&self, bytes: u64) {
+        if let Some(around) = self.surroundings.get() {
+            (around.served)(bytes);
+        }
+    }
+
+    fn guests(&self) -> MutexGuard<'_, Guests> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Admits a request or says why not; an admitted one is counted until its [`Service`] is dropped.
+    fn admit(self: &Arc<Self>, connection: u64, request: &GetRequest) -> Result<Service, AbortReason> {
+        let peer = self.guests().connections.get(&connection).copied().ok_or(AbortReason::Permission)?;
+        let hash = BlobHash::from(*request.hash.as_bytes());
+        if !request.ranges.is_blob() || !self.may_serve(peer, self.realm, hash) {
+            tracing::debug!(peer = %peer.short(), blob = %hash.short(), "a blob is refused");
+            return Err(AbortReason::Permission);
+        }
+        let mut guests = self.guests();
+        if guests.requests >= REQUESTS_MAX {
+            return Err(AbortReason::RateLimited);
+        }
+        guests.peers.entry(peer).or_default().admit(Instant::now())?;
+        guests.requests += 1;
+        Ok(Service { gate: self.clone(), peer })
+    }
+}
+
+impl Guest {
+    fn admit(&mut self, now: Instant) -> Result<(), AbortReason> {
+        let (left, since) = self.allowance.unwrap_or((REQUESTS_BURST, now));
+        let left = (left + REQUESTS_PER_S * (now - since).as_secs_f64()).min(REQUESTS_BURST);
+        if left < 1.0 || self.requests >= REQUESTS_PER_PEER_MAX {
+            self.allowance = Some((left, now));
+            return Err(AbortReason::RateLimited);
+        }
+        self.allowance = Some((left - 1.0, now));
+        self.requests += 1;
+        Ok(())
+    }
+}
+
+/// A connection's place; given back when dropped.
+struct Seat {
+    gate: Arc<Gate>,
+    peer: NodeId,
+}
+
+impl Seat {
+    fn take(gate: &Arc<Gate>, peer: NodeId) -> Option<Seat> {
+        let mut guests = gate.guests();
+        let all: usize = guests.peers.values().map(|guest| guest.connections).sum();
+        let guest = guests.peers.entry(peer).or_default();
+        if all >= CONNECTIONS_MAX || guest.connections >= CONNECTIONS_PER_PEER_MAX {
+            return None;
+        }
+        guest.connections += 1;
+        Some(Seat { gate: gate.clone(), peer })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut guests = self.gate.guests();
+        if let Some(guest) = guests.peers.get_mut(&self.peer) {
+            guest.connections -= 1;
+        }
+        guests.forget(self.peer);
+    }
+}
+
+/// A request that is being served; given back when dropped.
+struct Service {
+    gate: Arc<Gate>,
+    peer: NodeId,
+}
+
+impl Service {
+    /// Counts the bytes of a request that has ended.
+    fn note(&self, update: &RequestUpdate) {
+        match update {
+            RequestUpdate::Completed(end) => self.gate.served(end.stats.payload_bytes_sent),
+            RequestUpdate::Aborted(end) => self.gate.served(end.stats.payload_bytes_sent),
+            RequestUpdate::Started(_) | RequestUpdate::Progress(_) => {}
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let mut guests = self.gate.guests();
+        guests.requests -= 1;
+        if let Some(guest) = guests.peers.get_mut(&self.peer) {
+            guest.requests -= 1;
+        }
+        guests.forget(self.peer);
+    }
+}
+
+impl Guests {
+    /// Nobody is remembered who neither is here nor used up an allowance lately.
+    fn forget(&mut self, peer: NodeId) {
+        let is_spent = |(left, since): (f64, Instant)| {
+            left + REQUESTS_PER_S * since.elapsed().as_secs_f64() < REQUESTS_BURST
+        };
+        let done = |guest: &Guest| guest.connections == 0 && guest.requests == 0;
+        if self.peers.get(&peer).is_some_and(|guest| done(guest) && !guest.allowance.is_some_and(is_spent)) {
+            self.peers.remove(&peer);
+        }
+        if self.peers.len() > 4 * CONNECTIONS_MAX {
+            self.peers.retain(|_, guest| !done(guest));
+        }
+    }
+}
+
+fn mask() -> EventMask {
+    EventMask {
+        connected: ConnectMode::Intercept,
+        get: RequestMode::InterceptLog,
+        get_many: RequestMode::Disabled,
+        push: RequestMode::Disabled,
+        observe: ObserveMode::Intercept,
+        throttle: ThrottleMode::None,
+    }
+}
+
+/// Answers until the endpoint's last handle to the door is gone.
+async fn answer(gate: Arc<Gate>, mut messages: mpsc::Receiver<ProviderMessage>) {
+    let mut serving = JoinSet::new();
+    loop {
+        let message = tokio::select! {
+            message = messages.recv() => message,
+            Some(_) = serving.join_next() => continue,
+        };
+        match message {
+            None => return,
+            Some(ProviderMessage::ClientConnected(message)) => {
+                let peer = message.inner.endpoint_id.map(|id| NodeId::from(*id.as_bytes()));
+                let known = peer.map(|peer| gate.guests().connections.insert(message.inner.connection_id, peer));
+                let verdict = known.map(|_| ()).ok_or(AbortReason::Permission);
+                message.tx.send(verdict).await.ok();
+            }
+            Some(ProviderMessage::ConnectionClosed(message)) => {
+                gate.guests().connections.remove(&message.inner.connection_id);
+            }
+            Some(ProviderMessage::GetRequestReceived(message)) => {
+                match gate.admit(message.inner.connection_id, &message.inner.request) {
+                    Ok(service) => {
+                        message.tx.send(Ok(())).await.ok();
+                        let mut updates = message.rx;
+                        serving.spawn(async move {
+                            while let Ok(Some(update)) = updates.recv().await {
+                                service.note(&update);
+                            }
+                        });
+                    }
+                    Err(reason) => {
+                        message.tx.send(Err(reason)).await.ok();
+                    }
+                }
+            }
+            Some(ProviderMessage::ObserveRequestReceived(message)) => {
+                message.tx.send(Err(AbortReason::Permission)).await.ok();
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_asks_too_often_is_told_to_wait_and_may_come_back() {
+        let mut guest = Guest::default();
+        let start = Instant::now();
+        for _ in 0..REQUESTS_BURST as usize {
+            guest.admit(start).unwrap();
+            guest.requests -= 1;
+        }
+        assert!(guest.admit(start).is_err());
+        assert!(guest.admit(start + Duration::from_millis(10)).is_ok());
+    }
+
+    #[test]
+    fn a_peer_has_a_bounded_number_of_requests_at_once() {
+        let mut guest = Guest::default();
+        let start = Instant::now();
+        for _ in 0..REQUESTS_PER_PEER_MAX {
+            guest.admit(start).unwrap();
+        }
+        assert!(guest.admit(start).is_err());
+        guest.requests -= 1;
+        assert!(guest.admit(start).is_ok());
+    }
+}

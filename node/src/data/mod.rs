@@ -1,0 +1,20 @@
+//! Bytes between nodes over iroh: blobs by hash, and streams between stages.
+//!
+//! Nothing outside this module and the registry's blob store names iroh; peers' addresses come from their adverts, over
+//! libp2p, so there is no relay, no public look-up and no DNS. Talk is [`crate::net`]'s.
+//!
+//! | file | idea |
+//! |---|---|
+//! | [`endpoint`] | the socket, its router, connections to peers |
+//! | [`blobs`] | serving blobs: to whom, and how much at once |
+//! | [`fetch`] `schedule` | one blob's ranges from several peers at once, verified on arrival |
+//! | [`link`] [`stage_door`] | streams between stages |
+
+pub mod blobs;
+pub mod endpoint;
+pub mod fetch;
+pub mod link;
+mod schedule;
+pub mod stage_door;
+
+pub use endpoint::{DataError, DataHandle, start};

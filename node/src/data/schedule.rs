@@ -1,0 +1,431 @@
+//! Who fetches which bytes of one blob: a pure decider. It knows sources by number, pieces by byte range, and time as an
+//! argument; connections and bytes are [`super::fetch`]'s.
+//!
+//! What is wanted lies in a queue. Each source that has room gets a piece: about a second's worth of its own speed, at
+//! most [`PIECE_BYTES_MAX`], and never so much that nothing is left for the others. A piece that fails goes back, to be
+//! tried elsewhere; a source that fails too often is dropped; a source that dawdles over the last pieces loses them to one
+//! that is idle and faster.
+//!
+//! Invariant: at every moment the queue and the flights together are exactly what is still missing, and every failure
+//! brings the end nearer: a piece remembers who failed at it, a source has few strikes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Range,
+};
+
+use cairn_protocol::machine::Machine;
+
+/// BLAKE3 proofs are kept for groups of 16 KiB, so pieces begin and end there (or at the blob's end).
+pub const GROUP_BYTES: u64 = 16 * 1024;
+/// Largest piece: what a failure can waste, and what one source can hold up.
+pub const PIECE_BYTES_MAX: u64 = 16 << 20;
+/// Smallest piece, where there is that much: below this a request's round trip costs more than its bytes.
+const PIECE_BYTES_MIN: u64 = 1 << 20;
+/// First piece of a source whose speed is not known.
+const PIECE_BYTES_FIRST: u64 = 4 << 20;
+/// Pieces under way from one source: enough to hide round trips.
+const FLIGHTS_PER_SOURCE: usize = 4;
+/// Pieces under way for one blob: they share one disk.
+const FLIGHTS_MAX: usize = 16;
+/// A piece that makes no progress for so long has stalled.
+const STALL_MS: u64 = 5_000;
+/// Failures in a row after which a source is not asked again.
+const STRIKES_MAX: u32 = 3;
+/// A source that is busy is left alone for so long…
+const BUSY_PAUSE_MS: u64 = 250;
+/// …and so often: 20 seconds in all.
+const BUSY_MAX: u32 = 80;
+/// How often idle sources look for pieces to take over.
+const STEAL_INTERVAL_MS: u64 = 500;
+/// A piece is left to its source for so long before it is taken away.
+const STEAL_PATIENCE_MS: u64 = 1_000;
+
+/// One piece under way.
+pub type FlightId = u64;
+
+/// Why a piece did not arrive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection could be made.
+    Unreachable(String),
+    /// The source does not serve us.
+    Refused,
+    /// The source has too much to do now.
+    Busy,
+    /// The connection broke.
+    Lost(String),
+    /// Nothing came for 5 s.
+    Stalled,
+    /// It was taken away, since another source is much faster.
+    TooSlow,
+    /// The source does not have these bytes.
+    Absent,
+    /// The source says that it has these bytes and can't deliver them: its copy is damaged.
+    Damaged,
+    /// The source sent bytes that don't match the hash.
+    False,
+}
+
+/// What the decider is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// So many bytes of the piece have arrived and are verified.
+    Progress {
+        /// Which piece.
+        flight: FlightId,
+        /// In all.
+        bytes: u64,
+    },
+    /// All of it arrived.
+    Done {
+        /// Which piece.
+        flight: FlightId,
+    },
+    /// It ended before it was whole; also the answer to [`Effect::Cancel`].
+    Failed {
+        /// Which piece.
+        flight: FlightId,
+        /// Why.
+        failure: Failure,
+        /// What of it is still missing, in whole groups.
+        left: Vec<Range<u64>>,
+        /// What the source has of this blob, if that is known now.
+        holdings: Option<Vec<Range<u64>>>,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Fetch that range from that source.
+    Start {
+        /// The new piece.
+        flight: FlightId,
+        /// Index of the source.
+        source: usize,
+        /// Bytes.
+        range: Range<u64>,
+    },
+    /// Stop that piece, and say what is left of it.
+    Cancel {
+        /// Which piece.
+        flight: FlightId,
+    },
+}
+
+/// Where the work stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Something is under way or will be.
+    Pending,
+    /// Nothing is missing.
+    Done,
+    /// Something is missing and nobody is left who could deliver it.
+    Stuck,
+}
+
+/// The decider of one blob.
+#[derive(Debug)]
+pub struct Schedule {
+    sources: Vec<Candidate>,
+    queue: VecDeque<Piece>,
+    flights: BTreeMap<FlightId, Flight>,
+    next_flight: FlightId,
+    stole_ms: u64,
+}
+
+#[derive(Debug, Default)]
+struct Candidate {
+    is_dropped: bool,
+    strikes: u32,
+    busy: u32,
+    paused_until_ms: u64,
+    flights: usize,
+    /// Smoothed, of all its pieces together; 0 while unknown.
+    bytes_per_s: f64,
+    holdings: Option<Vec<Range<u64>>>,
+    failure: Option<(Failure, Range<u64>)>,
+}
+
+#[derive(Clone, Debug)]
+struct Piece {
+    range: Range<u64>,
+    /// Sources that failed at it.
+    tried: BTreeSet<usize>,
+}
+
+#[derive(Debug)]
+struct Flight {
+    source: usize,
+    piece: Piece,
+    started_ms: u64,
+    moved_ms: u64,
+    bytes: u64,
+    /// Set once a cancel was asked for: why.
+    cancelled: Option<Failure>,
+}
+
+impl Schedule {
+    /// For `wanted` (whole groups, sorted, not touching) and so many sources, best first.
+    pub fn new(wanted: Vec<Range<u64>>, sources: usize) -> Schedule {
+        let queue = wanted.into_iter().filter(|range| !range.is_empty());
+        Schedule {
+            sources: (0..sources).map(|_| Candidate::default()).collect(),
+            queue: queue.map(|range| Piece { range, tried: BTreeSet::new() }).collect(),
+            flights: BTreeMap::new(),
+            next_flight: 0,
+            stole_ms: 0,
+        }
+    }
+
+    /// Where the work stands.
+    pub fn outcome(&self) -> Outcome {
+        match (self.queue.is_empty(), self.flights.is_empty()) {
+            (true, true) => Outcome::Done,
+            (_, false) => Outcome::Pending,
+            (false, true) if self.is_stuck() => Outcome::Stuck,
+            (false, true) => Outcome::Pending,
+        }
+    }
+
+    /// Why a piece that was cancelled was cancelled.
+    pub fn cancelled(&self, flight: FlightId) -> Option<Failure> {
+        self.flights.get(&flight)?.cancelled.clone()
+    }
+
+    /// What is known against each source: the worst failure, and the range at which it happened.
+    pub fn failures(&self) -> impl Iterator<Item = (usize, &Failure, &Range<u64>)> {
+        let failures = self.sources.iter().enumerate();
+        failures.filter_map(|(index, source)| source.failure.as_ref().map(|(failure, range)| (index, failure, range)))
+    }
+
+    /// What nobody delivered.
+    pub fn missing(&self) -> Vec<Range<u64>> {
+        self.queue.iter().map(|piece| piece.range.clone()).collect()
+    }
+
+    fn is_stuck(&self) -> bool {
+        !self.queue.iter().any(|piece| {
+            let can = |(index, source): (usize, &Candidate)| !source.is_dropped && source.overlap(index, piece).is_some();
+            self.sources.iter().enumerate().any(can)
+        })
+    }
+
+    fn assign(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        for room in 1..=FLIGHTS_PER_SOURCE {
+            for source in 0..self.sources.len() {
+                while self.sources[source].is_free(now_ms, room) && self.flights.len() < FLIGHTS_MAX {
+                    let Some(piece) = self.take(source) else { break };
+                    self.launch(now_ms, source, piece, effects);
+                }
+            }
+        }
+    }
+
+    fn launch(&mut self, now_ms: u64, source: usize, piece: Piece, effects: &mut Vec<Effect>) {
+        let flight = self.next_flight;
+        self.next_flight += 1;
+        self.sources[source].flights += 1;
+        effects.push(Effect::Start { flight, source, range: piece.range.clone() });
+        let flown = Flight { source, piece, started_ms: now_ms, moved_ms: now_ms, bytes: 0, cancelled: None };
+        self.flights.insert(flight, flown);
+    }
+
+    /// Cuts the next piece for this source out of the queue.
+    fn take(&mut self, source: usize) -> Option<Piece> {
+        let bytes_max = self.piece_bytes(source);
+        let candidate = &self.sources[source];
+        let found = self.queue.iter().enumerate();
+        let (at, overlap) = found.filter_map(|(at, piece)| Some((at, candidate.overlap(source, piece)?))).next()?;
+        let whole = self.queue.remove(at)?;
+        let end = overlap.end.min(overlap.start + bytes_max);
+        let rest = [whole.range.start..overlap.start, end..whole.range.end];
+        for range in rest.into_iter().rev().filter(|range| !range.is_empty()) {
+            self.queue.insert(at, Piece { range, tried: whole.tried.clone() });
+        }
+        Some(Piece { range: overlap.start..end, tried: whole.tried })
+    }
+
+    /// About a second's worth, and not so much that the others stand idle.
+    fn piece_bytes(&self, source: usize) -> u64 {
+        let speed = self.sources[source].bytes_per_s;
+        let by_speed = if speed > 0.0 { speed as u64 } else { PIECE_BYTES_FIRST };
+        let queued: u64 = self.queue.iter().map(|piece| piece.range.end - piece.range.start).sum();
+        let live = self.sources.iter().filter(|source| !source.is_dropped).count().max(1) as u64;
+        let share = queued / (live * FLIGHTS_PER_SOURCE as u64);
+        let bytes = by_speed.min(share.max(PIECE_BYTES_MIN)).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX);
+        bytes.next_multiple_of(GROUP_BYTES)
+    }
+
+    fn progress(&mut self, now_ms: u64, flight: FlightId, bytes: u64) {
+        if let Some(flight) = self.flights.get_mut(&flight)
+            && bytes > flight.bytes
+        {
+            flight.bytes = bytes;
+            flight.moved_ms = now_ms;
+        }
+    }
+
+    fn done(&mut self, now_ms: u64, id: FlightId) {
+        let Some(flight) = self.flights.remove(&id) else { return };
+        let bytes = flight.piece.range.end - flight.piece.range.start;
+        let source = &mut self.sources[flight.source];
+        // Its other pieces share the way, so what one piece got is that part of the source's speed.
+        let sample = bytes as f64 * 1000.0 / (now_ms - flight.started_ms).max(1) as f64 * source.flights as f64;
+        source.bytes_per_s =
+            if source.bytes_per_s > 0.0 { 0.7 * source.bytes_per_s + 0.3 * sample } else { sample };
+        source.flights -= 1;
+        source.strikes = 0;
+        source.busy = 0;
+    }
+
+    fn failed(
+        &mut self,
+        now_ms: u64,
+        id: FlightId,
+        failure: Failure,
+        left: Vec<Range<u64>>,
+        holdings: Option<Vec<Range<u64>>>,
+    ) {
+        let Some(flight) = self.flights.remove(&id) else { return };
+        let others = self.sources.iter().enumerate().any(|(at, source)| at != flight.source && !source.is_dropped);
+        let source = &mut self.sources[flight.source];
+        source.flights -= 1;
+        source.holdings = holdings.or(source.holdings.take());
+        let mut tried = flight.piece.tried;
+        if source.blame(now_ms, &failure, left.first().unwrap_or(&flight.piece.range), others) {
+            tried.insert(flight.source);
+        }
+        for range in left.into_iter().rev().filter(|range| !range.is_empty()) {
+            self.queue.push_front(Piece { range, tried: tried.clone() });
+        }
+    }
+
+    /// Asks for the end of pieces that have stalled, and of those that an idle source would deliver much sooner.
+    fn look_after(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        for (id, flight) in &mut self.flights {
+            if flight.cancelled.is_none() && now_ms >= flight.moved_ms + STALL_MS {
+                flight.cancelled = Some(Failure::Stalled);
+                effects.push(Effect::Cancel { flight: *id });
+            }
+        }
+        if self.queue.is_empty() && now_ms >= self.stole_ms + STEAL_INTERVAL_MS {
+            self.stole_ms = now_ms;
+            self.steal(now_ms, effects);
+        }
+    }
+
+    fn steal(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        let idle = self.sources.iter().enumerate();
+        let idle = idle.filter(|(_, source)| source.flights == 0 && source.is_free(now_ms, 1));
+        let Some((thief, speed)) =
+            idle.map(|(at, source)| (at, source.bytes_per_s)).filter(|(_, speed)| *speed > 0.0).max_by(|a, b| a.1.total_cmp(&b.1))
+        else {
+            return;
+        };
+        let thief = (thief, speed);
+        let slowest = self.flights.iter_mut().filter(|(_, flight)| flight.is_worth_stealing(now_ms, thief));
+        if let Some((id, flight)) = slowest.max_by_key(|(_, flight)| flight.left_ms(now_ms)) {
+            flight.cancelled = Some(Failure::TooSlow);
+            effects.push(Effect::Cancel { flight: *id });
+        }
+    }
+}
+
+impl Candidate {
+    fn is_free(&self, now_ms: u64, room: usize) -> bool {
+        !self.is_dropped && self.flights < room && now_ms >= self.paused_until_ms
+    }
+
+    /// The first part of the piece that this source may be asked for.
+    fn overlap(&self, index: usize, piece: &Piece) -> Option<Range<u64>> {
+        if piece.tried.contains(&index) {
+            return None;
+        }
+        let Some(holdings) = &self.holdings else { return Some(piece.range.clone()) };
+        let parts = holdings.iter().map(|held| held.start.max(piece.range.start)..held.end.min(piece.range.end));
+        parts.into_iter().find(|part| !part.is_empty())
+    }
+
+    /// Takes note of a failure; true if the piece should not come back here.
+    fn blame(&mut self, now_ms: u64, failure: &Failure, range: &Range<u64>, others: bool) -> bool {
+        let weight = |failure: &Failure| match failure {
+            Failure::False => 4,
+            Failure::Damaged => 3,
+            Failure::Busy | Failure::TooSlow => 0,
+            Failure::Absent => 1,
+            _ => 2,
+        };
+        if self.failure.as_ref().is_none_or(|(known, _)| weight(failure) > weight(known)) {
+            self.failure = Some((failure.clone(), range.clone()));
+        }
+        match failure {
+            Failure::Unreachable(_) | Failure::Refused => self.is_dropped = true,
+            Failure::Busy => {
+                self.busy += 1;
+                self.paused_until_ms = now_ms + BUSY_PAUSE_MS;
+                self.is_dropped |= self.busy > BUSY_MAX;
+            }
+            Failure::TooSlow => {}
+            Failure::Absent if self.holdings.is_some() => {}
+            _ => self.strikes += 1,
+        }
+        self.is_dropped |= self.strikes >= STRIKES_MAX;
+        match failure {
+            Failure::Busy => false,
+            Failure::Lost(_) | Failure::Stalled => others,
+            _ => true,
+        }
+    }
+}
+
+impl Flight {
+    /// How long it will take at its own speed.
+    fn left_ms(&self, now_ms: u64) -> u64 {
+        let left = (self.piece.range.end - self.piece.range.start).saturating_sub(self.bytes);
+        left.saturating_mul(now_ms - self.started_ms) / self.bytes.max(1)
+    }
+
+    fn is_worth_stealing(&self, now_ms: u64, (thief, speed): (usize, f64)) -> bool {
+        let left = (self.piece.range.end - self.piece.range.start).saturating_sub(self.bytes);
+        let elsewhere_ms = (left as f64 * 1000.0 / speed) as u64;
+        self.cancelled.is_none()
+            && self.source != thief
+            && !self.piece.tried.contains(&thief)
+            && now_ms >= self.started_ms + STEAL_PATIENCE_MS
+            && self.left_ms(now_ms) > 2 * elsewhere_ms + STEAL_PATIENCE_MS
+    }
+}
+
+impl Machine for Schedule {
+    type Input = Input;
+    type Effect = Effect;
+
+    fn step(&mut self, now_ms: u64, input: Input, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Progress { flight, bytes } => return self.progress(now_ms, flight, bytes),
+            Input::Done { flight } => self.done(now_ms, flight),
+            Input::Failed { flight, failure, left, holdings } => self.failed(now_ms, flight, failure, left, holdings),
+        }
+        self.assign(now_ms, effects);
+    }
+
+    fn wake(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        self.look_after(now_ms, effects);
+        self.assign(now_ms, effects);
+    }
+
+    fn wake_at(&self) -> Option<u64> {
+        let running = self.flights.values().filter(|flight| flight.cancelled.is_none());
+        let stalls = running.map(|flight| flight.moved_ms + STALL_MS);
+        let pauses = self.sources.iter().filter(|source| !source.is_dropped && source.paused_until_ms > 0);
+        let pauses = pauses.map(|source| source.paused_until_ms).filter(|_| !self.queue.is_empty());
+        let steal = (self.queue.is_empty() && !self.flights.is_empty()).then_some(self.stole_ms + STEAL_INTERVAL_MS);
+        stalls.chain(pauses).chain(steal).min()
+    }
+}
+
+#[cfg(test)]
+#[path = "schedule_tests.rs"]
+mod tests;

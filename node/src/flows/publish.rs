@@ -1,0 +1,262 @@
+//! Publishing: a person's file or folder becomes a signed revision that peers hear of.
+//!
+//! Taking files in and the rules of heads are the registry's; here is whose key signs, and the order: hear what others know, take
+//! the bytes in, sign, commit, tell. Import of a folder or a .gguf file is the same.
+//!
+//! Invariant: a handle that another key claims is never signed for; nothing is told to peers before it is durable here. Dropping the
+//! flow before the commit leaves nothing but unpinned bytes (and, at a handle's first publish, its key).
+
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
+
+use cairn_compute::arch;
+use cairn_protocol::{
+    api,
+    id::RevisionId,
+    name::{Handle, Publisher, RefName, RepoId, RepoPath},
+    record::{Keypair, Profile, Record, RecordError},
+    refusal::{Reason, Refusal},
+};
+use cairn_registry::{Committed, InsertError, ModelSources, NextHead, PrepareOptions, Prepared, PublishError, Transfer};
+use tokio::sync::mpsc::Sender;
+
+use super::{announce, names};
+use crate::shell::Node;
+
+/// Answers `Publish`.
+pub async fn publish(
+    node: Arc<Node>,
+    request: api::PublishRequest,
+    events: Sender<api::PublishEvent>,
+) -> Result<(), Refusal> {
+    let tag = match request.tag.as_str() {
+        "" => None,
+        tag => Some(tag.parse().map_err(|error| bad(tag, &error))?),
+    };
+    let transfer = if request.link { Transfer::HardLink } else { Transfer::Copy };
+    let wish = Wish {
+        source: absolute(&request.path)?,
+        path: request.repo.parse().map_err(|error| bad(&request.repo, &error))?,
+        tag,
+        message: request.message,
+        transfer,
+    };
+    bring_in(&node, wish, events).await
+}
+
+/// Answers `Import`: for now from a folder or a .gguf file of the daemon's machine.
+pub async fn import(
+    node: Arc<Node>,
+    request: api::ImportRequest,
+    events: Sender<api::PublishEvent>,
+) -> Result<(), Refusal> {
+    if request.source.contains("://") {
+        let why = "only a folder or a .gguf file of this machine can be imported yet";
+        return Err(Refusal::new(Reason::Unsupported, request.source, why)
+            .try_this("downloading it first, then cairn import FOLDER REPO"));
+    }
+    let wish = Wish {
+        source: absolute(&request.source)?,
+        path: request.repo.parse().map_err(|error| bad(&request.repo, &error))?,
+        tag: None,
+        message: request.message,
+        transfer: Transfer::Copy,
+    };
+    bring_in(&node, wish, events).await
+}
+
+struct Wish {
+    source: PathBuf,
+    path: RepoPath,
+    tag: Option<RefName>,
+    message: String,
+    transfer: Transfer,
+}
+
+/// Whose publication it is.
+struct Signer {
+    key: Keypair,
+    /// The handle to claim, if this key has not claimed it yet.
+    claim: Option<Handle>,
+}
+
+async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent>) -> Result<(), Refusal> {
+    names::learn(node, &wish.path, &RefName::main()).await;
+    let signer = signer(node, &wish.path).await?;
+    let repo = RepoId { publisher: signer.key.public(), kind: wish.path.kind, name: wish.path.name.clone() };
+    if let Some(tag) = &wish.tag {
+        names::learn(node, &wish.path, tag).await;
+        refuse_taken_tag(node, &repo, tag).await?;
+    }
+    let what = wish.path.to_string();
+    let failed = |error| publish_refusal(&what, error);
+    let prepared = prepare(node, &wish, repo.clone(), events.clone()).await.map_err(failed)?;
+    let (files, bytes) = (prepared.manifest.files.len() as u64, prepared.manifest.bytes());
+    let main = next(node, &repo, &RefName::main()).await?;
+    let records = sign(node, &signer, &prepared, main, wish.tag.clone()).map_err(|error| Refusal::internal(&what, error))?;
+    let Committed { revision, .. } = node.registry.commit(prepared, records.clone()).await.map_err(failed)?;
+    for record in records {
+        node.net.publish_record(record).await;
+    }
+    announce::keeps(node, revision).await;
+    tracing::info!(repo = %wish.path, revision = %revision.short(), files, bytes, "published");
+    let done = api::Published {
+        repo: what,
+        revision: revision.to_string(),
+        r#ref: wish.tag.as_ref().unwrap_or(&RefName::main()).to_string(),
+        epoch: main.epoch,
+        number: if wish.tag.is_some() { 1 } else { main.number },
+        files,
+        bytes,
+        key_created: signer.claim.is_some(),
+        publisher: signer.key.public().to_string(),
+    };
+    // A client that hung up after the commit has still published.
+    let _ = events.send(api::PublishEvent { event: Some(api::publish_event::Event::Done(done)) }).await;
+    Ok(())
+}
+
+async fn signer(node: &Node, path: &RepoPath) -> Result<Signer, Refusal> {
+    match &path.publisher {
+        Publisher::Key(key) => {
+            let own = node.home.publishers()?.into_iter().find(|(_, own)| own.public() == *key);
+            let (_, key) = own.ok_or_else(|| {
+                Refusal::new(Reason::Untrusted, path.to_string(), "this node does not have that publisher's key")
+                    .try_this("a handle of your own")
+            })?;
+            Ok(Signer { key, claim: None })
+        }
+        Publisher::Handle(handle) => signer_of(node, path, handle).await,
+    }
+}
+
+async fn signer_of(node: &Node, path: &RepoPath, handle: &Handle) -> Result<Signer, Refusal> {
+    let claimants = node.registry.claimants(handle).await.map_err(|error| Refusal::internal("the catalogue", error))?;
+    if let Some(key) = node.home.publisher(handle)? {
+        let claim = (!claimants.contains(&key.public())).then(|| handle.clone());
+        return Ok(Signer { key, claim });
+    }
+    if let Some(other) = claimants.first() {
+        let why = format!("the handle {handle} is claimed by the key {other}, which is not on this node");
+        return Err(Refusal::new(Reason::Untrusted, path.to_string(), why).try_this("another handle"));
+    }
+    let key = node.home.create_publisher(handle)?;
+    Ok(Signer { key, claim: Some(handle.clone()) })
+}
+
+async fn refuse_taken_tag(node: &Node, repo: &RepoId, tag: &RefName) -> Result<(), Refusal> {
+    let is_free = *tag != RefName::main() && next(node, repo, tag).await?.previous.is_none();
+    if is_free {
+        return Ok(());
+    }
+    let why = format!("{tag} exists already, and tags never move");
+    Err(Refusal::new(Reason::Exists, repo.name.to_string(), why).try_this("another tag"))
+}
+
+async fn next(node: &Node, repo: &RepoId, name: &RefName) -> Result<NextHead, Refusal> {
+    node.registry.next_head(repo, name).await.map_err(|error| Refusal::internal("the catalogue", error))
+}
+
+async fn prepare(
+    node: &Node,
+    wish: &Wish,
+    repo: RepoId,
+    events: Sender<api::PublishEvent>,
+) -> Result<Prepared, PublishError> {
+    let options = PrepareOptions {
+        message: wish.message.clone(),
+        transfer: wish.transfer,
+        parents: parent(node, &repo).await?.into_iter().collect(),
+        created_ms: now_ms(),
+        metadata: Vec::new(),
+        describe: Box::new(describe),
+    };
+    let item = wish.path.to_string();
+    let progress = move |read: cairn_registry::Progress| {
+        let progress = api::Progress {
+            phase: "hash".to_owned(),
+            bytes_done: read.done,
+            bytes_total: read.total,
+            item: item.clone(),
+        };
+        // A reader that lags sees fewer steps.
+        let _ = events.try_send(api::PublishEvent { event: Some(api::publish_event::Event::Progress(progress)) });
+    };
+    node.registry.prepare(wish.source.clone(), repo, options, progress).await
+}
+
+/// The revision that `main` stands for now.
+async fn parent(node: &Node, repo: &RepoId) -> Result<Option<RevisionId>, PublishError> {
+    let refs = node.registry.refs(repo).await?;
+    let main = refs.into_iter().find(|state| state.name == RefName::main());
+    Ok(main.and_then(|state| state.head).map(|head| head.revision))
+}
+
+fn describe(sources: &ModelSources<'_>) -> Result<Option<cairn_protocol::manifest::Model>, String> {
+    arch::describe(sources.config_json, sources.generation_config, sources.gguf, sources.tensors)
+        .map_err(|error| error.to_string())
+}
+
+fn sign(
+    node: &Node,
+    signer: &Signer,
+    prepared: &Prepared,
+    main: NextHead,
+    tag: Option<RefName>,
+) -> Result<Vec<Record>, RecordError> {
+    let realm = node.registry.realm();
+    let mut records = Vec::new();
+    if let Some(handle) = &signer.claim {
+        let profile = Profile {
+            handle: handle.clone(),
+            display_name: String::new(),
+            epoch: 0,
+            recovery_key: None,
+            previous: None,
+            created_ms: now_ms(),
+        };
+        records.push(profile.sign(realm, &signer.key)?);
+    }
+    records.push(prepared.statement().sign(realm, &signer.key)?);
+    records.push(prepared.head(RefName::main(), main, false).sign(realm, &signer.key)?);
+    if let Some(tag) = tag {
+        let first = NextHead { epoch: main.epoch, number: 1, previous: None };
+        records.push(prepared.head(tag, first, true).sign(realm, &signer.key)?);
+    }
+    Ok(records)
+}
+
+fn absolute(path: &str) -> Result<PathBuf, Refusal> {
+    let path = PathBuf::from(path);
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    let why = "the path must be absolute, for the daemon has another working folder";
+    Err(Refusal::new(Reason::BadInput, path.display().to_string(), why).try_this("the whole path from /"))
+}
+
+fn now_ms() -> i64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+fn bad(what: &str, error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::new(Reason::BadInput, what, error.to_string()).try_this("cairn publish --help")
+}
+
+fn publish_refusal(what: &str, error: PublishError) -> Refusal {
+    let why = error.to_string();
+    let is_full = why.contains("No space left") || why.contains("os error 28");
+    let (reason, advice) = match &error {
+        _ if is_full => (Reason::DiskFull, "making room on the disk of the daemon's home"),
+        PublishError::Folder(_) => (Reason::BadInput, "another file or folder"),
+        PublishError::Import(_) => (Reason::BadInput, "the same again when nothing writes there"),
+        PublishError::Index { .. } | PublishError::Describe(_) => (Reason::BadInput, "a whole copy of the file"),
+        PublishError::Manifest(_) => (Reason::Limit, "fewer or smaller parts"),
+        PublishError::Moved { .. } => (Reason::Conflict, "the same again"),
+        PublishError::TagExists(_) | PublishError::Insert(InsertError::TagMoves(_)) => (Reason::Exists, "another tag"),
+        PublishError::Insert(_) => (Reason::Conflict, "the same again"),
+        PublishError::Blobs(_) | PublishError::Catalog(_) | PublishError::Records(_) => {
+            (Reason::Internal, "the node's log")
+        }
+    };
+    Refusal::new(reason, what, why).try_this(advice)
+}
