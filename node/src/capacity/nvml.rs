@@ -170,7 +170,8 @@ mod tests {
     #[test]
     fn a_name_that_fills_its_buffer_without_an_end_is_cut() {
         let folder = tempfile::tempdir().expect("a folder");
-        let source = TWO_GPUS.replace("strncpy(s, (long)d == 1 ? \"Stand-in A100\" : \"Stand-in T4\", n)", "memset(s, 'x', n)");
+        let source =
+            TWO_GPUS.replace("strncpy(s, (long)d == 1 ? \"Stand-in A100\" : \"Stand-in T4\", n)", "memset(s, 'x', n)");
         let found = gpus(&stand_in(folder.path(), &source), 16).expect("listed");
         assert_eq!(found[0].name, "x".repeat(TEXT_BYTES - 1));
     }

@@ -14,7 +14,7 @@ use cairn_protocol::{
     id::{BlobHash, NodeId, PublisherKey},
     limits::{HEADS_PAGE_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX},
     name::{Handle, RefName, RepoId, RepoKind, RepoName},
-    peer_pb::{self, Answer, Heads, HeadsPage, Held, Holding, Holds, Question, Records, Resolve, answer::Say, question::Ask},
+    peer_pb::{Answer, Heads, HeadsPage, Held, Holding, Holds, Question, Records, Resolve, answer::Say, question::Ask},
     record::{Record, RecordError},
     record_pb,
     refusal::Reason,
@@ -23,7 +23,7 @@ use cairn_registry::{InsertError, Inserted, Registry};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::net::{GossipedRecord, Inbox, InboundQuestion, NetHandle, Severity, Verdict, refused};
+use crate::net::{GossipedRecord, InboundQuestion, Inbox, NetHandle, Severity, Verdict, refused};
 
 /// Questions answered at the same time: they only read, and the catalogue is one file.
 const ANSWERING_MAX: usize = 8;
@@ -334,3 +334,6 @@ fn verify_page(envelopes: Vec<record_pb::Envelope>) -> (Vec<Record>, Took) {
     }
     (records, took)
 }
+
+#[cfg(test)]
+mod tests;

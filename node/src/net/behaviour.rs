@@ -10,8 +10,7 @@ use libp2p::{
     allow_block_list::{self, BlockedPeers},
     connection_limits::{self, ConnectionLimits},
     gossipsub::{self, IdentTopic, IdentityTransform, WhitelistSubscriptionFilter},
-    identify, identity, kad, mdns,
-    memory_connection_limits as memory_limits, noise, ping, request_response,
+    identify, identity, kad, mdns, memory_connection_limits as memory_limits, noise, ping, request_response,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
     tcp, yamux,
 };
@@ -110,12 +109,7 @@ fn yamux_config() -> yamux::Config {
     config
 }
 
-fn behaviour(
-    keypair: &identity::Keypair,
-    names: &Names,
-    agent: &str,
-    with_mdns: bool,
-) -> Result<Behaviour, NetError> {
+fn behaviour(keypair: &identity::Keypair, names: &Names, agent: &str, with_mdns: bool) -> Result<Behaviour, NetError> {
     let peer = keypair.public().to_peer_id();
     let mdns = with_mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), peer)).transpose();
     let identify = identify::Config::new(names.family().to_owned(), keypair.public())

@@ -155,7 +155,13 @@ impl Owner {
         }
     }
 
-    fn on_question(&mut self, peer: PeerId, id: InboundRequestId, question: Question, channel: ResponseChannel<Answer>) {
+    fn on_question(
+        &mut self,
+        peer: PeerId,
+        id: InboundRequestId,
+        question: Question,
+        channel: ResponseChannel<Answer>,
+    ) {
         let now_ms = self.clock.now_ms();
         let Some(from) = identity::node_id(&peer) else { return };
         self.table().seen(now_ms, from);

@@ -51,7 +51,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use conduct::Severity;
 pub(crate) use inbox::refused;
-pub use inbox::{GossipedRecord, Inbox, InboundQuestion, Reply, Verdict};
+pub use inbox::{GossipedRecord, InboundQuestion, Inbox, Reply, Verdict};
 pub use peers::PeerInfo;
 pub use statement::Statement;
 
@@ -209,7 +209,11 @@ struct Shared {
 /// Starts the network; returns when every address is being listened on.
 ///
 /// Dropped before it returns, it leaves nothing running. Runs until [`NetHandle::shutdown`].
-pub async fn start(identity: &Keypair, config: NetConfig, statement: Statement) -> Result<(NetHandle, Inbox), NetError> {
+pub async fn start(
+    identity: &Keypair,
+    config: NetConfig,
+    statement: Statement,
+) -> Result<(NetHandle, Inbox), NetError> {
     install_crypto_provider();
     swarm::start(identity, config, statement).await
 }

@@ -14,9 +14,7 @@ use cairn_protocol::{advert::Advert, id::NodeId};
 use libp2p::{Multiaddr, multiaddr::Protocol, swarm::ConnectionId};
 
 use super::{
-    bounds::{
-        ADDRESSES_PER_PEER_MAX, ADVERT_TTL_MAX_MS, ADVERTS_BURST, ADVERTS_PER_S, FORGET_MS, PEERS_MAX, PROOF_MS,
-    },
+    bounds::{ADDRESSES_PER_PEER_MAX, ADVERT_TTL_MAX_MS, ADVERTS_BURST, ADVERTS_PER_S, FORGET_MS, PEERS_MAX, PROOF_MS},
     identity,
     rate::Rate,
 };
@@ -294,5 +292,163 @@ pub(super) fn ip(address: &Multiaddr) -> Option<IpAddr> {
         Protocol::Ip4(ip) => Some(ip.into()),
         Protocol::Ip6(ip) => Some(ip.into()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_protocol::{
+        advert::{Capacity, Grants, Load},
+        id::{RealmId, RevisionId},
+        key::Keypair,
+    };
+
+    use super::*;
+
+    fn node(n: u8) -> NodeId {
+        Keypair::from_seed([n; 32]).node_id()
+    }
+
+    fn link(n: usize) -> ConnectionId {
+        ConnectionId::new_unchecked(n)
+    }
+
+    fn address(text: &str) -> Multiaddr {
+        text.parse().expect("a multiaddress")
+    }
+
+    fn advert(node: NodeId, incarnation: u64, sequence: u64, ttl_ms: u32) -> Advert {
+        Advert {
+            realm: RealmId::PUBLIC,
+            node,
+            incarnation,
+            sequence,
+            ttl_ms,
+            talk_addresses: vec!["/ip4/10.0.0.9/tcp/4177".to_owned()],
+            data_addresses: vec![],
+            relay_urls: vec![],
+            capacity: Capacity::default(),
+            grants: Grants::default(),
+            load: Load::default(),
+            agent: "test".to_owned(),
+            holds: vec![RevisionId::from([7; 32])],
+        }
+    }
+
+    #[test]
+    fn a_replayed_advert_renews_nothing() {
+        let mut table = PeerTable::new(node(0));
+        assert_eq!(table.heard(0, advert(node(1), 1, 5, 1000)), Heard::Newer);
+        assert_eq!(table.heard(900, advert(node(1), 1, 5, 1000)), Heard::Older);
+        assert_eq!(table.heard(900, advert(node(1), 1, 4, 1000)), Heard::Older);
+        assert!(table.get(900, &node(1)).is_some_and(|peer| peer.advert.is_some()));
+        table.wake(1000);
+        assert!(table.get(1000, &node(1)).is_some_and(|peer| peer.advert.is_none()));
+        assert_eq!(table.heard(1001, advert(node(1), 1, 5, 1000)), Heard::Older);
+        assert!(table.get(1001, &node(1)).is_some_and(|peer| peer.advert.is_none()));
+    }
+
+    #[test]
+    fn a_restarted_node_is_believed_though_its_sequence_begins_again() {
+        let mut table = PeerTable::new(node(0));
+        table.heard(0, advert(node(1), 1, 50, 1000));
+        assert_eq!(table.heard(0, advert(node(1), 2, 1, 1000)), Heard::Newer);
+    }
+
+    #[test]
+    fn an_advert_never_holds_longer_than_the_receiver_allows() {
+        let mut table = PeerTable::new(node(0));
+        table.heard(0, advert(node(1), 1, 1, u32::MAX));
+        table.wake(u64::from(ADVERT_TTL_MAX_MS));
+        assert!(table.get(0, &node(1)).is_some_and(|peer| peer.advert.is_none()));
+    }
+
+    #[test]
+    fn one_nodes_newer_adverts_are_rate_limited() {
+        let mut table = PeerTable::new(node(0));
+        let heard: Vec<Heard> = (1..100).map(|n| table.heard(0, advert(node(1), 1, n, 1000))).collect();
+        assert_eq!(heard.iter().filter(|h| **h == Heard::Newer).count(), ADVERTS_BURST as usize);
+        assert_eq!(heard.last(), Some(&Heard::TooMany));
+    }
+
+    #[test]
+    fn a_peer_is_on_this_host_only_if_every_connection_says_so() {
+        let mut table = PeerTable::new(node(0));
+        table.add_own_ip("10.0.0.5".parse().expect("an address"));
+        table.heard(0, advert(node(1), 1, 1, 1000));
+        let same_host = |table: &PeerTable| table.get(0, &node(1)).expect("known").same_host;
+        assert!(!same_host(&table), "without a connection");
+        table.connected(0, node(1), link(1), &address("/ip4/127.0.0.1/tcp/1"));
+        table.connected(0, node(1), link(2), &address("/ip4/10.0.0.5/tcp/1"));
+        assert!(same_host(&table));
+        table.connected(0, node(1), link(3), &address("/ip4/10.0.0.6/tcp/1"));
+        assert!(!same_host(&table), "one from elsewhere");
+        table.disconnected(0, node(1), link(3));
+        assert!(same_host(&table));
+        let relayed = format!("/ip4/127.0.0.1/tcp/1/p2p/{}/p2p-circuit", identity::peer_id(node(2)).expect("a key"));
+        table.connected(0, node(1), link(4), &address(&relayed));
+        assert!(!same_host(&table), "one is relayed");
+    }
+
+    #[test]
+    fn first_and_last_connection_are_told_apart_from_those_between() {
+        let mut table = PeerTable::new(node(0));
+        let here = address("/ip4/127.0.0.1/tcp/1");
+        assert!(table.connected(0, node(1), link(1), &here));
+        assert!(!table.connected(0, node(1), link(2), &here));
+        assert!(!table.disconnected(0, node(1), link(1)));
+        assert!(!table.disconnected(0, node(1), link(1)), "closed already");
+        assert!(table.disconnected(0, node(1), link(2)));
+    }
+
+    #[test]
+    fn whoever_shows_no_advert_over_its_connection_is_named_after_a_while() {
+        let mut table = PeerTable::new(node(0));
+        let here = address("/ip4/127.0.0.1/tcp/1");
+        table.connected(0, node(1), link(1), &here);
+        table.connected(0, node(2), link(2), &here);
+        assert!(table.prove(node(2)));
+        assert!(!table.prove(node(2)), "only once");
+        assert_eq!(table.wake(PROOF_MS - 1), vec![]);
+        assert_eq!(table.wake(PROOF_MS), vec![node(1)]);
+        assert!(table.list(PROOF_MS).iter().all(|peer| peer.node_id == node(2)), "strangers aren't listed");
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_connected_peers_stay() {
+        let mut table = PeerTable::new(node(0));
+        let id = |n: u32| {
+            let mut bytes = [0; 32];
+            bytes[..4].copy_from_slice(&n.to_be_bytes());
+            NodeId::from(bytes)
+        };
+        table.connected(0, id(0), link(1), &address("/ip4/127.0.0.1/tcp/1"));
+        for n in 1..PEERS_MAX as u32 + 100 {
+            table.heard(u64::from(n), advert(id(n), 1, 1, 1000));
+        }
+        assert_eq!(table.peers.len(), PEERS_MAX);
+        assert!(table.is_connected(&id(0)));
+        assert!(table.get(0, &id(PEERS_MAX as u32 + 99)).is_some(), "the newest is there");
+        assert!(table.get(0, &id(1)).is_none(), "the longest silent gave way");
+    }
+
+    #[test]
+    fn addresses_are_few_and_the_newest_come_first() {
+        let mut table = PeerTable::new(node(0));
+        table.heard(0, advert(node(1), 1, 1, 1000));
+        table.add_addresses(node(1), (1..40).map(|n| address(&format!("/ip4/10.0.0.1/tcp/{n}"))));
+        let known = table.addresses(&node(1));
+        assert_eq!(known.len(), ADDRESSES_PER_PEER_MAX);
+        assert_eq!(known[0], address("/ip4/10.0.0.1/tcp/1"));
+    }
+
+    #[test]
+    fn holders_are_those_whose_advert_says_so_while_it_holds() {
+        let mut table = PeerTable::new(node(0));
+        table.heard(0, advert(node(1), 1, 1, 1000));
+        assert_eq!(table.holders(&RevisionId::from([7; 32])), vec![node(1)]);
+        assert_eq!(table.holders(&RevisionId::from([8; 32])), vec![]);
+        table.wake(1000);
+        assert_eq!(table.holders(&RevisionId::from([7; 32])), vec![]);
     }
 }

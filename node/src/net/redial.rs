@@ -11,9 +11,7 @@ use std::collections::BTreeMap;
 use cairn_protocol::id::NodeId;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
-use super::bounds::{
-    ADDRESSES_PER_PEER_MAX, DIAL_TARGETS_MAX, REDIAL_ATTEMPTS_MAX, REDIAL_FIRST_MS, REDIAL_LAST_MS,
-};
+use super::bounds::{ADDRESSES_PER_PEER_MAX, DIAL_TARGETS_MAX, REDIAL_ATTEMPTS_MAX, REDIAL_FIRST_MS, REDIAL_LAST_MS};
 
 /// Names a target of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn an_advert_that_is_too_large_is_told_with_fewer_holdings() {
-        let gpu = Gpu { name: "g".repeat(100), memory_bytes: 1, driver: "d".repeat(60) };
+        let gpu = Gpu { name: "g".repeat(100), memory_bytes: 1, driver: "d".repeat(100) };
         let statement = Statement {
             holds: (0..32).map(|n| RevisionId::from([n; 32])).collect(),
             capacity: Capacity { gpus: vec![gpu; 16], ..Capacity::default() },

@@ -201,8 +201,18 @@ fn assemble(
         commands: commands.downgrade(),
     };
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let shared =
-        Shared { node, realm: config.realm, home: config.home.clone(), clock, table, statement, listening: listening_heard, events, stop, tasks };
+    let shared = Shared {
+        node,
+        realm: config.realm,
+        home: config.home.clone(),
+        clock,
+        table,
+        statement,
+        listening: listening_heard,
+        events,
+        stop,
+        tasks,
+    };
     let inbox = Inbox { questions: inbound_questions, records: inbound_records, arrivals: inbound_arrivals };
     (NetHandle { shared: Arc::new(shared), commands }, inbox, owner, queue)
 }

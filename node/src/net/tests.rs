@@ -10,7 +10,7 @@ use std::{
 use cairn_protocol::{
     advert::Load,
     peer_pb::{Heads, HeadsPage, answer::Say, question::Ask},
-    record::{Body, Profile},
+    record::Profile,
 };
 use futures::future::join_all;
 
@@ -54,19 +54,21 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 async fn until_they_met(a: &Node, b: &Node) {
-    let met = |x: &Node, y: &Node| {
-        x.net.peer(y.net.node_id()).is_some_and(|peer| peer.connected && peer.advert.is_some())
-    };
+    let met =
+        |x: &Node, y: &Node| x.net.peer(y.net.node_id()).is_some_and(|peer| peer.connected && peer.advert.is_some());
     until("two nodes met", || met(a, b) && met(b, a)).await;
 }
 
-/// Both listen to the other's gossip.
-async fn until_they_listen(a: &mut Node, b: &mut Node) {
-    until_they_met(a, b).await;
-    for (node, other) in [(&mut *a, b.net.node_id()), (&mut *b, a.net.node_id())] {
-        let arrival = async { while node.inbox.arrivals.recv().await != Some(other) {} };
-        tokio::time::timeout(PATIENCE, arrival).await.expect("the other subscribes");
-    }
+/// All of `others` listen to what `node` gossips.
+async fn until_they_listen(node: &mut Node, others: &[NodeId]) {
+    let mut missing: Vec<NodeId> = others.to_vec();
+    let arrivals = async {
+        while !missing.is_empty() {
+            let arrival = node.inbox.arrivals.recv().await.expect("open");
+            missing.retain(|other| *other != arrival);
+        }
+    };
+    tokio::time::timeout(PATIENCE, arrivals).await.expect("the others subscribe");
 }
 
 fn a_record(seed: u8) -> Record {
@@ -78,8 +80,7 @@ fn a_record(seed: u8) -> Record {
         previous: None,
         created_ms: 0,
     };
-    let body = Body::Profile(profile);
-    body.sign(RealmId::PUBLIC, &Keypair::from_seed([seed; 32])).expect("signed")
+    profile.sign(RealmId::PUBLIC, &Keypair::from_seed([seed; 32])).expect("signed")
 }
 
 fn heads() -> Question {
@@ -186,8 +187,8 @@ async fn a_record_reaches_a_third_node_after_the_second_accepted_it() {
     // No way around b.
     c.net.report(a.net.node_id(), Severity::Attack).await;
     a.net.report(c.net.node_id(), Severity::Attack).await;
-    until_they_listen(&mut a, &mut b).await;
-    until_they_listen(&mut c, &mut b).await;
+    until_they_listen(&mut a, &[b.net.node_id()]).await;
+    until_they_listen(&mut b, &[a.net.node_id(), c.net.node_id()]).await;
     let record = a_record(7);
     a.net.publish_record(record.clone()).await;
     let heard = next_record(&mut b).await;
@@ -204,8 +205,8 @@ async fn forged_records_go_no_further_and_three_of_them_get_their_sender_banned(
     let mut b = node(2, &[&forger]).await;
     let mut c = node(3, &[&b]).await;
     c.net.report(forger.net.node_id(), Severity::Attack).await;
-    until_they_listen(&mut forger, &mut b).await;
-    until_they_listen(&mut c, &mut b).await;
+    until_they_listen(&mut forger, &[b.net.node_id()]).await;
+    until_they_listen(&mut b, &[forger.net.node_id(), c.net.node_id()]).await;
     for n in 0..3u8 {
         let forged = Command::Publish(vec![n; 100]);
         forger.net.commands.send(forged).await.expect("open");
