@@ -3,16 +3,18 @@
 //! Not a network and not a disk: a model reaches this crate as a shape and a source of tensor bytes. No async runtime; the engine's threads are its own.
 
 pub mod arch;
+pub mod bench;
 mod cpu;
 pub mod engine;
 pub mod files;
 pub mod measure;
 pub mod plan;
 mod quant;
+mod requantise;
 pub mod sample;
 pub mod session;
-pub mod text;
 mod stage;
+pub mod text;
 mod weights;
 
 pub use arch::StagePart;
