@@ -133,8 +133,11 @@ async fn control(
 async fn read_commands(mut reader: MessageReader, to_stage: mpsc::Sender<peer_pb::StageCommand>) -> LinkError {
     loop {
         match reader.read::<peer_pb::StageCommand>().await {
-            Ok(command) if to_stage.send(command).await.is_err() => return LinkError::Closed("over".to_owned()),
-            Ok(_) => {}
+            Ok(command) => {
+                if to_stage.send(command).await.is_err() {
+                    return LinkError::Closed("over".to_owned());
+                }
+            }
             Err(error) => return error,
         }
     }

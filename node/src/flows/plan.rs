@@ -18,7 +18,7 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 
-use super::pull;
+use super::{holders, names};
 use crate::{net::PeerInfo, shell::Node, stages};
 
 /// Prompt length assumed where no prompt is known yet.
@@ -30,8 +30,8 @@ const CONTEXT: u32 = 2048;
 /// Answers `Plan`.
 pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::PlanResponse, Refusal> {
     let reference = request.repo.parse().map_err(|e| bad_repo(&request.repo, &e))?;
-    let resolved = pull::resolve_anywhere(&node, &reference).await?;
-    let manifest = pull::ensure_manifest(&node, resolved.revision).await?;
+    let resolved = names::resolve_anywhere(&node, &reference).await?;
+    let manifest = holders::ensure_manifest(&node, resolved.revision).await?;
     let model = served_model(&request.repo, &manifest)?;
     let context = if request.context == 0 { CONTEXT.min(model.context_max) } else { request.context };
     let wish = Wish {
@@ -89,13 +89,13 @@ pub(crate) fn served_model<'a>(repo: &str, manifest: &'a Manifest) -> Result<&'a
             Some(model) => format!("its architecture is {}, which is not served", model.architecture),
             None => "it holds no model of a known architecture".to_owned(),
         };
-        Refusal::new(Reason::Unsupported, repo, why, "a Llama or Qwen2 model in safetensors or GGUF")
+        Refusal::new(Reason::Unsupported, repo, why).try_this("a Llama or Qwen2 model in safetensors or GGUF")
     })
 }
 
 /// What the parts of a model cost.
 pub(crate) fn cost(model: &Model, manifest: &Manifest) -> Result<ModelCost, Refusal> {
-    let unusable = |e: arch::StageError| Refusal::new(Reason::Unsupported, "the model", e.to_string(), "another model");
+    let unusable = |e: arch::StageError| Refusal::new(Reason::Unsupported, "the model", e.to_string()).try_this("another model");
     let bytes = arch::layer_bytes(model, &manifest.tensors).map_err(unusable)?;
     let whole = StagePart::whole(model.layers);
     let in_memory = arch::stage_memory(model, &manifest.tensors, &whole, 1).map_err(unusable)?;
@@ -227,9 +227,9 @@ pub(crate) fn refusal(repo: &str, error: &PlanError) -> Refusal {
         PlanError::NoMemory { .. } => (Reason::NoMemory, "more nodes, a smaller model, or a shorter context"),
         PlanError::TooManyStages { .. } => (Reason::BadInput, "fewer stages"),
     };
-    Refusal::new(common.unwrap_or(reason), repo, error.to_string(), attempt)
+    Refusal::new(common.unwrap_or(reason), repo, error.to_string()).try_this(attempt)
 }
 
 pub(crate) fn bad_repo(repo: &str, error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::new(Reason::BadInput, format!("{repo:?}"), error.to_string(), "PUBLISHER/NAME, with @REF if you like")
+    Refusal::new(Reason::BadInput, format!("{repo:?}"), error.to_string()).try_this("PUBLISHER/NAME, with @REF if you like")
 }

@@ -135,7 +135,7 @@ fn ceilings(asker: &Asker, house: &House, usage: Usage) -> Result<(), Refusal> {
 }
 
 fn refusal(reason: Reason, why: impl Into<String>, attempt: &str) -> Refusal {
-    Refusal::new(reason, "a stage", why, attempt)
+    Refusal::new(reason, "a stage", why).try_this(attempt)
 }
 
 #[cfg(test)]

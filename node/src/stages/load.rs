@@ -13,7 +13,7 @@ use std::{
 
 use cairn_compute::{LoadError, LoadOptions, SourceError, StageHandle, TensorSource, arch};
 use cairn_protocol::{
-    id::BlobHash,
+    id::{BlobHash, RevisionId},
     manifest::{Manifest, Model, TensorEntry},
     peer_pb::{self, stage_event::Event},
     refusal::{Reason, Refusal},
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     data::fetch::Source,
-    flows::{plan, pull},
+    flows::{holders, plan},
     shell::Node,
 };
 
@@ -99,7 +99,7 @@ fn open_session(
     if loaded.handle.set_sampling(request.sampling) && loaded.handle.set_history(request.history.clone()) {
         return Ok(loaded);
     }
-    Err(Refusal::new(Reason::Busy, "a stage", "the engine's queue is full", "again in a moment"))
+    Err(Refusal::new(Reason::Busy, "a stage", "the engine's queue is full").try_this("again in a moment"))
 }
 
 fn load_refusal(error: &LoadError) -> Refusal {
@@ -110,7 +110,7 @@ fn load_refusal(error: &LoadError) -> Refusal {
         LoadError::Panicked(_) => (Reason::Internal, "the node's log"),
         LoadError::Stage(_) | LoadError::Weights(_) | LoadError::Context { .. } => (Reason::Unsupported, "another model"),
     };
-    Refusal::new(reason, "loading a stage", error.to_string(), attempt)
+    Refusal::new(reason, "loading a stage", error.to_string()).try_this(attempt)
 }
 
 async fn load_cold(
@@ -121,8 +121,8 @@ async fn load_cold(
     events: &mpsc::Sender<peer_pb::StageEvent>,
     asker: &Asker,
 ) -> Result<(Arc<Base>, peer_pb::StageReady), Refusal> {
-    let sources: Vec<Source> = sources(node, request);
-    let manifest = pull::ensure_manifest_from(node, request.revision, &sources).await?;
+    let sources = sources(node, request).await;
+    let manifest = holders::ensure_manifest_from(node, request.revision, &sources).await?;
     let model = plan::served_model(&request.revision.short(), &manifest)?.clone();
     check(request, &manifest, &model)?;
     let tensors = arch::stage_tensors(&model, &manifest.tensors, &request.part).map_err(|e| corrupt(&e))?;
@@ -134,7 +134,7 @@ async fn load_cold(
         return Ok((base.clone(), held(base.bytes_needed)));
     }
     let reservation = rooms.reserve(memory)?;
-    let report = fetch(node, &manifest, &tensors, &sources, events).await?;
+    let report = fetch(node, request.revision, &manifest, &tensors, &sources, events).await?;
     let files = manifest.files.iter().map(|f| f.blake3).collect();
     let source = BlobTensors { blobs: node.registry.blobs().clone(), files, runtime: tokio::runtime::Handle::current() };
     let handle = load_engine(node, request, &model, &tensors, &source).await?;
@@ -143,21 +143,21 @@ async fn load_cold(
     Ok((base, report))
 }
 
-/// Holders as the coordinator names them, then those this node knows itself.
-fn sources(node: &Node, request: &StageRequest) -> Vec<Source> {
+/// Holders as the coordinator names them, then those this node knows itself; where there are none, peers are asked.
+async fn sources(node: &Node, request: &StageRequest) -> Vec<Source> {
     let own = node.identity.node_id();
     let mut sources: Vec<Source> = Vec::new();
     let named = request.sources.iter().map(|s| Source { node: s.node, addresses: s.addresses.clone() });
-    for source in named.chain(pull::holders(node, request.revision)) {
+    for source in named.chain(holders::holders(node, request.revision)) {
         if source.node != own && !sources.iter().any(|s| s.node == source.node) {
             sources.push(source);
         }
     }
-    sources
+    if sources.is_empty() { holders::find(node, request.revision).await } else { sources }
 }
 
 fn check(request: &StageRequest, manifest: &Manifest, model: &Model) -> Result<(), Refusal> {
-    let wrong = |why: String| Err(Refusal::new(Reason::BadInput, "a stage request", why, "cairn plan"));
+    let wrong = |why: String| Err(Refusal::new(Reason::BadInput, "a stage request", why).try_this("cairn plan"));
     if manifest.repo.publisher != request.publisher || manifest.realm != request.realm {
         return wrong("the revision is of another publisher or realm than it says".to_owned());
     }
@@ -190,6 +190,7 @@ fn ranges(tensors: &[TensorEntry]) -> BTreeMap<u32, Vec<Range<u64>>> {
 /// Fetches what of the tensors is not here, file by file, and keeps it in the stage cache.
 async fn fetch(
     node: &Arc<Node>,
+    revision: RevisionId,
     manifest: &Manifest,
     tensors: &[TensorEntry],
     sources: &[Source],
@@ -200,7 +201,7 @@ async fn fetch(
     let mut report = peer_pb::StageReady { bytes_needed, ..Default::default() };
     let blobs = node.registry.blobs();
     let mut pins = Vec::new();
-    let mut hashes = Vec::new();
+    let mut hashes = vec![revision.blob()];
     for (index, ranges) in wanted {
         let file = manifest.files.get(index as usize).ok_or_else(|| corrupt(&"a tensor of no file"))?;
         pins.push(blobs.temp_pin(file.blake3).await);
@@ -220,7 +221,7 @@ async fn fetch(
     blobs
         .protect_stage(&hashes, now_ms, node.config.stage_disk_bytes)
         .await
-        .map_err(|e| Refusal::new(Reason::Internal, "the stage cache", e.to_string(), "the node's log"))?;
+        .map_err(|e| Refusal::new(Reason::Internal, "the stage cache", e.to_string()).try_this("the node's log"))?;
     drop(pins);
     Ok(report)
 }
@@ -268,7 +269,7 @@ impl TensorSource for BlobTensors {
 }
 
 fn corrupt(error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::new(Reason::Corrupt, "the revision", error.to_string(), "its publisher, to publish it again")
+    Refusal::new(Reason::Corrupt, "the revision", error.to_string()).try_this("its publisher, to publish it again")
 }
 
 #[cfg(test)]

@@ -25,9 +25,7 @@ pub fn parse_privacy(word: &str) -> Result<Privacy, Refusal> {
         other => Err(Refusal::new(
             Reason::BadInput,
             format!("privacy {other:?}"),
-            "there is no such class",
-            "local, trusted, realm or open",
-        )),
+            "there is no such class").try_this("local, trusted, realm or open")),
     }
 }
 
@@ -150,5 +148,5 @@ fn sampling(wire: peer_pb::Sampling) -> Result<Sampling, Refusal> {
 }
 
 fn bad(why: String) -> Refusal {
-    Refusal::new(Reason::BadInput, "a stage request", why, "the same version of cairn on both nodes")
+    Refusal::new(Reason::BadInput, "a stage request", why).try_this("the same version of cairn on both nodes")
 }

@@ -104,7 +104,7 @@ impl Rooms {
         let is_own = older.is_some_and(|s| s.asker == asker.node);
         if older.is_some_and(|s| s.asker != asker.node || s.epoch >= request.epoch) {
             let why = "this session has a stage here already, of this epoch or a later one";
-            return Err(Refusal::new(Reason::Conflict, "a stage", why, "a new session"));
+            return Err(Refusal::new(Reason::Conflict, "a stage", why).try_this("a new session"));
         }
         let own = usize::from(is_own);
         let usage = Usage {
@@ -206,7 +206,7 @@ impl Rooms {
                 Some(base) => drop(base),
                 None => {
                     let why = format!("it needs {bytes} bytes of memory, {free} of {} are free", self.memory_max);
-                    return Err(Refusal::new(Reason::NoMemory, "a stage", why, "more stages, or a shorter context"));
+                    return Err(Refusal::new(Reason::NoMemory, "a stage", why).try_this("more stages, or a shorter context"));
                 }
             }
             state = self.state();
@@ -248,7 +248,7 @@ enum Sought {
 }
 
 /// A session's place here.
-pub(super) struct Place {
+pub(crate) struct Place {
     rooms: Arc<Rooms>,
     session: SessionId,
     id: u64,
@@ -294,7 +294,7 @@ impl Drop for Place {
 }
 
 /// A peer's one load.
-pub(super) struct Turn {
+pub(crate) struct Turn {
     rooms: Arc<Rooms>,
     peer: NodeId,
 }
@@ -307,7 +307,7 @@ impl Drop for Turn {
 }
 
 /// Memory of one stage.
-pub(super) struct Reservation {
+pub(crate) struct Reservation {
     rooms: Arc<Rooms>,
     bytes: u64,
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::bounds;
 
 /// A hidden state on its way to the next stage.
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     pub header: FrameHeader,
     pub values: Vec<f32>,
     /// Given back when the frame is written.
@@ -30,7 +30,7 @@ pub(super) struct Outgoing {
 }
 
 /// What a run is made of.
-pub(super) struct RunParts {
+pub(crate) struct RunParts {
     pub session: SessionId,
     pub epoch: u32,
     pub previous: NodeId,

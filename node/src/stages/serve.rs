@@ -55,12 +55,13 @@ async fn admitted(
     control: Control,
 ) -> Result<(), Refusal> {
     let request = StageRequest::parse(open)?;
-    let is_revision_held = matches!(node.registry.manifest(request.revision).await, Ok(Some(_)));
+    let is_revision_held = matches!(node.registry.blobs().has(request.revision.blob()).await, Ok(true));
     let place = rooms.enter(&request, &asker, is_revision_held)?;
     place.wait_for_predecessor().await;
     let mut session = Session::new(control);
+    let events = session.events.clone();
     let prepared = tokio::select! {
-        prepared = prepare(node, rooms, &request, &session.events, &asker) => prepared?,
+        prepared = prepare(node, rooms, &request, &events, &asker) => prepared?,
         why = session.idle() => return Err(cancelled(&why)),
         () = place.cancelled() => return Err(cancelled("a newer plan took its place")),
     };
@@ -69,7 +70,7 @@ async fn admitted(
 }
 
 fn cancelled(why: &str) -> Refusal {
-    Refusal::new(Reason::Cancelled, "a stage", why, "a new session")
+    Refusal::new(Reason::Cancelled, "a stage", why).try_this("a new session")
 }
 
 /// A stage that is loaded and whose link to the next is open.
@@ -95,7 +96,7 @@ async fn prepare(
     let loaded = loaded?;
     let link = link.map_err(|error| {
         let next = request.next.as_ref().map(|n| n.node.short()).unwrap_or_default();
-        Refusal::new(Reason::Unreachable, format!("the link to {next}"), error.to_string(), "a plan without that node")
+        Refusal::new(Reason::Unreachable, format!("the link to {next}"), error.to_string()).try_this("a plan without that node")
     });
     Ok(Prepared { loaded, link: link? })
 }

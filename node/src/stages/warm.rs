@@ -18,7 +18,7 @@ use super::{bounds, rooms::Reservation};
 
 /// What loaded weights are of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Key {
+pub(crate) struct Key {
     pub revision: RevisionId,
     pub part: StagePart,
     pub context: u32,
@@ -26,7 +26,7 @@ pub(super) struct Key {
 }
 
 /// Loaded weights with the session that came with them, which is lent to one user at a time.
-pub(super) struct Base {
+pub(crate) struct Base {
     pub handle: StageHandle,
     pub reservation: Reservation,
     pub width: u32,
@@ -55,7 +55,7 @@ impl Base {
 
 /// All loaded weights, the last used at the end.
 #[derive(Default)]
-pub(super) struct Warm {
+pub(crate) struct Warm {
     bases: VecDeque<(Key, Arc<Base>)>,
 }
 
