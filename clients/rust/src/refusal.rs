@@ -8,7 +8,19 @@ use tonic::{Code, Status};
 
 /// What a failed call says.
 pub fn from_status(status: &Status) -> Refusal {
-    Refusal::from_details(status.details()).unwrap_or_else(|| by_code(status))
+    Refusal::from_details(status.details()).unwrap_or_else(|| match std::error::Error::source(status) {
+        Some(cause) => broken(cause),
+        None => by_code(status),
+    })
+}
+
+/// The library has no answer at all: the connection broke, whatever code it chose for that.
+fn broken(mut cause: &dyn std::error::Error) -> Refusal {
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    let why = format!("the connection to the daemon broke: {cause}");
+    Refusal::new(Reason::Unavailable, "the call", why).try_this("cairn status")
 }
 
 fn by_code(status: &Status) -> Refusal {

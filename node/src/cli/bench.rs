@@ -1,11 +1,16 @@
 //! `cairn bench`: what this machine can do, measured here and now. Needs no daemon.
 
-use clap::{Args, Subcommand};
+use std::path::{Path, PathBuf};
 
-use super::{Global, Outcome};
+use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport};
+use cairn_compute::engine::Level;
+use cairn_protocol::dtype::Dtype;
+use cairn_protocol::refusal::{Reason, Refusal};
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::HumanBytes;
 
-mod blobs;
-mod engine;
+use super::{Global, Outcome, output};
+use crate::bench_blobs::{self, BlobsReport};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json")]
@@ -17,14 +22,154 @@ pub(super) struct BenchArgs {
 #[derive(Subcommand)]
 enum BenchCommand {
     /// Measure prefill and decode of a model
-    Engine(engine::EngineArgs),
-    /// Measure import, transfer and export of blobs over loopback
-    Blobs(blobs::BlobsArgs),
+    Engine(EngineArgs),
+    /// Measure import and verified transfer of blobs over loopback
+    Blobs(BlobsArgs),
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cairn bench engine SmolLM2-135M-Instruct.Q4_1.gguf\n  cairn bench engine ./SmolLM2-135M-Instruct --threads 2 --json\n  cairn bench engine model.Q4_1.gguf --as q8_0 --users 8"
+)]
+struct EngineArgs {
+    /// A .gguf file, or a folder with config.json and safetensors
+    model: PathBuf,
+    /// Tokens of each prompt
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    prompt_tokens: usize,
+    /// Tokens decoded for each user
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    decode_tokens: usize,
+    /// Users who decode together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    users: usize,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Rounds that count
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeat: usize,
+    /// Int8 planes of activations: 2 is exact to rounding, 1 is faster
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    planes: u32,
+    /// Kernels: scalar, avx2 or avx512vnni [default: the best here]
+    #[arg(long)]
+    level: Option<Level>,
+    /// First make the model again in this format
+    #[arg(long = "as", value_name = "FORMAT")]
+    format: Option<Format>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  cairn bench blobs\n  cairn bench blobs --mib 1024 --json")]
+struct BlobsArgs {
+    /// Size of the random file
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    mib: u64,
+    /// Where the temporary stores are made [default: the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
 }
 
 pub(super) async fn run(global: &Global, args: BenchArgs) -> Outcome {
     match args.command {
-        BenchCommand::Engine(args) => engine::run(global, args).await,
-        BenchCommand::Blobs(args) => blobs::run(global, args).await,
+        BenchCommand::Engine(args) => engine(global, args).await,
+        BenchCommand::Blobs(args) => blobs(global, args).await,
     }
+}
+
+async fn engine(global: &Global, args: EngineArgs) -> Outcome {
+    let name = args.model.display().to_string();
+    let measured = tokio::task::spawn_blocking(move || measure(&args));
+    let report = measured.await.map_err(|error| output::failed(&name, &error))??;
+    let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
+    global.output().result(&value, || describe_engine(&report));
+    Ok(true)
+}
+
+fn measure(args: &EngineArgs) -> Result<BenchReport, Refusal> {
+    let options = BenchOptions {
+        prompt_tokens: args.prompt_tokens,
+        decode_tokens: args.decode_tokens,
+        users: args.users,
+        threads: args.threads,
+        repeat: args.repeat,
+        planes: args.planes,
+        level: args.level,
+    };
+    let remade = args.format.map(|format| remake(&args.model, format)).transpose()?;
+    let model = remade.as_ref().map_or(args.model.as_path(), |remade| remade.as_ref());
+    bench::run(model, &options).map_err(|error| refused(&args.model, &error))
+}
+
+/// The model in another format, in a file that goes when the benchmark ends.
+fn remake(model: &Path, format: Format) -> Result<tempfile::TempPath, Refusal> {
+    let target = match format {
+        Format::Q8_0 => Dtype::Q8_0,
+        Format::Q4_0 => Dtype::Q4_0,
+    };
+    let file = tempfile::Builder::new().prefix("cairn-bench-").suffix(".gguf").tempfile();
+    let path = file.map_err(|error| output::failed("a temporary file", &error))?.into_temp_path();
+    bench::requantise(model, &path, target)
+        .map_err(|error| Refusal::new(Reason::BadInput, model.display().to_string(), error.to_string()))?;
+    Ok(path)
+}
+
+fn refused(model: &Path, error: &BenchError) -> Refusal {
+    let reason = match error {
+        BenchError::Files(_) | BenchError::Options(_) => Reason::BadInput,
+        BenchError::MissingLevel(_) => Reason::WrongInstructionSet,
+        BenchError::Weights(_) => Reason::Unsupported,
+        BenchError::Thread(_) => Reason::Internal,
+    };
+    Refusal::new(reason, model.display().to_string(), error.to_string()).try_this("cairn bench engine --help")
+}
+
+fn describe_engine(report: &BenchReport) -> String {
+    let rate = |name: &str, median: f64, min: f64, max: f64| {
+        format!("  {name:<9} {median:>9.1} tokens/s   ({min:.1} to {max:.1})")
+    };
+    let mut lines = vec![
+        format!("{} threads, {} kernels, {} planes, {} users", report.threads, report.level, report.planes, report.users),
+        rate("prefill", report.prefill_tokens_per_s, report.prefill_min, report.prefill_max),
+        rate("decode", report.decode_tokens_per_s, report.decode_min, report.decode_max),
+        format!(
+            "  bound     {:>9.1} tokens/s   (a step reads {} at {:.1} GB/s)",
+            report.decode_bound_tokens_per_s,
+            HumanBytes(report.step_bytes),
+            report.bandwidth_bytes_per_s as f64 / 1e9
+        ),
+        format!("  weights   {} loaded in {:.2} s", HumanBytes(report.weights_bytes), report.load_s),
+    ];
+    lines.extend(report.conversions.iter().map(|conversion| format!("  held      {conversion}")));
+    lines.join("\n")
+}
+
+async fn blobs(global: &Global, args: BlobsArgs) -> Outcome {
+    let folder = args.folder.unwrap_or_else(std::env::temp_dir);
+    let report = bench_blobs::measure(args.mib, &folder).await?;
+    let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
+    global.output().result(&value, || describe_blobs(&report));
+    Ok(true)
+}
+
+fn describe_blobs(report: &BlobsReport) -> String {
+    let rate = |name: &str, value: f64| format!("  {name:<28} {value:>8.0} MB/s");
+    [
+        format!("{} over loopback", HumanBytes(report.bytes)),
+        rate("import, three digests", report.import_mb_per_s),
+        rate("pull from one, verified", report.pull_1_mb_per_s),
+        rate("pull from four, verified", report.pull_4_mb_per_s),
+        rate("plain TCP, hashed", report.tcp_blake3_mb_per_s),
+        rate("disk, written and synced", report.disk_write_mb_per_s),
+    ]
+    .join("\n")
 }

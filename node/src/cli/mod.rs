@@ -6,6 +6,7 @@
 //! Invariant: a failure is one line on stderr and an exit code of the contract: 1 failed, 2 wrong usage, 3 not found,
 //! 4 refused, 5 unavailable.
 
+mod bench;
 mod catalog;
 mod daemon;
 pub mod demo;
@@ -120,6 +121,8 @@ enum Command {
     Run(run::RunArgs),
     /// Show the configuration
     Config(settings::ConfigArgs),
+    /// Measure this machine; needs no daemon
+    Bench(bench::BenchArgs),
 }
 
 /// The binary's main: reads the command line, runs the command, says how it ended.
@@ -151,7 +154,7 @@ pub fn main() -> ExitCode {
 /// A daemon gets all cores; a client needs one thread.
 fn runtime(command: &Command) -> Result<tokio::runtime::Runtime, Refusal> {
     let mut builder = match command {
-        Command::Node(_) => tokio::runtime::Builder::new_multi_thread(),
+        Command::Node(_) | Command::Bench(_) => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     builder.enable_all().build().map_err(|error| output::failed("the async runtime", &error))
@@ -175,6 +178,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Plan(args) => plan::run(global, args).await,
         Command::Run(args) => run::run(global, args).await,
         Command::Config(args) => settings::run(global, args),
+        Command::Bench(args) => bench::run(global, args).await,
     }
 }
 
