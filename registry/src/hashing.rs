@@ -9,7 +9,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_protocol::id::BlobHash;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
@@ -42,11 +41,6 @@ pub(crate) fn sums<E>(size: u64, feed: impl FnOnce(&mut dyn FnMut(&Bytes)) -> Re
 pub fn sums_of(bytes: &[u8]) -> Sums {
     let git_sha1 = git_header(bytes.len() as u64).chain_update(bytes).finalize().into();
     Sums { sha256: Sha256::digest(bytes).into(), git_sha1 }
-}
-
-/// BLAKE3 of bytes in memory.
-pub fn blake3_of(bytes: &[u8]) -> BlobHash {
-    BlobHash::from(*blake3::hash(bytes).as_bytes())
 }
 
 fn git_header(size: u64) -> Sha1 {

@@ -27,10 +27,17 @@ const FIRST_READ: u64 = 256 * 1024;
 #[derive(Debug)]
 pub(crate) struct Header {
     pub(crate) header_bytes: u64,
-    /// Of the header's bytes, to see later that the file still has this header.
-    pub(crate) hash: BlobHash,
+    /// The file's first bytes, as many as were hashed, to see later that what was imported still has this header.
+    pub(crate) seen: Seen,
     pub(crate) tensors: Vec<HeaderTensor>,
     pub(crate) gguf: Option<GgufHeader>,
+}
+
+/// A file's beginning: how many bytes, and their hash.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    pub(crate) bytes: u64,
+    pub(crate) hash: BlobHash,
 }
 
 /// Why a header could not be read.
@@ -86,20 +93,21 @@ fn parse(format: Format, bytes: &[u8], size: u64) -> Result<Header, HeaderError>
     match format {
         Format::Safetensors => {
             let header = safetensors::parse_header(bytes, size)?;
-            let hash = hash_of(bytes, header.header_bytes);
-            Ok(Header { header_bytes: header.header_bytes, hash, tensors: header.tensors, gguf: None })
+            let seen = seen(bytes, header.header_bytes);
+            Ok(Header { header_bytes: header.header_bytes, seen, tensors: header.tensors, gguf: None })
         }
         Format::Gguf => {
             let header = gguf::parse_header(bytes, size)?;
-            let hash = hash_of(bytes, header.header_bytes);
-            Ok(Header { header_bytes: header.header_bytes, hash, tensors: header.tensors.clone(), gguf: Some(header) })
+            let seen = seen(bytes, header.header_bytes);
+            Ok(Header { header_bytes: header.header_bytes, seen, tensors: header.tensors.clone(), gguf: Some(header) })
         }
     }
 }
 
-/// GGUF pads its header up to the first tensor; what of the padding was not read is not needed to recognise it.
-fn hash_of(bytes: &[u8], header_bytes: u64) -> BlobHash {
-    BlobHash::of(bytes.get(..header_bytes as usize).unwrap_or(bytes))
+/// GGUF pads its header up to the first tensor; padding that was not read need not be recognised.
+fn seen(bytes: &[u8], header_bytes: u64) -> Seen {
+    let header = bytes.get(..header_bytes as usize).unwrap_or(bytes);
+    Seen { bytes: header.len() as u64, hash: BlobHash::of(header) }
 }
 
 /// The tensors of a revision's files.

@@ -25,7 +25,7 @@ use crate::{
     folder::{self, FolderError, SourceFile},
     history::next,
     import::{ImportError, Imported, Transfer, import},
-    index::{Header, IndexError, TensorIndex, read_header},
+    index::{Header, IndexError, Seen, TensorIndex, read_header},
     look,
     records::{InsertError, Inserted, insert},
 };
@@ -219,8 +219,10 @@ impl Registry {
         progress: impl Fn(Progress) + Send + Sync + Clone + 'static,
     ) -> Result<Prepared, PublishError> {
         let (files, headers) = survey(source).await?;
+        let seen: Vec<_> = headers.iter().map(|(_, header)| header.as_ref().map(|header| header.seen)).collect();
         let (index, header_bytes) = TensorIndex::build(headers);
         let imported = self.import_all(&files, options.transfer, progress).await?;
+        self.check_headers(&files, &imported, &seen).await?;
         let model = self.describe(&files, &imported, &index, &options.describe).await?;
         let manifest = Manifest {
             realm: self.realm(),
@@ -295,6 +297,23 @@ impl Registry {
             before += file.size;
         }
         Ok(imported)
+    }
+
+    /// Headers were read before the files were taken in; one that differs now belongs to a file that changed in between.
+    async fn check_headers(
+        &self,
+        files: &[SourceFile],
+        imported: &[Imported],
+        seen: &[Option<Seen>],
+    ) -> Result<(), PublishError> {
+        for ((file, imported), seen) in files.iter().zip(imported).zip(seen) {
+            let Some(seen) = seen else { continue };
+            let header = self.blobs().read(imported.pin.hash(), 0..seen.bytes).await?;
+            if BlobHash::of(&header) != seen.hash {
+                return Err(ImportError::Changed(file.source.clone()).into());
+            }
+        }
+        Ok(())
     }
 
     async fn describe(

@@ -157,18 +157,10 @@ impl Guard {
         state.begun_at.is_some_and(|begun| begun.elapsed() > COLLECT_OVERDUE)
     }
 
-    /// Watches the collector until `close`. Dropping the future stops the watch.
-    pub(crate) async fn supervise(self: Arc<Self>) {
+    /// Waits for the time of one collection; `false` once closed.
+    pub(crate) async fn tick(&self) -> bool {
         let mut closed = self.closed.subscribe();
-        loop {
-            tokio::select! {
-                _ = closed.wait_for(|closed| *closed) => return,
-                () = tokio::time::sleep(COLLECT_EVERY) => {}
-            }
-            if self.is_overdue() {
-                warn!("garbage collection has stopped; unneeded blobs stay on disk until the daemon restarts");
-            }
-        }
+        tokio::time::timeout(COLLECT_EVERY, closed.wait_for(|closed| *closed)).await.is_err()
     }
 
     /// Parks the collector for good. The store is shut down right after.

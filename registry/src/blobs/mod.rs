@@ -196,8 +196,10 @@ impl Blobs {
         self.store.sync_db().await.map_err(other)
     }
 
-    /// Collects garbage now: what no pin of any class protects goes.
+    /// Collects garbage now: what no pin of any class protects goes. Runs twice, since a pin that was dropped still counts in the
+    /// first run after it.
     pub async fn collect(&self) -> Result<(), BlobError> {
+        self.guard.collect(COLLECT_PATIENCE).await?;
         self.guard.collect(COLLECT_PATIENCE).await?;
         self.sweep_links().await
     }
@@ -247,8 +249,16 @@ impl Blobs {
         data_path(&self.root, hash)
     }
 
+    /// Watches the collector, and removes links that it left, until the store is closed.
     pub(crate) async fn supervise(self) {
-        self.guard.supervise().await;
+        while self.guard.tick().await {
+            if self.guard.is_overdue() {
+                tracing::error!("garbage collection has stopped: unneeded blobs stay on disk until a restart");
+            }
+            if let Err(error) = self.sweep_links().await {
+                tracing::warn!(%error, "hard links to blobs that are gone were not removed");
+            }
+        }
     }
 
     /// Bytes of every blob that is here, counted once.

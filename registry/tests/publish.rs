@@ -1,0 +1,278 @@
+//! Publishing, reopening, verifying and exporting whole revisions.
+
+mod house;
+
+use std::fs;
+
+use cairn_protocol::{FilePath, RefName};
+use cairn_registry::{ImportError, PrepareOptions, Problem, PublishError, Transfer, sums_of};
+use house::{House, bytes, key, repo, safetensors, sign};
+
+/// Sizes that take different ways through the store, with why.
+const SIZES: [(usize, &str); 8] = [
+    (0, "always there, never stored"),
+    (1, "inside the database, no proof"),
+    (1024, "one chunk"),
+    (16 * 1024 - 1, "largest but one inside the database"),
+    (16 * 1024, "largest inside the database"),
+    (16 * 1024 + 1, "smallest in a file, proof in the database"),
+    (4 * 1024 * 1024, "largest with its proof in the database"),
+    (4 * 1024 * 1024 + 16 * 1024 + 1, "proof in a file"),
+];
+
+fn paths(names: &[&str]) -> Vec<FilePath> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn files_of_every_size_class_survive_a_reopening_and_come_out_as_they_went_in() {
+    let house = House::new().await;
+    let files: Vec<_> = SIZES.iter().map(|(size, _)| (format!("{size}.bin"), bytes(*size, 3))).collect();
+    let listed: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
+    let source = house.source("sizes", &listed);
+    let published = house.publish(&source, &key(1), "sizes", 1).await;
+    let house = house.reopen().await;
+
+    let manifest = house.registry.manifest(published.revision).await.unwrap().unwrap();
+    for (name, bytes) in &files {
+        let file = manifest.file(name).unwrap();
+        let sums = sums_of(bytes);
+        assert_eq!((file.size, file.sha256, file.git_sha1), (bytes.len() as u64, sums.sha256, sums.git_sha1), "{name}");
+        assert_eq!(file.blake3.as_bytes(), blake3::hash(bytes).as_bytes(), "{name}");
+    }
+    let report = house.registry.verify(published.revision, |_| {}).await.unwrap();
+    assert!(report.ok, "{report:?}");
+    assert_eq!((report.files, report.records), (8, 2));
+
+    let out = house.folder.path().join("out");
+    let all: Vec<_> = manifest.files.iter().map(|file| file.path.clone()).collect();
+    let exported = house.registry.export(published.revision, &all, &out, Transfer::Copy, |_| {}).await.unwrap();
+    assert_eq!((exported.files, exported.bytes), (8, manifest.bytes()));
+    for (name, bytes) in &files {
+        assert_eq!(fs::read(out.join(name)).unwrap(), *bytes, "{name}");
+    }
+    let left: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 8, "no temporary file is left: {left:?}");
+    let holding = house.registry.held(published.revision).await.unwrap();
+    assert!(holding.whole && holding.kept);
+    assert_eq!(holding.bytes_total, Some(manifest.bytes()));
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn names_in_unicode_and_folders_are_kept_and_hidden_files_are_not() {
+    let house = House::new().await;
+    let files = [("über/模型.txt", b"a".to_vec()), ("b c.txt", b"b".to_vec()), (".git/config", b"c".to_vec())];
+    let source = house.source("names", &files);
+    let published = house.publish(&source, &key(1), "names", 1).await;
+    let manifest = house.registry.manifest(published.revision).await.unwrap().unwrap();
+    let names: Vec<_> = manifest.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(names, ["b c.txt", "über/模型.txt"]);
+    let out = house.folder.path().join("out");
+    let wanted = paths(&["über/模型.txt"]);
+    house.registry.export(published.revision, &wanted, &out, Transfer::Copy, |_| {}).await.unwrap();
+    assert_eq!(fs::read(out.join("über/模型.txt")).unwrap(), b"a");
+    assert!(!out.join("b c.txt").exists());
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn tensors_of_all_shards_are_indexed_and_a_second_copy_of_the_model_is_not() {
+    let house = House::new().await;
+    let source = house.source(
+        "shards",
+        &[
+            ("config.json", b"{}".to_vec()),
+            ("model-1.safetensors", safetensors(&[("a", &[2, 3]), ("b", &[4])])),
+            ("model-2.safetensors", safetensors(&[("c", &[1000, 20])])),
+            ("copy/model.safetensors", safetensors(&[("a", &[2, 3])])),
+        ],
+    );
+    let prepared = house.prepare(&source, &repo(&key(1), "shards"), 1).await.unwrap();
+    let manifest = &prepared.manifest;
+    let mut names: Vec<_> = manifest.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["a", "b", "c"]);
+    let c = manifest.tensor("c").unwrap();
+    assert_eq!(manifest.files[c.file as usize].path.as_str(), "model-2.safetensors");
+    assert_eq!((c.shape.as_slice(), c.length), ([1000, 20].as_slice(), 80_000));
+    assert_eq!(prepared.left_out, paths(&["copy/model.safetensors"]));
+    assert_eq!(manifest.file("copy/model.safetensors").unwrap().header_bytes, 0);
+    assert_eq!(prepared.statement().parameters, 6 + 4 + 20_000);
+    assert_eq!(prepared.statement().quantisation, "F32");
+
+    let file = manifest.file("model-2.safetensors").unwrap();
+    let read = house.registry.blobs().read(file.blake3, c.offset..c.offset + c.length).await.unwrap();
+    assert_eq!(read, bytes(80_000, 9));
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_broken_header_is_refused_before_anything_is_stored() {
+    let house = House::new().await;
+    let claims_100_gb = [&100_000_000_000u64.to_le_bytes()[..], b"{}"].concat();
+    let truncated = safetensors(&[("a", &[100])])[..300].to_vec();
+    let cases =
+        [("x.safetensors", claims_100_gb), ("y.safetensors", truncated), ("z.gguf", b"GGUF\x03\0\0\0".to_vec())];
+    for (number, (name, bytes)) in cases.into_iter().enumerate() {
+        let source = house.source(&format!("broken{number}"), &[(name, bytes), ("big.bin", vec![7; 100_000])]);
+        let refused = house.prepare(&source, &repo(&key(1), "broken"), 1).await;
+        assert!(matches!(refused, Err(PublishError::Index { .. })), "{name}: {refused:?}");
+    }
+    assert_eq!(house.registry.stats().await.unwrap().bytes_stored, 0);
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_publication_that_someone_overtook_writes_nothing() {
+    let house = House::new().await;
+    let source = house.source("a", &[("a.txt", b"a".to_vec())]);
+    let (key, main) = (key(1), RefName::main());
+    let repo = repo(&key, "race");
+    let first = house.prepare(&source, &repo, 1).await.unwrap();
+    let second = house.prepare(&source, &repo, 2).await.unwrap();
+    let next = house.registry.next_head(&repo, &main).await.unwrap();
+    let (first_records, second_records) = (sign(&first, &key, next), sign(&second, &key, next));
+    let loser = second.revision;
+    house.registry.commit(first, first_records).await.unwrap();
+    let refused = house.registry.commit(second, second_records).await;
+    assert!(matches!(refused, Err(PublishError::Moved { number: 1, .. })), "{refused:?}");
+    assert!(house.registry.revision(loser).await.unwrap().is_none(), "the revision's record was written too");
+    assert!(!house.registry.is_kept(loser).await.unwrap());
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_tag_does_not_move() {
+    let house = House::new().await;
+    let source = house.source("a", &[("a.txt", b"a".to_vec())]);
+    let key = key(1);
+    let repo = repo(&key, "tagged");
+    let tag: RefName = "v1".parse().unwrap();
+    for (created_ms, is_allowed) in [(1, true), (2, false)] {
+        let prepared = house.prepare(&source, &repo, created_ms).await.unwrap();
+        let next = house.registry.next_head(&repo, &tag).await.unwrap();
+        let revision = prepared.statement().sign(house::REALM, &key).unwrap();
+        let head = prepared.head(tag.clone(), next, true).sign(house::REALM, &key).unwrap();
+        let committed = house.registry.commit(prepared, vec![revision, head]).await;
+        match committed {
+            Ok(_) => assert!(is_allowed),
+            Err(PublishError::TagExists(_)) => assert!(!is_allowed),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let resolved = house.registry.resolve(&format!("{repo}@v1").parse().unwrap(), &[]).await.unwrap();
+    assert_eq!(house.registry.manifest(resolved.revision).await.unwrap().unwrap().created_ms, 1);
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_byte_altered_on_disk_is_found_and_thrown_away_to_be_fetched_anew() {
+    let house = House::new().await;
+    let big = bytes(5 << 20, 1);
+    let source = house.source("big", &[("big.bin", big.clone()), ("fine.bin", bytes(50_000, 2))]);
+    let published = house.publish(&source, &key(1), "big", 1).await;
+    let manifest = house.registry.manifest(published.revision).await.unwrap().unwrap();
+    let blob = manifest.file("big.bin").unwrap().blake3;
+    for (extension, expected) in [("data", Problem::Data), ("obao4", Problem::Proof)] {
+        let path = house.home().join(format!("blobs/data/{blob}.{extension}"));
+        let mut altered = fs::read(&path).unwrap();
+        altered[40] ^= 1;
+        fs::write(&path, &altered).unwrap();
+
+        let report = house.registry.verify(published.revision, |_| {}).await.unwrap();
+        assert!(!report.ok);
+        assert_eq!(report.bad.len(), 1, "{report:?}");
+        assert_eq!((report.bad[0].path.as_str(), &report.bad[0].problem), ("big.bin", &expected));
+        assert_eq!(report.damaged(), [blob]);
+        assert!(house.registry.blobs().read(blob, 0..1 << 20).await.is_err(), "a damaged range was handed out");
+
+        house.registry.blobs().quarantine(blob).await.unwrap();
+        assert!(!house.registry.held(published.revision).await.unwrap().whole);
+        assert!(!path.exists());
+        let pin = house.registry.blobs().add(big.clone()).await.unwrap();
+        assert_eq!(pin.hash(), blob);
+        house.registry.pin(published.revision, cairn_registry::PinClass::Record).await.unwrap();
+        let report = house.registry.verify(published.revision, |_| {}).await.unwrap();
+        assert!(report.ok, "{report:?}");
+    }
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn an_export_of_damaged_bytes_leaves_no_file() {
+    let house = House::new().await;
+    let source = house.source("big", &[("big.bin", bytes(100_000, 1))]);
+    let published = house.publish(&source, &key(1), "big", 1).await;
+    let manifest = house.registry.manifest(published.revision).await.unwrap().unwrap();
+    let path = house.home().join(format!("blobs/data/{}.data", manifest.files[0].blake3));
+    fs::write(&path, bytes(100_000, 2)).unwrap();
+    let out = house.folder.path().join("out");
+    let refused = house.registry.export(published.revision, &paths(&["big.bin"]), &out, Transfer::Copy, |_| {}).await;
+    assert!(matches!(refused, Err(cairn_registry::ExportError::Corrupt { .. })), "{refused:?}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_hard_link_is_made_only_when_asked_for_and_is_read_only() {
+    use std::os::unix::fs::MetadataExt;
+    let house = House::new().await;
+    let source = house.source("big", &[("big.bin", bytes(100_000, 1))]);
+    let file = source.join("big.bin");
+    house.publish(&source, &key(1), "copied", 1).await;
+    assert_eq!(fs::metadata(&file).unwrap().nlink(), 1);
+
+    let other = house.source("other", &[("big.bin", bytes(200_000, 4))]);
+    let file = other.join("big.bin");
+    let options = PrepareOptions { transfer: Transfer::HardLink, ..PrepareOptions::default() };
+    let repo = repo(&key(1), "linked");
+    let prepared = house.registry.prepare(other, repo.clone(), options, |_| {}).await.unwrap();
+    let next = house.registry.next_head(&repo, &RefName::main()).await.unwrap();
+    let records = sign(&prepared, &key(1), next);
+    let published = house.registry.commit(prepared, records).await.unwrap();
+    let metadata = fs::metadata(&file).unwrap();
+    assert_eq!((metadata.nlink(), metadata.mode() & 0o777), (2, 0o444));
+
+    let house = house.reopen().await;
+    assert!(house.registry.verify(published.revision, |_| {}).await.unwrap().ok);
+    let out = house.folder.path().join("out");
+    house.registry.export(published.revision, &paths(&["big.bin"]), &out, Transfer::HardLink, |_| {}).await.unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().nlink(), 3);
+
+    house.registry.unpin(published.revision).await.unwrap();
+    house.registry.blobs().collect().await.unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().nlink(), 2, "the store's link went with the last pin");
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn records_of_another_revision_or_key_are_not_committed() {
+    let house = House::new().await;
+    let source = house.source("a", &[("a.txt", b"a".to_vec())]);
+    let repo = repo(&key(1), "mine");
+    let next = house.registry.next_head(&repo, &RefName::main()).await.unwrap();
+    let other = house.prepare(&source, &repo, 7).await.unwrap();
+    for records in [sign(&other, &key(1), next), Vec::new()] {
+        let prepared = house.prepare(&source, &repo, 1).await.unwrap();
+        let refused = house.registry.commit(prepared, records).await;
+        assert!(matches!(refused, Err(PublishError::Records(_))), "{refused:?}");
+    }
+    let prepared = house.prepare(&source, &repo, 1).await.unwrap();
+    let foreign = sign(&prepared, &key(2), next);
+    let refused = house.registry.commit(prepared, foreign).await;
+    assert!(matches!(refused, Err(PublishError::Records(_))), "{refused:?}");
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_file_that_shrinks_while_it_is_published_is_refused() {
+    let house = House::new().await;
+    let source = house.source("a", &[("a.bin", bytes(5 << 20, 1)), ("b.bin", bytes(1 << 20, 1))]);
+    let file = source.join("b.bin");
+    let options = PrepareOptions::default();
+    let shrink = move |_| fs::write(&file, b"short").unwrap();
+    let refused = house.registry.prepare(source, repo(&key(1), "a"), options, shrink).await;
+    assert!(matches!(refused, Err(PublishError::Import(ImportError::Changed(_)))), "{refused:?}");
+    house.registry.close().await;
+}
