@@ -188,7 +188,9 @@ impl Engine {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let memory = Arc::new(Memory { max: config.memory_max, used: AtomicU64::new(0) });
-        thread::Builder::new().name("cairn-engine".into()).spawn(move || threads::compute(&hands, &queue, &stopping))?;
+        thread::Builder::new()
+            .name("cairn-engine".into())
+            .spawn(move || threads::compute(&hands, &queue, &stopping))?;
         let back = commands.clone();
         thread::Builder::new().name("cairn-load".into()).spawn(move || threads::load(&jobs, &back))?;
         tracing::info!(level = level.name(), threads, "engine started");
@@ -260,3 +262,5 @@ fn chosen(asked: Option<Level>) -> Result<Level, StartError> {
     if level.is_available() { Ok(level) } else { Err(StartError::MissingLevel(level)) }
 }
 
+#[cfg(test)]
+mod tests;

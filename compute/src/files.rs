@@ -44,7 +44,9 @@ pub enum FilesError {
     #[error(transparent)]
     Describe(#[from] DescribeError),
     /// Nothing that the engine computes.
-    #[error("{0} holds no model that is served: a Llama or Qwen2 GGUF file, or a folder with config.json and safetensors")]
+    #[error(
+        "{0} holds no model that is served: a Llama or Qwen2 GGUF file, or a folder with config.json and safetensors"
+    )]
     NoModel(PathBuf),
 }
 
@@ -96,9 +98,7 @@ impl ModelFiles {
 
     /// A reader of the tensors.
     pub fn source(&self) -> Result<Box<dyn TensorSource>, FilesError> {
-        let open = |path: &PathBuf| {
-            File::open(path).map_err(|error| FilesError::Io { path: path.clone(), error })
-        };
+        let open = |path: &PathBuf| File::open(path).map_err(|error| FilesError::Io { path: path.clone(), error });
         let files = self.paths.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Box::new(FileSource { files }))
     }

@@ -15,7 +15,10 @@ pub mod sample;
 pub mod session;
 mod stage;
 pub mod text;
+#[cfg(test)]
+mod tiny;
 mod weights;
+pub mod train;
 
 pub use arch::StagePart;
 pub use engine::{Engine, EngineConfig, LoadError, LoadOptions, LoadReport, StageHandle};

@@ -171,7 +171,10 @@ pub fn quantise_q4_0(values: &[f32], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, quantized::{GgmlDType, QTensor}};
+    use candle_core::{
+        Device,
+        quantized::{GgmlDType, QTensor},
+    };
 
     fn noise(n: usize) -> Vec<f32> {
         (0..n).map(|i| ((i as f32 * 12.9898).sin() * 43_758.547).fract() - 0.3).collect()
@@ -235,7 +238,10 @@ mod tests {
         let (mut four, mut got) = (Vec::new(), Vec::new());
         q4_k_to_q4_1(&bytes, &mut four);
         assert!(dequantise(Dtype::Q4_1, &four, &mut got));
-        assert!(want.iter().zip(&got).all(|(w, g)| (w - g).abs() < 2e-3), "within a half's rounding of scale and minimum");
+        assert!(
+            want.iter().zip(&got).all(|(w, g)| (w - g).abs() < 2e-3),
+            "within a half's rounding of scale and minimum"
+        );
     }
 
     #[test]
@@ -243,7 +249,11 @@ mod tests {
         let values = noise(1024);
         for (dtype, theirs) in [(Dtype::Q8_0, GgmlDType::Q8_0), (Dtype::Q4_0, GgmlDType::Q4_0)] {
             let mut bytes = Vec::new();
-            if dtype == Dtype::Q8_0 { quantise_q8_0(&values, &mut bytes) } else { quantise_q4_0(&values, &mut bytes) }
+            if dtype == Dtype::Q8_0 {
+                quantise_q8_0(&values, &mut bytes)
+            } else {
+                quantise_q4_0(&values, &mut bytes)
+            }
             let (mut got, want) = (Vec::new(), candle(theirs, &values).1);
             assert!(dequantise(dtype, &bytes, &mut got));
             assert!(want.iter().zip(&got).all(|(w, g)| (w - g).abs() < 1e-3), "{dtype}");

@@ -259,7 +259,15 @@ impl Session {
     }
 
     /// Walks all positions, a pass at a time; gives the hidden states of a stage that is not last.
-    fn passes(&mut self, hands: &Hands, weights: &Weights, work: &mut Work, input: Checked, count: usize, sample: bool) -> Option<Vec<f32>> {
+    fn passes(
+        &mut self,
+        hands: &Hands,
+        weights: &Weights,
+        work: &mut Work,
+        input: Checked,
+        count: usize,
+        sample: bool,
+    ) -> Option<Vec<f32>> {
         let (model, held) = (&weights.model, self.cache.len);
         let width = model.shape.width;
         let mut hidden = model.head.is_none().then(|| vec![0f32; count * width]);

@@ -50,7 +50,8 @@ fn has_strangers(model: &Model, tensors: &[TensorEntry]) -> bool {
     };
     let names = layer_names(model.naming);
     let is_known = |rest: &str| names.contains(&rest) || rest == harmless;
-    let within = |name: &str| name.strip_prefix(prefix).and_then(|n| n.split_once('.')).map(|(_, rest)| rest.to_string());
+    let within =
+        |name: &str| name.strip_prefix(prefix).and_then(|n| n.split_once('.')).map(|(_, rest)| rest.to_string());
     tensors.iter().any(|t| t.name == "rope_freqs.weight" || within(&t.name).is_some_and(|rest| !is_known(&rest)))
 }
 
@@ -148,7 +149,8 @@ fn from_config(
 /// Whether a config asks for something that the forward pass has not.
 fn uses_more(config: &Value) -> bool {
     let is_set = |name: &str| config.get(name).is_some_and(|v| !v.is_null() && v != &Value::Bool(false));
-    let kind = |scaling: &Value| scaling.get("rope_type").or(scaling.get("type")).and_then(Value::as_str).map(str::to_string);
+    let kind =
+        |scaling: &Value| scaling.get("rope_type").or(scaling.get("type")).and_then(Value::as_str).map(str::to_string);
     let is_scaled = |name: &str| config.get(name).and_then(kind).is_some_and(|kind| kind != "default");
     let activation = config.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
     let is_scaled = is_scaled("rope_scaling") || is_scaled("rope_parameters");

@@ -2,13 +2,7 @@
 
 use super::{Role, StageError, StagePart, Wanted, shape, shape::context, wanted};
 use crate::{
-    cpu::{
-        cache::Cache,
-        lines::LINE_BYTES,
-        packed::LANES,
-        rope::Rope,
-        work::PASS_TOKENS_MAX,
-    },
+    cpu::{cache::Cache, lines::LINE_BYTES, packed::LANES, rope::Rope, work::PASS_TOKENS_MAX},
     weights::held,
 };
 use cairn_protocol::manifest::{Model, TensorEntry};

@@ -7,15 +7,19 @@ mod describe;
 mod memory;
 mod shape;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 pub use describe::{DescribeError, describe};
+pub(crate) use memory::weight_lines;
 pub use memory::{LayerBytes, layer_bytes, stage_memory};
-pub use shape::{ShapeError, is_served};
+pub(crate) use shape::context;
 pub(crate) use shape::shape;
+pub use shape::{ShapeError, is_served};
 pub(crate) use tensors::{LayerRole, Role, Wanted, wanted};
 pub use tensors::{StageError, stage_tensors};
-pub(crate) use memory::weight_lines;
-pub(crate) use shape::context;
+#[cfg(test)]
+pub(crate) use tensors::{all_roles, name as tensor_name};
 
 use cairn_protocol::layers::LayerRange;
 

@@ -206,6 +206,14 @@ pub(crate) fn name(model: &Model, role: Role) -> String {
     }
 }
 
+/// Every role of a model with its dimensions, for building one.
+#[cfg(test)]
+pub(crate) fn all_roles(model: &Model) -> Vec<(Role, Vec<u64>)> {
+    let sizes = shape(model).expect("a test's model");
+    let roles = roles(model, &StagePart::whole(model.layers));
+    roles.into_iter().map(|role| (role, dimensions(&sizes, role))).collect()
+}
+
 /// The names of a layer's tensors after its prefix, for telling strangers apart.
 pub(super) fn layer_names(naming: Naming) -> [&'static str; 12] {
     LAYER_ROLES.map(|role| match naming {

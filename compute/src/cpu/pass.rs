@@ -309,7 +309,9 @@ impl Pass<'_> {
             return Columns::Rows(mixed, s.heads * d);
         }
         let stride = (s.heads * d).next_multiple_of(LANES);
-        for (row, mixed) in compact.chunks_exact_mut(stride).zip(mixed.chunks_exact(s.heads * padded)).take(self.tokens()) {
+        for (row, mixed) in
+            compact.chunks_exact_mut(stride).zip(mixed.chunks_exact(s.heads * padded)).take(self.tokens())
+        {
             for (to, from) in row.chunks_exact_mut(d).zip(mixed.chunks_exact(padded)) {
                 to.copy_from_slice(&from[..d]);
             }

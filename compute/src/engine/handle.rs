@@ -93,7 +93,8 @@ impl StageHandle {
         let share = inner.memory.reserve(bytes)?;
         let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
         let (weights, context) = (inner.weights.clone(), asked as usize);
-        let open = Command::Open { session, weights: weights.clone(), context, share: Some(share), closed: closed.clone() };
+        let open =
+            Command::Open { session, weights: weights.clone(), context, share: Some(share), closed: closed.clone() };
         inner.commands.try_send(open).map_err(|error| match error {
             TrySendError::Full(_) => LoadError::Busy,
             TrySendError::Disconnected(_) => LoadError::Stopped,
@@ -128,6 +129,9 @@ impl Drop for Inner {
 
 impl std::fmt::Debug for StageHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StageHandle").field("session", &self.inner.session).field("context", &self.inner.context).finish()
+        f.debug_struct("StageHandle")
+            .field("session", &self.inner.session)
+            .field("context", &self.inner.context)
+            .finish()
     }
 }

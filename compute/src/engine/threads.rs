@@ -73,11 +73,30 @@ pub(super) type LoadAnswer = Answer<StageHandle, LoadError>;
 
 /// What the engine thread is asked.
 pub(super) enum Command {
-    Open { session: SessionId, weights: Arc<Weights>, context: usize, share: Option<Share>, closed: Arc<AtomicBool> },
-    Step { session: SessionId, input: StepInput, answer: StepAnswer },
-    Truncate { session: SessionId, len: usize },
-    Sampling { session: SessionId, sampling: Sampling },
-    History { session: SessionId, ids: Vec<u32> },
+    Open {
+        session: SessionId,
+        weights: Arc<Weights>,
+        context: usize,
+        share: Option<Share>,
+        closed: Arc<AtomicBool>,
+    },
+    Step {
+        session: SessionId,
+        input: StepInput,
+        answer: StepAnswer,
+    },
+    Truncate {
+        session: SessionId,
+        len: usize,
+    },
+    Sampling {
+        session: SessionId,
+        sampling: Sampling,
+    },
+    History {
+        session: SessionId,
+        ids: Vec<u32>,
+    },
     /// Look at the flags: a handle was dropped, or the engine is to stop.
     Sweep,
 }
@@ -194,4 +213,54 @@ fn open(
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without words".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        arch,
+        cpu::{level::Level, pool::Pool},
+        tiny::{self, Tiny},
+    };
+    use cairn_protocol::dtype::Dtype;
+
+    /// Weights that say a longer context than their table of angles has: a bug that panics in the middle of a pass.
+    fn broken(tiny: &Tiny) -> Arc<Weights> {
+        let loaded =
+            weights::load(&tiny.model, &tiny.tensors, &tiny.headless(), 4, &mut *tiny.source()).expect("loads");
+        Arc::new(Weights::new(loaded.model, Planes::Two, 64, None))
+    }
+
+    fn ask(
+        hands: &Hands,
+        sessions: &mut BTreeMap<SessionId, Open>,
+        session: SessionId,
+        first: u64,
+        count: usize,
+    ) -> Result<StepOutput, StepError> {
+        let (said, heard) = std::sync::mpsc::sync_channel(1);
+        let input = StepInput::Tokens { first_position: first, ids: vec![1; count], sample: false };
+        let answer = Answer::new(Box::new(move |result| drop(said.send(result))), || StepError::Stopped);
+        take(hands, sessions, Command::Step { session, input, answer });
+        heard.recv().expect("an answer")
+    }
+
+    #[test]
+    fn a_panic_on_any_thread_in_a_pass_loses_that_session_only() {
+        let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::F32);
+        assert!(arch::is_served(&tiny.model));
+        let hands = Hands { pool: Pool::new(3).expect("pool"), level: Level::best() };
+        let (mut sessions, shared) = (BTreeMap::new(), broken(&tiny));
+        let [bad, good] = [SessionId::fresh(), SessionId::fresh()];
+        for session in [bad, good] {
+            let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
+            take(&hands, &mut sessions, Command::Open { session, weights, context: 64, share: None, closed });
+        }
+        assert!(ask(&hands, &mut sessions, bad, 0, 4).is_ok());
+        assert!(matches!(ask(&hands, &mut sessions, bad, 4, 20), Err(StepError::Lost(_))), "past the table");
+        assert!(matches!(ask(&hands, &mut sessions, bad, 0, 1), Err(StepError::Lost(_))), "it stays lost");
+        assert!(ask(&hands, &mut sessions, good, 0, 4).is_ok(), "the other goes on, on the same weights");
+        assert!(matches!(ask(&hands, &mut sessions, SessionId::fresh(), 0, 1), Err(StepError::Lost(_))));
+    }
 }

@@ -54,7 +54,16 @@ pub unsafe fn to_halves(x: &[f32], out: &mut [f16]) {
 /// Features, bounds.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[allow(clippy::too_many_arguments)]
-pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &[f32], stride: usize, tokens: usize, out: &mut [f32], post: Post) {
+pub unsafe fn product_plain(
+    w: Plain,
+    first: usize,
+    count: usize,
+    x: &[f32],
+    stride: usize,
+    tokens: usize,
+    out: &mut [f32],
+    post: Post,
+) {
     // SAFETY: as the contract.
     unsafe { text::product_plain::<Wide>(w, first, count, x, stride, tokens, out, post) }
 }
@@ -326,9 +335,8 @@ impl Vector for Wide {
         // SAFETY: see above.
         unsafe {
             let bias = _mm256_set1_epi32(127);
-            let power = |n: __m256| {
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), bias)))
-            };
+            let power =
+                |n: __m256| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), bias)));
             Self([power(self.0[0]), power(self.0[1])])
         }
     }

@@ -54,7 +54,16 @@ pub unsafe fn to_halves(x: &[f32], out: &mut [f16]) {
 /// Features, bounds.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[allow(clippy::too_many_arguments)]
-pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &[f32], stride: usize, tokens: usize, out: &mut [f32], post: Post) {
+pub unsafe fn product_plain(
+    w: Plain,
+    first: usize,
+    count: usize,
+    x: &[f32],
+    stride: usize,
+    tokens: usize,
+    out: &mut [f32],
+    post: Post,
+) {
     // SAFETY: as the contract.
     unsafe { text::product_plain::<Wide>(w, first, count, x, stride, tokens, out, post) }
 }
@@ -161,13 +170,7 @@ unsafe fn product<const F: u8>(w: Packed, first: usize, count: usize, acts: &Act
 
 /// `R` groups of rows by all tokens, a few tokens at a time.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn strip<const F: u8, const R: usize, const P: u8>(
-    w: Packed,
-    g: usize,
-    acts: &Acts,
-    out: *mut f32,
-    post: Post,
-) {
+unsafe fn strip<const F: u8, const R: usize, const P: u8>(w: Packed, g: usize, acts: &Acts, out: *mut f32, post: Post) {
     let base: [*const u8; R] = std::array::from_fn(|r| w.group(g + r).as_ptr().cast::<u8>());
     let strip = w.group_lines * R;
     let fetch = strip.div_ceil(acts.tokens.div_ceil(6) * w.blocks);
@@ -312,7 +315,6 @@ unsafe fn half16(p: *const u8) -> __m512 {
     // SAFETY: the caller has 32 bytes at p.
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(p.cast()) })
 }
-
 
 /// Sixteen lanes in one register.
 #[derive(Clone, Copy)]

@@ -75,7 +75,11 @@ pub struct KvHead<'a> {
 
 /// Width that a head's values are padded to: a number of chunks that kernels exist for.
 pub fn padded_head(width: usize) -> usize {
-    [1, 2, 4, 6, 8, 16].into_iter().map(|chunks| chunks * LANES).find(|padded| *padded >= width).unwrap_or(HEAD_WIDTH_MAX)
+    [1, 2, 4, 6, 8, 16]
+        .into_iter()
+        .map(|chunks| chunks * LANES)
+        .find(|padded| *padded >= width)
+        .unwrap_or(HEAD_WIDTH_MAX)
 }
 
 /// Calls a level's function of one name. The levels are safe to call where the processor has them, and a [`Level`] above

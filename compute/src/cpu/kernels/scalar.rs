@@ -43,7 +43,16 @@ pub unsafe fn to_halves(x: &[f32], out: &mut [f16]) {
 /// # Safety
 /// Bounds.
 #[allow(clippy::too_many_arguments)]
-pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &[f32], stride: usize, tokens: usize, out: &mut [f32], post: Post) {
+pub unsafe fn product_plain(
+    w: Plain,
+    first: usize,
+    count: usize,
+    x: &[f32],
+    stride: usize,
+    tokens: usize,
+    out: &mut [f32],
+    post: Post,
+) {
     // SAFETY: bounds.
     unsafe { text::product_plain::<Lanes>(w, first, count, x, stride, tokens, out, post) }
 }

@@ -105,7 +105,8 @@ fn packing_keeps_every_value() {
             let lines = packed_lines(format, rows, k, &source);
             let w = Packed::new(format, k / BLOCK, &lines);
             for (row, bytes) in source.chunks_exact(k / BLOCK * format.block_bytes()).enumerate() {
-                let want: Vec<f32> = bytes.chunks_exact(format.block_bytes()).flat_map(|b| block_values(format, b)).collect();
+                let want: Vec<f32> =
+                    bytes.chunks_exact(format.block_bytes()).flat_map(|b| block_values(format, b)).collect();
                 w.row(row, |i, v| assert!((v - want[i]).abs() < 1e-6));
             }
         }
@@ -270,9 +271,13 @@ fn check_plain(w: Plain, x: &Rows, rows: usize, got: &[f32]) {
 #[test]
 fn quantised_records_are_the_same_bits_at_every_level() {
     let mut dice = Dice(2);
-    for (k, tokens, planes) in
-        [(32, 1, Planes::One), (96, 3, Planes::One), (576, 2, Planes::Two), (1536, 5, Planes::Two), (32, 1, Planes::Two)]
-    {
+    for (k, tokens, planes) in [
+        (32, 1, Planes::One),
+        (96, 3, Planes::One),
+        (576, 2, Planes::Two),
+        (1536, 5, Planes::Two),
+        (32, 1, Planes::Two),
+    ] {
         let (mut x, weights) = (dice.floats(k * tokens), dice.floats(k));
         x[..LANES].fill(0.0);
         for norm in [None, Some(Norm { weights: &weights, epsilon: 1e-5 })] {

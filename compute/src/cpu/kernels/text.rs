@@ -172,7 +172,16 @@ pub unsafe fn finish<V: Vector>(sum: V, out: *mut f32, post: Post) {
 /// # Safety
 /// Features; bounds as asserted there.
 #[inline(always)]
-pub unsafe fn product_plain<V: Vector>(w: Plain, first: usize, count: usize, x: &[f32], stride: usize, tokens: usize, out: &mut [f32], post: Post) {
+pub unsafe fn product_plain<V: Vector>(
+    w: Plain,
+    first: usize,
+    count: usize,
+    x: &[f32],
+    stride: usize,
+    tokens: usize,
+    out: &mut [f32],
+    post: Post,
+) {
     // SAFETY: as the contract.
     unsafe {
         match w.format {
@@ -216,7 +225,16 @@ impl Element for bf16 {
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn groups<V: Vector, E: Element>(w: Plain, first: usize, count: usize, x: &[f32], stride: usize, tokens: usize, out: &mut [f32], post: Post) {
+unsafe fn groups<V: Vector, E: Element>(
+    w: Plain,
+    first: usize,
+    count: usize,
+    x: &[f32],
+    stride: usize,
+    tokens: usize,
+    out: &mut [f32],
+    post: Post,
+) {
     let mut g = 0;
     while g < count {
         let rows = if V::WIDE && count - g >= 2 { 2 } else { 1 };
@@ -254,7 +272,12 @@ struct Tile {
 impl Tile {
     /// `R` groups of rows by `T` tokens, every sum over k in order in its lane.
     #[inline(always)]
-    unsafe fn run<V: Vector, E: Element, const R: usize, const T: usize>(&self, w: [*const E; R], x: *const f32, out: *mut f32) -> usize {
+    unsafe fn run<V: Vector, E: Element, const R: usize, const T: usize>(
+        &self,
+        w: [*const E; R],
+        x: *const f32,
+        out: *mut f32,
+    ) -> usize {
         // SAFETY: the caller's groups hold k elements of 16 rows, its tokens k values, its panel R groups.
         unsafe {
             let mut sum = [[V::splat(0.0); T]; R];
@@ -293,7 +316,13 @@ struct State<V, const H: usize, const C: usize> {
 /// # Safety
 /// Features; `q` holds H rows of `d`, `kv` whole tiles up to `n`, `out` H rows of C chunks.
 #[inline(always)]
-pub unsafe fn attend<V: Vector, const H: usize, const C: usize>(q: &[f32], d: usize, kv: KvHead, n: usize, out: &mut [f32]) {
+pub unsafe fn attend<V: Vector, const H: usize, const C: usize>(
+    q: &[f32],
+    d: usize,
+    kv: KvHead,
+    n: usize,
+    out: &mut [f32],
+) {
     // SAFETY: as the contract.
     unsafe {
         let zero = V::splat(0.0);
@@ -336,12 +365,23 @@ unsafe fn scores<V: Vector, const H: usize>(q: &[f32], d: usize, keys: *const f1
 
 /// Turns scores to weights against the running maximum.
 #[inline(always)]
-unsafe fn weigh<V: Vector, const H: usize, const C: usize>(state: &mut State<V, H, C>, h: usize, s: [V; 4], live: usize, weights: &mut [f32; KV_TILE]) {
+unsafe fn weigh<V: Vector, const H: usize, const C: usize>(
+    state: &mut State<V, H, C>,
+    h: usize,
+    s: [V; 4],
+    live: usize,
+    weights: &mut [f32; KV_TILE],
+) {
     // SAFETY: features; `weights` holds 64 values.
     unsafe {
         let (none, zero) = (V::splat(f32::NEG_INFINITY), V::splat(0.0));
         let lanes = |c: usize| live.saturating_sub(c * LANES).min(LANES);
-        let s = [s[0].first(lanes(0), none), s[1].first(lanes(1), none), s[2].first(lanes(2), none), s[3].first(lanes(3), none)];
+        let s = [
+            s[0].first(lanes(0), none),
+            s[1].first(lanes(1), none),
+            s[2].first(lanes(2), none),
+            s[3].first(lanes(3), none),
+        ];
         let new = s[0].max(s[1]).max(s[2].max(s[3])).top();
         if new > state.top[h] {
             let keep = exp(V::splat(state.top[h] - new));
@@ -362,7 +402,12 @@ unsafe fn weigh<V: Vector, const H: usize, const C: usize>(state: &mut State<V, 
 
 /// Adds the weighted values of a tile.
 #[inline(always)]
-unsafe fn gather<V: Vector, const H: usize, const C: usize>(state: &mut State<V, H, C>, weights: &[[f32; KV_TILE]; H], values: *const f16, live: usize) {
+unsafe fn gather<V: Vector, const H: usize, const C: usize>(
+    state: &mut State<V, H, C>,
+    weights: &[[f32; KV_TILE]; H],
+    values: *const f16,
+    live: usize,
+) {
     for i in 0..live {
         // SAFETY: position i of the tile is in bounds.
         unsafe {

@@ -92,7 +92,10 @@ impl Vector for Lanes {
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self {
         // SAFETY: see above.
-        Self(unsafe { from.cast::<[bf16; LANES]>().read_unaligned() }.map(|x| f32::from_bits((x.to_bits() as u32) << 16)))
+        Self(
+            unsafe { from.cast::<[bf16; LANES]>().read_unaligned() }
+                .map(|x| f32::from_bits((x.to_bits() as u32) << 16)),
+        )
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {

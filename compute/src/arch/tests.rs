@@ -1,0 +1,227 @@
+//! What is read from configuration and metadata, and what is refused of hostile numbers.
+
+use super::*;
+use crate::tiny::{self, Tiny};
+use cairn_protocol::{
+    dtype::Dtype,
+    gguf::{GgufArray, GgufHeader, GgufValue, HeaderTensor},
+    manifest::{Model, Naming, TensorEntry},
+};
+
+fn tensors(model: Model) -> Vec<TensorEntry> {
+    Tiny::new(model, 1, |_| Dtype::F32).tensors
+}
+
+const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2}"#;
+
+fn from_config(
+    config: &str,
+    generation: Option<&str>,
+    tensors: &[TensorEntry],
+) -> Result<Option<Model>, DescribeError> {
+    describe(Some(config.as_bytes()), generation.map(str::as_bytes), None, tensors)
+}
+
+#[test]
+fn a_hugging_face_folder_is_described() {
+    let all = tensors(tiny::llama());
+    assert_eq!(from_config(CONFIG, None, &all), Ok(Some(tiny::llama())));
+    let generation = r#"{"eos_token_id": [7, 2]}"#;
+    let described = from_config(CONFIG, Some(generation), &all).expect("reads").expect("served");
+    assert_eq!(described.eos_tokens, [7, 2], "the generation config goes first");
+    let nested =
+        CONFIG.replace(r#""rope_theta": 10000.0"#, r#""rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}"#);
+    assert_eq!(from_config(&nested, None, &all).expect("reads").expect("served").rope_base, 5e5);
+    let untied = Model { tied_embeddings: false, ..tiny::llama() };
+    let described = from_config(CONFIG, None, &tensors(untied)).expect("reads").expect("served");
+    assert!(!described.tied_embeddings, "a head of its own is found by its tensor");
+}
+
+#[test]
+fn qwen2_is_described_with_its_biases() {
+    let model = Model { naming: Naming::HuggingFace, ..tiny::qwen2() };
+    let config = CONFIG.replace("llama", "qwen2");
+    assert_eq!(from_config(&config, None, &tensors(model.clone())), Ok(Some(model)));
+}
+
+#[test]
+fn what_the_forward_pass_has_not_is_not_described() {
+    let all = tensors(tiny::llama());
+    let set = |what: &str| CONFIG.replace('{', &format!("{{{what}, "));
+    for config in [
+        set(r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0}"#),
+        set(r#""rope_scaling": {"type": "linear", "factor": 2.0}"#),
+        set(r#""use_sliding_window": true"#),
+        CONFIG.replace("silu", "gelu"),
+        CONFIG.replace("llama", "gemma3"),
+        CONFIG.replace(r#""num_key_value_heads": 2"#, r#""num_key_value_heads": 3"#),
+        "{}".to_string(),
+    ] {
+        assert_eq!(from_config(&config, None, &all), Ok(None), "{config}");
+    }
+    let mut strange = all.clone();
+    strange.push(TensorEntry { name: "model.layers.0.self_attn.q_norm.weight".into(), ..all[1].clone() });
+    assert_eq!(from_config(CONFIG, None, &strange), Ok(None), "a norm that would be left out");
+    assert_eq!(describe(None, None, None, &all), Ok(None));
+}
+
+#[test]
+fn broken_configurations_say_what_is_wrong() {
+    let all = tensors(tiny::llama());
+    assert!(matches!(from_config("{", None, &all), Err(DescribeError::Json { file: "config.json", .. })));
+    assert!(matches!(from_config(CONFIG, Some("]"), &all), Err(DescribeError::Json { .. })));
+    let missing = CONFIG.replace("hidden_size", "hidden");
+    assert_eq!(from_config(&missing, None, &all), Err(DescribeError::Field("hidden_size".into())));
+    let huge = CONFIG.replace(r#""num_hidden_layers": 3"#, r#""num_hidden_layers": 99999999999"#);
+    assert_eq!(from_config(&huge, None, &all), Err(DescribeError::Field("num_hidden_layers".into())));
+    let none = CONFIG.replace(r#""num_attention_heads": 4"#, r#""num_attention_heads": 0"#);
+    assert!(from_config(&none, None, &all).is_err());
+}
+
+fn gguf(model: &Model, all: &[TensorEntry]) -> GgufHeader {
+    let key = |name: &str| format!("{}.{name}", model.architecture);
+    let number = |name: &str, n: u32| (key(name), GgufValue::Unsigned(n.into()));
+    let tensor = |t: &TensorEntry| HeaderTensor {
+        name: t.name.clone(),
+        dtype: t.dtype,
+        shape: t.shape.clone(),
+        offset: t.offset,
+        length: t.length,
+    };
+    GgufHeader {
+        version: 3,
+        metadata: vec![
+            ("general.architecture".into(), GgufValue::String(model.architecture.clone())),
+            number("block_count", model.layers),
+            number("embedding_length", model.width),
+            number("feed_forward_length", model.feed_forward),
+            number("attention.head_count", model.heads),
+            number("attention.head_count_kv", model.kv_heads),
+            number("context_length", model.context_max),
+            (key("attention.layer_norm_rms_epsilon"), GgufValue::Float(model.norm_epsilon)),
+            (key("rope.freq_base"), GgufValue::Float(model.rope_base)),
+            ("tokenizer.ggml.tokens".into(), GgufValue::Array(GgufArray::String(vec![String::new(); 50]))),
+            ("tokenizer.ggml.eos_token_id".into(), GgufValue::Unsigned(2)),
+            ("tokenizer.ggml.bos_token_id".into(), GgufValue::Unsigned(1)),
+        ],
+        tensors: all.iter().map(tensor).collect(),
+        header_bytes: 0,
+    }
+}
+
+#[test]
+fn gguf_files_are_described() {
+    let llama = Model { naming: Naming::Gguf, rope_half_split: false, ..tiny::llama() };
+    for model in [llama, tiny::qwen2()] {
+        let all = tensors(model.clone());
+        let header = gguf(&model, &all);
+        assert_eq!(describe(None, None, Some(&header), &all), Ok(Some(model.clone())));
+        let mut scaled = header.clone();
+        let key = format!("{}.rope.scaling.type", model.architecture);
+        scaled.metadata.push((key, GgufValue::String("yarn".into())));
+        assert_eq!(describe(None, None, Some(&scaled), &all), Ok(None));
+        let mut cut = header.clone();
+        cut.metadata.remove(1);
+        assert!(matches!(describe(None, None, Some(&cut), &all), Err(DescribeError::Field(_))));
+        let mut other = header;
+        other.metadata[0].1 = GgufValue::String("mamba".into());
+        assert_eq!(describe(None, None, Some(&other), &all), Ok(None));
+    }
+}
+
+#[test]
+fn hostile_shapes_are_refused() {
+    let l = tiny::llama;
+    for model in [
+        Model { heads: 0, ..l() },
+        Model { kv_heads: 0, ..l() },
+        Model { kv_heads: 3, ..l() },
+        Model { layers: 0, ..l() },
+        Model { layers: u32::MAX, ..l() },
+        Model { width: 0, ..l() },
+        Model { width: u32::MAX, ..l() },
+        Model { head_width: 0, ..l() },
+        Model { head_width: 7, ..l() },
+        Model { head_width: 258, ..l() },
+        Model { heads: 1 << 24, kv_heads: 1, head_width: 256, ..l() },
+        Model { vocabulary: u32::MAX, ..l() },
+        Model { context_max: 0, ..l() },
+        Model { norm_epsilon: f64::NAN, ..l() },
+        Model { norm_epsilon: 0.0, ..l() },
+        Model { rope_base: f64::INFINITY, ..l() },
+        Model { architecture: "bert".into(), ..l() },
+    ] {
+        assert!(!is_served(&model), "{model:?}");
+        let all = tensors(l());
+        assert!(matches!(stage_tensors(&model, &all, &StagePart::whole(3)), Err(StageError::Shape(_))));
+        assert!(layer_bytes(&model, &all).is_err() && stage_memory(&model, &all, &StagePart::whole(3), 64).is_err());
+    }
+}
+
+#[test]
+fn numbers_that_the_tensors_do_not_bear_out_are_refused_without_an_allocation_of_their_size() {
+    let all = tensors(tiny::llama());
+    let huge = Model { layers: 4096, width: 1 << 24, feed_forward: 1 << 24, vocabulary: 1 << 24, ..tiny::llama() };
+    let huge = Model { heads: 1 << 16, kv_heads: 1 << 16, head_width: 256, ..huge };
+    assert!(matches!(stage_tensors(&huge, &all, &StagePart::whole(4096)), Err(StageError::Dimensions { .. })));
+    let changed = |change: fn(&mut TensorEntry)| {
+        let mut all = all.clone();
+        change(&mut all[2]);
+        stage_tensors(&tiny::llama(), &all, &StagePart::whole(3)).expect_err("refused")
+    };
+    assert!(matches!(changed(|t| t.shape = vec![64, 32]), StageError::Dimensions { .. }));
+    assert!(matches!(changed(|t| t.shape = vec![64 * 64]), StageError::Dimensions { .. }));
+    assert!(matches!(changed(|t| t.length += 1), StageError::Length { .. }));
+    assert!(matches!(changed(|t| t.dtype = Dtype::F64), StageError::Type { .. }));
+    assert!(matches!(changed(|t| t.dtype = Dtype::Other), StageError::Type { .. }));
+    assert!(matches!(changed(|t| t.dtype = Dtype::Q6_K), StageError::Length { .. }), "rows are not whole blocks");
+    assert!(matches!(changed(|t| t.name = "x".into()), StageError::Missing(_)));
+}
+
+#[test]
+fn parts_outside_a_model_are_refused() {
+    let all = tensors(tiny::llama());
+    let part = |start, end, embedding, head| StagePart { layers: LayerRange { start, end }, embedding, head };
+    for bad in [
+        part(0, 4, true, true),
+        part(2, 1, false, false),
+        part(1, 3, true, true),
+        part(0, 2, true, true),
+        part(1, 1, false, false),
+    ] {
+        assert!(matches!(stage_tensors(&tiny::llama(), &all, &bad), Err(StageError::Part { .. })), "{bad:?}");
+    }
+    assert!(stage_tensors(&tiny::llama(), &all, &part(0, 0, true, false)).is_ok(), "an embedding by itself");
+}
+
+#[test]
+fn a_tied_embedding_is_needed_by_both_ends_and_counted_once_in_a_whole() {
+    let all = tensors(tiny::llama());
+    let names = |part| -> Vec<&str> {
+        stage_tensors(&tiny::llama(), &all, &part).expect("tensors").iter().map(|t| t.name.as_str()).collect()
+    };
+    let embedding = "model.embed_tokens.weight";
+    let of =
+        |start, end| names(StagePart::of(LayerRange { start, end }, 3)).iter().filter(|n| **n == embedding).count();
+    assert_eq!((of(0, 3), of(0, 1), of(1, 2), of(1, 3)), (1, 1, 0, 1));
+    let bytes = layer_bytes(&tiny::llama(), &all).expect("bytes");
+    assert_eq!(bytes.embedding, 50 * 64 * 4);
+    assert_eq!(bytes.head, bytes.embedding + 64 * 4);
+    let layers: u64 = bytes.layers.iter().sum();
+    assert_eq!(layers + bytes.head, all.iter().map(|t| t.length).sum::<u64>());
+}
+
+#[test]
+fn memory_grows_with_context_and_with_what_conversion_widens() {
+    let all = tensors(tiny::llama());
+    let memory = |context| stage_memory(&tiny::llama(), &all, &StagePart::whole(3), context).expect("memory");
+    let position = 3 * 2 * (16 + 16) * 2 + 16 * 8;
+    assert_eq!(memory(512) - memory(256), 256 * position);
+    assert_eq!(memory(u32::MAX), memory(512), "never more than the model's own context");
+    let five = Tiny::new(tiny::llama(), 1, |_| Dtype::Q5_0).tensors;
+    let eight = Tiny::new(tiny::llama(), 1, |_| Dtype::Q8_0).tensors;
+    let whole = StagePart::whole(3);
+    assert_eq!(stage_memory(&tiny::llama(), &five, &whole, 64), stage_memory(&tiny::llama(), &eight, &whole, 64));
+}

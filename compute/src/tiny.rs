@@ -1,0 +1,266 @@
+//! Tiny random models in memory, with their values in F32 and a slow F64 pass over them that shares no code with the
+//! kernels: what tests hold the engine against.
+
+use crate::{
+    arch::{self, LayerRole, Role, StagePart},
+    quant,
+    weights::{SourceError, TensorSource},
+};
+use cairn_protocol::{
+    dtype::Dtype,
+    manifest::{Model, Naming, TensorEntry},
+};
+use half::f16;
+use std::collections::BTreeMap;
+
+/// xorshift; a test's seed is in its recipe.
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    /// Within -1..1.
+    pub fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// A model and its bytes.
+#[derive(Clone)]
+pub struct Tiny {
+    pub model: Model,
+    pub tensors: Vec<TensorEntry>,
+    pub bytes: BTreeMap<String, Vec<u8>>,
+    pub values: BTreeMap<String, Vec<f32>>,
+}
+
+/// A small Llama in Hugging Face naming; tests change what they are about.
+pub fn llama() -> Model {
+    Model {
+        architecture: "llama".into(),
+        layers: 3,
+        width: 64,
+        heads: 4,
+        kv_heads: 2,
+        head_width: 16,
+        feed_forward: 96,
+        vocabulary: 50,
+        norm_epsilon: 1e-5,
+        rope_base: 10_000.0,
+        context_max: 512,
+        tied_embeddings: true,
+        attention_bias: false,
+        naming: Naming::HuggingFace,
+        rope_half_split: true,
+        eos_tokens: vec![2],
+        bos_token: Some(1),
+    }
+}
+
+/// A Qwen2 with biases, as GGUF names it.
+pub fn qwen2() -> Model {
+    let naming = Naming::Gguf;
+    Model { architecture: "qwen2".into(), attention_bias: true, tied_embeddings: false, naming, ..llama() }
+}
+
+impl Tiny {
+    /// Random tensors; `dtype` says how a role is stored (vectors have to be plain).
+    pub fn new(model: Model, seed: u64, dtype: impl Fn(Role) -> Dtype) -> Self {
+        let mut tiny = Self { model, tensors: Vec::new(), bytes: BTreeMap::new(), values: BTreeMap::new() };
+        let mut dice = Dice(seed | 1);
+        let mut offset = 0;
+        for (role, dimensions) in arch::all_roles(&tiny.model) {
+            let name = arch::tensor_name(&tiny.model, role);
+            if tiny.bytes.contains_key(&name) {
+                continue;
+            }
+            let elements = dimensions.iter().product::<u64>() as usize;
+            let is_vector = dimensions.len() == 1;
+            let dtype = if is_vector { Dtype::F32 } else { dtype(role) };
+            let spread = if is_vector { 0.5 } else { 1.5 / (dimensions[1] as f32).sqrt() };
+            let centre = if is_vector && !name.ends_with("bias") { 1.0 } else { 0.0 };
+            let bytes = stored(&mut dice, dtype, elements, spread, centre);
+            let mut values = Vec::new();
+            assert!(quant::dequantise(dtype, &bytes, &mut values) && values.len() == elements, "{dtype}");
+            let length = bytes.len() as u64;
+            tiny.tensors.push(TensorEntry { name: name.clone(), file: 0, offset, length, dtype, shape: dimensions });
+            offset += length;
+            tiny.bytes.insert(name.clone(), bytes);
+            tiny.values.insert(name, values);
+        }
+        tiny
+    }
+
+    pub fn source(&self) -> Box<dyn TensorSource> {
+        Box::new(MemorySource(self.bytes.clone()))
+    }
+
+    /// Everything but the head, so that hidden states come out.
+    pub fn headless(&self) -> StagePart {
+        StagePart { head: false, ..StagePart::whole(self.model.layers) }
+    }
+
+    fn values(&self, role: Role) -> &[f32] {
+        &self.values[&arch::tensor_name(&self.model, role)]
+    }
+
+    /// Hidden states after the last layer for each of `ids`, and the logits after the last of them, in F64.
+    pub fn reference(&self, ids: &[u32]) -> (Vec<Vec<f64>>, Vec<f64>) {
+        let width = self.model.width as usize;
+        let row = |id: &u32| {
+            self.values(Role::Embedding)[*id as usize * width..][..width].iter().map(|v| *v as f64).collect()
+        };
+        let mut x: Vec<Vec<f64>> = ids.iter().map(row).collect();
+        for layer in 0..self.model.layers {
+            self.reference_attention(&mut x, layer);
+            let weight = |role| self.values(Role::Layer(layer, role));
+            for x in &mut x {
+                let h = self.rms(x, weight(LayerRole::FeedForwardNorm));
+                let (gate, up) = (times(weight(LayerRole::Gate), &h), times(weight(LayerRole::Up), &h));
+                let h: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                add(x, &times(weight(LayerRole::Down), &h));
+            }
+        }
+        let last = x.last().map(|x| times(self.values(Role::Head), &self.rms(x, self.values(Role::Norm))));
+        (x, last.unwrap_or_default())
+    }
+
+    fn reference_attention(&self, x: &mut [Vec<f64>], layer: u32) {
+        let d = self.model.head_width as usize;
+        let share = (self.model.heads / self.model.kv_heads) as usize;
+        let project = |x: &[f64], role, bias| {
+            let mut out = times(self.values(Role::Layer(layer, role)), x);
+            if self.model.attention_bias {
+                add(&mut out, &self.values(Role::Layer(layer, bias)).iter().map(|v| *v as f64).collect::<Vec<_>>());
+            }
+            out
+        };
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (position, x) in x.iter_mut().enumerate() {
+            let h = self.rms(x, self.values(Role::Layer(layer, LayerRole::AttentionNorm)));
+            let mut q = project(&h, LayerRole::Query, LayerRole::QueryBias);
+            let mut k = project(&h, LayerRole::Key, LayerRole::KeyBias);
+            self.rotate(&mut q, position);
+            self.rotate(&mut k, position);
+            keys.push(k);
+            values.push(project(&h, LayerRole::Value, LayerRole::ValueBias));
+            let mut mixed = vec![0.0; q.len()];
+            for (head, (q, out)) in q.chunks_exact(d).zip(mixed.chunks_exact_mut(d)).enumerate() {
+                let at = head / share * d..head / share * d + d;
+                let scores: Vec<f64> = keys.iter().map(|k| dot(q, &k[at.clone()]) / (d as f64).sqrt()).collect();
+                let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+                let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                for (s, v) in scores.iter().zip(&values) {
+                    let weight = (s - top).exp() / total;
+                    out.iter_mut().zip(&v[at.clone()]).for_each(|(o, v)| *o += weight * v);
+                }
+            }
+            add(x, &times(self.values(Role::Layer(layer, LayerRole::Out)), &mixed));
+        }
+    }
+
+    /// In the order of pairs that the model's files have.
+    fn rotate(&self, x: &mut [f64], position: usize) {
+        let d = self.model.head_width as usize;
+        for head in x.chunks_exact_mut(d) {
+            for i in 0..d / 2 {
+                let (a, b) = if self.model.rope_half_split { (i, i + d / 2) } else { (2 * i, 2 * i + 1) };
+                let angle = position as f64 * self.model.rope_base.powf(-2.0 * i as f64 / d as f64);
+                let (sin, cos) = angle.sin_cos();
+                (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+            }
+        }
+    }
+
+    fn rms(&self, x: &[f64], weights: &[f32]) -> Vec<f64> {
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        let inverse = 1.0 / (mean + self.model.norm_epsilon).sqrt();
+        x.iter().zip(weights).map(|(x, w)| x * inverse * *w as f64).collect()
+    }
+
+    /// The same model with query and key rows for neighbouring pairs, in GGUF's names.
+    pub fn interleaved(&self) -> Tiny {
+        let model = Model { naming: Naming::Gguf, rope_half_split: false, ..self.model.clone() };
+        let mut tiny = Self { model, tensors: Vec::new(), bytes: BTreeMap::new(), values: BTreeMap::new() };
+        let d = self.model.head_width as usize;
+        for (role, dimensions) in arch::all_roles(&self.model) {
+            let (from, to) = (arch::tensor_name(&self.model, role), arch::tensor_name(&tiny.model, role));
+            let Some(old) = self.tensors.iter().find(|t| t.name == from) else { continue };
+            let mut bytes = self.bytes[&from].clone();
+            if matches!(role, Role::Layer(_, LayerRole::Query | LayerRole::Key)) {
+                let size = bytes.len() / dimensions[0] as usize;
+                let row = |r: usize| (r / d * d + r % d / 2 + r % 2 * d / 2) * size;
+                bytes =
+                    (0..dimensions[0] as usize).flat_map(|r| self.bytes[&from][row(r)..][..size].to_vec()).collect();
+            }
+            if tiny.bytes.insert(to.clone(), bytes).is_none() {
+                tiny.tensors.push(TensorEntry { name: to, ..old.clone() });
+            }
+        }
+        tiny
+    }
+}
+
+fn times(matrix: &[f32], x: &[f64]) -> Vec<f64> {
+    matrix.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| *w as f64 * x).sum()).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// Random values as a type stores them. Types without a quantiser here get random quants under sane scales.
+fn stored(dice: &mut Dice, dtype: Dtype, elements: usize, spread: f32, centre: f32) -> Vec<u8> {
+    let values: Vec<f32> = (0..elements).map(|_| centre + dice.float() * spread).collect();
+    let mut out = Vec::new();
+    match dtype {
+        Dtype::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        Dtype::F16 => out.extend(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
+        Dtype::BF16 => out.extend(values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())),
+        Dtype::Q8_0 => quant::quantise_q8_0(&values, &mut out),
+        Dtype::Q4_0 => quant::quantise_q4_0(&values, &mut out),
+        _ => {
+            let blocks = elements / dtype.block_elements() as usize;
+            (0..blocks).for_each(|_| out.extend(noise_block(dice, dtype, spread)));
+        }
+    }
+    out
+}
+
+fn noise_block(dice: &mut Dice, dtype: Dtype, spread: f32) -> Vec<u8> {
+    // Where a scale lies, and the largest number of steps that it multiplies.
+    let (halves, steps): (&[(usize, f32)], f32) = match dtype {
+        Dtype::Q4_1 => (&[(0, 1.0), (2, -7.5)], 15.0),
+        Dtype::Q5_0 => (&[(0, 1.0)], 16.0),
+        Dtype::Q5_1 => (&[(0, 1.0), (2, -15.5)], 31.0),
+        Dtype::IQ4_NL => (&[(0, 1.0)], 127.0),
+        Dtype::Q2_K => (&[(80, 1.0), (82, 1.5)], 45.0),
+        Dtype::Q3_K => (&[(108, 1.0)], 128.0),
+        Dtype::Q4_K => (&[(0, 1.0), (2, 7.5)], 945.0),
+        Dtype::Q5_K => (&[(0, 1.0), (2, 15.5)], 1953.0),
+        _ => (&[(208, 1.0)], 4096.0),
+    };
+    let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| (dice.next() >> 20) as u8).collect();
+    for (at, factor) in halves {
+        let scale = f16::from_f32(spread / steps * factor * (1.0 + 0.2 * dice.float()));
+        block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+    }
+    block
+}
+
+/// Tensors from memory.
+pub struct MemorySource(pub BTreeMap<String, Vec<u8>>);
+
+impl TensorSource for MemorySource {
+    fn tensor(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, SourceError> {
+        self.0.get(&entry.name).cloned().ok_or_else(|| SourceError("not in memory".to_string()))
+    }
+}
