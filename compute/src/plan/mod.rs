@@ -18,6 +18,8 @@ mod admit;
 mod choose;
 mod cost;
 mod split;
+#[cfg(test)]
+mod laws;
 
 use cairn_protocol::id::NodeId;
 use cairn_protocol::layers::LayerRange;

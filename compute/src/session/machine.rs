@@ -223,13 +223,13 @@ impl Session {
 
     /// The first plan's failure is the answer to the request. In a recovery nodes may come back, so it is tried again while there is time.
     fn plan_failed(&mut self, now_ms: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let State::Planning { retry_at_ms, failures } = &mut self.state else { return };
+        let State::Planning { retry_at_ms: retry_at_ms @ None, failures } = &mut self.state else { return };
         if self.loss.is_none() {
             let told = self.last_refusal.take().unwrap_or(refusal);
             return self.fail(told, effects);
         }
         let pause = (RETRY_MS << (*failures).min(8)).min(RETRY_MS_MAX);
-        *failures += 1;
+        *failures = failures.saturating_add(1);
         *retry_at_ms = Some(now_ms.saturating_add(pause));
         self.last_refusal = Some(refusal);
     }

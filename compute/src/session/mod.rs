@@ -44,6 +44,8 @@
 mod laps;
 mod machine;
 mod liveness;
+#[cfg(test)]
+mod simulation;
 
 use crate::plan::{Bound, Plan};
 use cairn_protocol::id::NodeId;

@@ -10,6 +10,8 @@ mod chat;
 mod decode;
 mod gguf;
 mod json;
+#[cfg(test)]
+mod laws;
 mod pretokenize;
 mod specials;
 mod spm;

@@ -1,0 +1,230 @@
+//! What holds of every tokenizer and template, on small ones made here: 256 bytes, a few merges, three special tokens.
+//!
+//! The real models' tokenizers are compared in the tests that fetch them.
+
+use super::*;
+use cairn_protocol::gguf::{GgufArray, GgufHeader, GgufValue};
+use proptest::prelude::*;
+use serde_json::json;
+
+const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+const SPECIAL: [&str; 3] = ["<|end|>", "<|im_start|>", "<|im_end|>"];
+const NOW: Moment = Moment { seconds: 1_709_210_096 };
+
+/// Byte-level spelling of all bytes, then merges' results.
+fn vocabulary() -> (Vec<String>, Vec<String>) {
+    let mut tokens: Vec<String> = SPECIAL.iter().map(|s| s.to_string()).collect();
+    let mut bytes: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+    bytes.sort_unstable();
+    tokens.extend(bytes.iter().map(char::to_string));
+    let merges = ["Ġ t", "h e", "Ġt he", "i n", "Ċ Ċ", "2 0", "20 2", "< |", "i m", "<| im"].map(str::to_string).to_vec();
+    tokens.extend(merges.iter().map(|m| m.replace(' ', "")));
+    (tokens, merges)
+}
+
+fn from_json(template: &str) -> Tokenizer {
+    let (tokens, merges) = vocabulary();
+    let vocab: serde_json::Map<String, serde_json::Value> = tokens.iter().enumerate().map(|(id, t)| (t.clone(), id.into())).collect();
+    let added = |(id, content): (usize, &&str)| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "added_tokens": SPECIAL.iter().enumerate().map(added).collect::<Vec<_>>(),
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Digits", "individual_digits": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    });
+    let config = json!({"bos_token": "<|end|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": template});
+    Tokenizer::from_json(tokenizer.to_string().as_bytes(), Some(config.to_string().as_bytes())).unwrap()
+}
+
+fn strings(list: Vec<String>) -> GgufValue {
+    GgufValue::Array(GgufArray::String(list))
+}
+
+fn gguf(model: &str, pre: &str) -> GgufHeader {
+    let (tokens, merges) = vocabulary();
+    let kinds = (0..tokens.len()).map(|id| if id < SPECIAL.len() { 3 } else { 1 }).collect();
+    let metadata = vec![
+        ("tokenizer.ggml.model".to_string(), GgufValue::String(model.into())),
+        ("tokenizer.ggml.pre".to_string(), GgufValue::String(pre.into())),
+        ("tokenizer.ggml.tokens".to_string(), strings(tokens)),
+        ("tokenizer.ggml.token_type".to_string(), GgufValue::Array(GgufArray::I32(kinds))),
+        ("tokenizer.ggml.merges".to_string(), strings(merges)),
+        ("tokenizer.ggml.bos_token_id".to_string(), GgufValue::Unsigned(0)),
+        ("tokenizer.ggml.eos_token_id".to_string(), GgufValue::Unsigned(2)),
+        ("tokenizer.chat_template".to_string(), GgufValue::String(CHATML.into())),
+    ];
+    GgufHeader { version: 3, metadata, tensors: Vec::new(), header_bytes: 0 }
+}
+
+fn sentence_pieces() -> Tokenizer {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_string).to_vec();
+    tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+    tokens.extend(["\u{2581}", "a", "b", "\u{2581}a", "ab", "<", "s", "<s", ">"].map(str::to_string));
+    let kinds: Vec<i32> = (0..tokens.len()).map(|id| [2, 3, 3].get(id).copied().unwrap_or(if id < 259 { 6 } else { 1 })).collect();
+    let scores: Vec<f32> = (0..tokens.len()).map(|id| -(id as f32)).collect();
+    let metadata = vec![
+        ("tokenizer.ggml.model".to_string(), GgufValue::String("llama".into())),
+        ("tokenizer.ggml.tokens".to_string(), strings(tokens)),
+        ("tokenizer.ggml.token_type".to_string(), GgufValue::Array(GgufArray::I32(kinds))),
+        ("tokenizer.ggml.scores".to_string(), GgufValue::Array(GgufArray::F32(scores))),
+        ("tokenizer.ggml.bos_token_id".to_string(), GgufValue::Unsigned(1)),
+    ];
+    Tokenizer::from_gguf(&GgufHeader { version: 3, metadata, tensors: Vec::new(), header_bytes: 0 }).unwrap()
+}
+
+fn says(role: &str, content: &str) -> Message {
+    Message { role: role.into(), content: content.into() }
+}
+
+fn specials_in(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
+    ids.iter().copied().filter(|id| tokenizer.is_special(*id)).collect()
+}
+
+#[test]
+fn special_tokens_are_parsed_in_a_raw_prompt_and_nowhere_else() {
+    let tokenizer = from_json(CHATML);
+    let text = "a<|im_end|>b";
+    assert_eq!(specials_in(&tokenizer, &tokenizer.encode_raw(text).unwrap()), [2]);
+    assert_eq!(specials_in(&tokenizer, &tokenizer.encode_plain(text).unwrap()), Vec::<u32>::new());
+    let chat = tokenizer.encode_chat(&[says("user", text)], NOW).unwrap();
+    assert_eq!(specials_in(&tokenizer, &chat), [1, 2, 1]);
+    assert!(tokenizer.decode(&chat).contains(text));
+}
+
+#[test]
+fn a_file_that_asks_for_truncation_is_not_obeyed() {
+    assert_eq!(from_json(CHATML).encode_plain("abcdefgh").unwrap().len(), 8);
+}
+
+#[test]
+fn digits_stand_alone_where_the_pre_tokenizer_says_so() {
+    let smollm = Tokenizer::from_gguf(&gguf("gpt2", "smollm")).unwrap();
+    let gpt2 = Tokenizer::from_gguf(&gguf("gpt2", "gpt-2")).unwrap();
+    assert_eq!((smollm.encode_plain("2024").unwrap().len(), gpt2.encode_plain("2024").unwrap().len()), (4, 2));
+}
+
+#[test]
+fn an_unknown_model_or_pre_tokenizer_is_refused_by_name() {
+    for (model, pre, named) in [("gpt2", "deepseek-llm", "deepseek-llm"), ("t5", "default", "t5")] {
+        let error = Tokenizer::from_gguf(&gguf(model, pre)).unwrap_err();
+        assert!(matches!(&error, TokenizerError::Unsupported { name, .. } if name == named), "{error}");
+    }
+    let mut silent = gguf("gpt2", "smollm");
+    silent.metadata.retain(|(key, _)| key != "tokenizer.ggml.pre");
+    assert!(Tokenizer::from_gguf(&silent).is_err());
+}
+
+#[test]
+fn tables_of_different_lengths_are_refused() {
+    let mut header = gguf("gpt2", "smollm");
+    for (key, value) in &mut header.metadata {
+        if key == "tokenizer.ggml.token_type" {
+            *value = GgufValue::Array(GgufArray::I32(vec![1; 5]));
+        }
+    }
+    assert!(matches!(Tokenizer::from_gguf(&header), Err(TokenizerError::Malformed { .. })));
+}
+
+#[test]
+fn sentence_pieces_add_bos_and_a_space_and_take_the_space_away_again() {
+    let tokenizer = sentence_pieces();
+    let ids = tokenizer.encode_raw("ab").unwrap();
+    assert_eq!(ids, [1, 262, 261]);
+    assert_eq!(tokenizer.decode(&ids), "ab");
+    assert_eq!(tokenizer.encode_raw("<s>ab").unwrap(), ids, "BOS is not doubled");
+    assert_eq!(specials_in(&tokenizer, &tokenizer.encode_plain("<s>").unwrap()), Vec::<u32>::new());
+    let mut goes_on = tokenizer.stream(&ids, vec![]);
+    assert_eq!(goes_on.push(262).text, " a", "a continuation keeps its space");
+    let mut begins = tokenizer.stream(&[1], vec![]);
+    assert_eq!(begins.push(262).text, "a");
+}
+
+#[test]
+fn a_template_may_refuse_print_the_date_and_write_json() {
+    let chat = |template: &str| from_json(template).encode_chat(&[says("user", "x \"y\" <é>")], NOW);
+    let raised = chat("{{ raise_exception('only system here') }}").unwrap_err();
+    assert_eq!(raised, EncodeError::Chat(ChatError::Raised("only system here".into())));
+    let text = |template: &str| from_json(template).decode(&chat(template).unwrap());
+    assert_eq!(text("{{ strftime_now('%d %b %Y, %A %H:%M') }}"), "29 Feb 2024, Thursday 12:34");
+    assert_eq!(text("{{ messages | tojson }}"), r#"[{"role": "user", "content": "x \"y\" <é>"}]"#);
+    assert_eq!(text("{{ {'a': [1]} | tojson(indent=2) }}"), "{\n  \"a\": [\n    1\n  ]\n}");
+    assert_eq!(text("{{ messages[0].content.split('\"')[1].upper() }}"), "Y");
+}
+
+#[test]
+fn a_template_that_never_ends_runs_out_of_fuel() {
+    let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
+    let error = from_json(endless).encode_chat(&[says("user", "x")], NOW).unwrap_err();
+    assert!(matches!(error, EncodeError::Chat(ChatError::Template(_))), "{error}");
+}
+
+#[test]
+fn a_role_that_no_template_knows_is_refused() {
+    let error = from_json(CHATML).encode_chat(&[says("user<|im_end|>", "x")], NOW).unwrap_err();
+    assert_eq!(error, EncodeError::Chat(ChatError::Role("user<|im_end|>".into())));
+    assert_eq!(from_json(CHATML).encode_chat(&[], NOW).unwrap_err(), EncodeError::Chat(ChatError::Empty));
+}
+
+#[test]
+fn garbage_is_an_error_and_no_panic() {
+    for bytes in [&b""[..], b"{}", b"[1]", b"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":4294967295},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"}}"] {
+        assert!(Tokenizer::from_json(bytes, None).is_err());
+    }
+}
+
+/// Texts that come near special tokens.
+fn near_specials() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        Just("<|im_start|>".to_string()),
+        Just("<|im_end|>".to_string()),
+        Just("<|".to_string()),
+        Just("im_end|>".to_string()),
+        Just("\n\n".to_string()),
+        Just(" the 2024 ".to_string()),
+        "\\PC{0,6}",
+    ];
+    prop::collection::vec(part, 0..8).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #[test]
+    fn what_people_write_never_becomes_a_special_token(texts in prop::collection::vec(near_specials(), 1..4)) {
+        let tokenizer = from_json(CHATML);
+        let messages: Vec<Message> = texts.iter().map(|t| says("user", t)).collect();
+        let ids = tokenizer.encode_chat(&messages, NOW).unwrap();
+        let expected: Vec<u32> = messages.iter().flat_map(|_| [1, 2]).chain([1]).collect();
+        prop_assert_eq!(specials_in(&tokenizer, &ids), expected);
+        for text in &texts {
+            prop_assert_eq!(specials_in(&tokenizer, &tokenizer.encode_plain(text).unwrap()), Vec::<u32>::new());
+        }
+    }
+
+    #[test]
+    fn a_chat_without_special_words_is_encoded_as_its_rendered_text(content in "[a-z 0-9\n.]{0,30}") {
+        let tokenizer = from_json(CHATML);
+        let rendered = format!("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", content.trim());
+        prop_assert_eq!(tokenizer.encode_chat(&[says("user", &content)], NOW).unwrap(), tokenizer.encode_raw(&rendered).unwrap());
+    }
+
+    #[test]
+    fn gguf_and_json_give_the_same_ids_and_decode_to_the_text(text in near_specials()) {
+        let (json, gguf) = (from_json(CHATML), Tokenizer::from_gguf(&gguf("gpt2", "smollm")).unwrap());
+        let ids = json.encode_plain(&text).unwrap();
+        prop_assert_eq!(&ids, &gguf.encode_plain(&text).unwrap());
+        prop_assert_eq!(json.encode_raw(&text).unwrap(), gguf.encode_raw(&text).unwrap());
+        prop_assert_eq!(&json.decode(&ids), &text);
+        prop_assert_eq!(&gguf.decode(&ids), &text);
+    }
+
+    #[test]
+    fn sentence_pieces_decode_to_the_text_with_or_without_stream(text in "[ab <>sé☃]{0,20}") {
+        let tokenizer = sentence_pieces();
+        let ids = tokenizer.encode_plain(&text).unwrap();
+        prop_assert_eq!(tokenizer.decode(&ids), text);
+        prop_assert_eq!(specials_in(&tokenizer, &ids), Vec::<u32>::new());
+    }
+}
