@@ -15,6 +15,9 @@ pub const QUESTION_BYTES_MAX: usize = 1024 * 1024;
 pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// The records of one page of heads: half an answer, so that the framing never reaches the limit.
 pub const HEADS_PAGE_BYTES_MAX: usize = 512 * 1024;
+/// Bytes of records that one catalogue takes from others: a million publications of ordinary size. Signing is free, so a stranger
+/// could otherwise fill any disk with valid records.
+pub const CATALOG_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// Hashes in one `Holds` question.
 pub const HOLDS_MAX: usize = 1024;
 /// Numbers (flattened pairs) of byte ranges told of one incomplete blob.

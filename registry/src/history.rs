@@ -112,6 +112,8 @@ pub fn next(heads: &[HeadRow], adopted: Option<RecordId>) -> (u64, u64, Option<R
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn head(number: u64, id: u8) -> HeadRow {
@@ -192,6 +194,28 @@ mod tests {
         let tag = HeadRow { tag: true, ..head(1, 1) };
         let standing = stand(&[tag, head(2, 2)], None, |_| true);
         assert_eq!(standing.head, None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_newcomer_never_stands_on_a_contested_number_and_a_successor_always_heals(
+            places in proptest::collection::vec((0u64..3, 1u64..4), 1..12),
+        ) {
+            let mut heads: Vec<HeadRow> =
+                (0u8..).zip(&places).map(|(id, (epoch, number))| HeadRow { epoch: *epoch, ..head(*number, id) }).collect();
+            heads.sort_by_key(|head| (head.epoch, head.number, head.id));
+            if let Some(chosen) = stand(&heads, None, |_| true).head {
+                prop_assert_eq!(heads.iter().filter(|head| head.place() == chosen.place()).count(), 1);
+                let is_newer = |head: &&HeadRow| head.place() > chosen.place();
+                for newer in heads.iter().filter(is_newer) {
+                    prop_assert!(heads.iter().filter(|head| head.place() == newer.place()).count() > 1);
+                }
+            }
+            let (epoch, number, previous) = next(&heads, None);
+            let successor = HeadRow { epoch, previous, ..head(number, 200) };
+            heads.push(successor.clone());
+            prop_assert_eq!(stand(&heads, None, |_| true).head, Some(successor));
+        }
     }
 
     #[test]

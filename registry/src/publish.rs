@@ -27,7 +27,7 @@ use crate::{
     import::{ImportError, Imported, Transfer, import},
     index::{Header, IndexError, Seen, TensorIndex, read_header},
     look,
-    records::{InsertError, Inserted, insert},
+    records::{InsertError, Inserted, Origin, insert},
 };
 
 /// Bytes of a `config.json` that are read; the largest known ones have some hundred kilobytes.
@@ -430,7 +430,7 @@ fn write_records(
             expect_next(transaction, realm, &head.repo(record.key()), &head)?;
             heads.push((head.ref_name, record.id()));
         }
-        match insert(transaction, realm, record)? {
+        match insert(transaction, realm, record, Origin::Here)? {
             Inserted::New | Inserted::Known => {}
             Inserted::Stale => return Err(PublishError::Records("a newer profile of this publisher is known")),
         }

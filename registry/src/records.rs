@@ -11,11 +11,11 @@ use std::ops::ControlFlow;
 
 use cairn_protocol::{
     id::{RealmId, RecordId},
-    limits::HEADS_PAGE_BYTES_MAX,
+    limits::{CATALOG_BYTES_MAX, HEADS_PAGE_BYTES_MAX},
     name::{RefName, RepoId},
     record::{Body, Head, Profile, Record, RecordError, RecordKind, Revision},
 };
-use redb::WriteTransaction;
+use redb::{ReadableTable, WriteTransaction};
 
 use crate::{
     Registry,
@@ -62,16 +62,29 @@ pub enum InsertError {
     /// The ref is a tag and names another revision.
     #[error("{0} is a tag; tags never move")]
     TagMoves(RefName),
+    /// The catalogue takes no more from others; what is published here still goes in.
+    #[error("the catalogue holds {CATALOG_BYTES_MAX} bytes of records, the most it takes from others")]
+    Full,
     /// The catalogue failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+}
+
+/// Where a record comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A peer: bounded, since signing is free.
+    Peer,
+    /// A person here.
+    Here,
 }
 
 impl Registry {
     /// Takes in a record from a peer.
     pub async fn insert(&self, record: Record) -> Result<Inserted, InsertError> {
         let realm = self.realm();
-        let inserted = self.catalog().write(move |transaction| insert(transaction, realm, &record)).await?;
+        let inserted =
+            self.catalog().write(move |transaction| insert(transaction, realm, &record, Origin::Peer)).await?;
         self.note_change(inserted == Inserted::New);
         Ok(inserted)
     }
@@ -80,7 +93,7 @@ impl Registry {
     pub async fn insert_page(&self, records: Vec<Record>) -> Result<Vec<Result<Inserted, InsertError>>, CatalogError> {
         let realm = self.realm();
         let verdicts = self.catalog().write::<_, CatalogError, _>(move |transaction| {
-            Ok(records.iter().map(|record| insert(transaction, realm, record)).collect::<Vec<_>>())
+            Ok(records.iter().map(|record| insert(transaction, realm, record, Origin::Peer)).collect::<Vec<_>>())
         });
         let verdicts = verdicts.await?;
         self.note_change(verdicts.iter().any(|verdict| matches!(verdict, Ok(Inserted::New))));
@@ -92,7 +105,12 @@ impl Registry {
     /// At most `limit` records and 512 KiB.
     pub async fn heads_page(&self, after: Vec<u8>, limit: usize) -> Result<(Vec<Record>, Vec<u8>), CatalogError> {
         let realm = self.realm();
-        self.catalog().read(move |transaction| page(transaction, realm, &after, limit.max(1))).await
+        let read = self.catalog().read(move |transaction| page(transaction, realm, &after, limit.max(1)));
+        let (envelopes, next) = read.await?;
+        // Hundreds of signatures: neither on the catalogue's thread nor on an async worker.
+        let verified = tokio::task::spawn_blocking(move || envelopes.iter().map(|bytes| verified(bytes)).collect());
+        let records: Result<Vec<Record>, CatalogError> = verified.await.map_err(|_| CatalogError::Closed)?;
+        Ok((records?, next))
     }
 
     /// What a peer needs to resolve this ref: the publisher's profile, the head in force and every newer head that does not count,
@@ -109,13 +127,21 @@ impl Registry {
     }
 }
 
-pub(crate) fn insert(transaction: &WriteTransaction, realm: RealmId, record: &Record) -> Result<Inserted, InsertError> {
+pub(crate) fn insert(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    record: &Record,
+    origin: Origin,
+) -> Result<Inserted, InsertError> {
     if record.realm() != realm {
         return Err(InsertError::Realm { expected: realm, found: record.realm() });
     }
     let key = keys::record(realm, record.kind(), record.id());
     if look::value_of(transaction, tables::RECORDS, &key)?.is_some() {
         return Ok(Inserted::Known);
+    }
+    if origin == Origin::Peer && record_bytes(transaction)? >= CATALOG_BYTES_MAX {
+        return Err(InsertError::Full);
     }
     match record.body()? {
         Body::Profile(profile) => insert_profile(transaction, realm, record, &profile),
@@ -126,8 +152,19 @@ pub(crate) fn insert(transaction: &WriteTransaction, realm: RealmId, record: &Re
 
 fn store(transaction: &WriteTransaction, realm: RealmId, record: &Record) -> Result<(), CatalogError> {
     let key = keys::record(realm, record.kind(), record.id());
-    transaction.open_table(tables::RECORDS)?.insert(key.as_slice(), record.to_bytes().as_slice())?;
+    let bytes = record.to_bytes();
+    transaction.open_table(tables::RECORDS)?.insert(key.as_slice(), bytes.as_slice())?;
+    let total = record_bytes(transaction)?.saturating_add(bytes.len() as u64);
+    transaction.open_table(tables::META)?.insert(tables::RECORD_BYTES, total.to_le_bytes().as_slice())?;
     Ok(())
+}
+
+/// Bytes of all records that were ever stored.
+fn record_bytes(transaction: &WriteTransaction) -> Result<u64, CatalogError> {
+    let table = transaction.open_table(tables::META)?;
+    let Some(value) = table.get(tables::RECORD_BYTES)? else { return Ok(0) };
+    let bytes = value.value().try_into().map_err(|_| keys::damaged("the records' bytes"))?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 fn put(
@@ -261,28 +298,29 @@ fn link_error(name: &RefName, row: &HeadRow, reason: &'static str) -> InsertErro
     InsertError::Link { reference: name.clone(), number: row.number, reason }
 }
 
-fn page(
-    transaction: &redb::ReadTransaction,
-    realm: RealmId,
-    after: &[u8],
-    limit: usize,
-) -> Result<(Vec<Record>, Vec<u8>), CatalogError> {
+/// Envelopes, and the key to go on from.
+type Page = (Vec<Vec<u8>>, Vec<u8>);
+
+fn page(transaction: &redb::ReadTransaction, realm: RealmId, after: &[u8], limit: usize) -> Result<Page, CatalogError> {
     let prefix = keys::realm(realm);
     let after = [prefix.as_slice(), after].concat();
-    let (mut records, mut bytes) = (Vec::new(), 0);
+    let (mut envelopes, mut bytes) = (Vec::new(), 0);
     let (mut last, mut more) = (Vec::new(), false);
     look::visit(transaction, tables::RECORDS, &prefix, Some(&after), |key, value| {
         bytes += value.len();
-        if records.len() == limit || (bytes > HEADS_PAGE_BYTES_MAX && !records.is_empty()) {
+        if envelopes.len() == limit || (bytes > HEADS_PAGE_BYTES_MAX && !envelopes.is_empty()) {
             more = true;
             return Ok(ControlFlow::Break(()));
         }
-        let record = Record::verify(value).map_err(|error| CatalogError::Damaged(error.to_string()))?;
-        records.push(record);
+        envelopes.push(value.to_vec());
         last = key[keys::ID..].to_vec();
         Ok(ControlFlow::Continue(()))
     })?;
-    Ok((records, if more { last } else { Vec::new() }))
+    Ok((envelopes, if more { last } else { Vec::new() }))
+}
+
+fn verified(bytes: &[u8]) -> Result<Record, CatalogError> {
+    Record::verify(bytes).map_err(|error| CatalogError::Damaged(error.to_string()))
 }
 
 fn records_for(

@@ -1,5 +1,7 @@
 //! Publishing, reopening, verifying and exporting whole revisions.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // A test may fail loudly.
+
 mod house;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Records from peers: order of arrival, equivocation, rollback, tags, names.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // A test may fail loudly.
+
 mod house;
 
 use cairn_protocol::{RealmId, RecordId, RefName, RevisionId, record::Record};

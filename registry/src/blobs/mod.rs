@@ -437,6 +437,8 @@ pub(crate) fn other(error: impl std::error::Error + Send + Sync + 'static) -> Bl
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -445,6 +447,25 @@ mod tests {
         assert_eq!(without(&[0..10], &[0..10]), []);
         assert_eq!(without(&[0..10], &[2..4, 6..7]), [0..2, 4..6, 7..10]);
         assert_eq!(without(&[5..8, 20..30], &[0..6, 25..40]), [6..8, 20..25]);
+    }
+
+    proptest! {
+        #[test]
+        fn missing_and_held_together_are_what_is_wanted_byte_for_byte(
+            wanted in proptest::collection::vec((0u64..60, 0u64..20), 0..6),
+            held in proptest::collection::vec((0u64..60, 0u64..20), 0..6),
+            size in 0u64..70,
+        ) {
+            let ranges = |pairs: &[(u64, u64)]| pairs.iter().map(|(at, length)| *at..at + length).collect::<Vec<_>>();
+            let (wanted, held) = (sorted(&ranges(&wanted), size), sorted(&ranges(&held), u64::MAX));
+            let missing = without(&wanted, &held);
+            let has = |ranges: &[Range<u64>], byte| ranges.iter().any(|range| range.contains(&byte));
+            for byte in 0..90 {
+                let expected = has(&wanted, byte) && !has(&held, byte);
+                prop_assert_eq!(has(&missing, byte), expected, "byte {}", byte);
+            }
+            prop_assert!(missing.iter().all(|range| !range.is_empty() && range.end <= size));
+        }
     }
 
     #[test]

@@ -9,8 +9,11 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition
 
 type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-/// `"schema"` → the schema's number, u32 little-endian.
+/// `"schema"` → the schema's number, u32 little-endian; [`RECORD_BYTES`] → u64 little-endian.
 pub(crate) const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta-0");
+
+/// Key in META of the bytes of all records that were ever stored.
+pub(crate) const RECORD_BYTES: &str = "record-bytes";
 
 /// realm ‖ kind u8 ‖ record id → the envelope's exact bytes. The order of the keys is the order of a late joiner's pages:
 /// profiles, revisions, heads.

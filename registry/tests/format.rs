@@ -1,0 +1,109 @@
+//! Catalogues that earlier versions wrote are read. Each released schema has one file here, never rewritten.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // A test may fail loudly.
+
+mod house;
+
+use std::{fs, path::Path};
+
+use cairn_protocol::RevisionId;
+use cairn_registry::{OpenError, Registry};
+use house::{House, REALM, head, key, profile, revision};
+
+/// Schema 1, as `the_first_schema_is_written_as_ever` writes it, packed by leaving out runs of zeros.
+const SCHEMA_1: &str = "tests/data/catalog-schema-1.packed";
+
+async fn fill(registry: &Registry) {
+    let key = key(1);
+    let first = head("tiny", 1, 1, None).sign(REALM, &key).unwrap();
+    let second = head("tiny", 2, 2, Some(first.id())).sign(REALM, &key).unwrap();
+    for record in [profile(&key, "acme", 0), revision(&key, "tiny", 1), revision(&key, "tiny", 2), first, second] {
+        registry.insert(record).await.unwrap();
+    }
+    registry.pin_handle(&"acme".parse().unwrap(), key.public()).await.unwrap();
+    registry.add_mirror(&"acme/*".parse().unwrap()).await.unwrap();
+}
+
+async fn check(registry: &Registry) {
+    let resolved = registry.resolve(&"acme/tiny".parse().unwrap(), &[]).await.unwrap();
+    assert_eq!((resolved.revision, resolved.number), (RevisionId::from([2; 32]), 2));
+    assert_eq!(resolved.warning, None, "the pin of the handle was read");
+    assert_eq!(registry.mirrors().await.unwrap(), ["acme/*".parse().unwrap()]);
+    assert_eq!(registry.heads_page(Vec::new(), 100).await.unwrap().0.len(), 5);
+}
+
+#[tokio::test]
+async fn a_catalogue_of_the_first_schema_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    fs::create_dir(&home).unwrap();
+    let packed = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(SCHEMA_1)).unwrap();
+    fs::write(home.join("catalog.redb"), unpack(&packed)).unwrap();
+    let registry = Registry::open(&home, REALM).await.unwrap();
+    check(&registry).await;
+    fill(&registry).await;
+    check(&registry).await;
+    registry.close().await;
+}
+
+/// The file above was made by this, with `CAIRN_WRITE_SCHEMA` set to its path, when schema 1 was the present one.
+#[tokio::test]
+async fn what_is_written_now_reads_back_from_its_packed_form() {
+    let house = House::new().await;
+    fill(&house.registry).await;
+    house.registry.close().await;
+    let written = fs::read(house.home().join("catalog.redb")).unwrap();
+    let packed = pack(&written);
+    assert_eq!(unpack(&packed), written);
+    if let Some(path) = std::env::var_os("CAIRN_WRITE_SCHEMA") {
+        fs::write(path, &packed).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_catalogue_of_a_later_schema_is_refused_untouched() {
+    let house = House::new().await;
+    house.registry.close().await;
+    let path = house.home().join("catalog.redb");
+    let table: redb::TableDefinition<&str, &[u8]> = redb::TableDefinition::new("meta-0");
+    let database = redb::Database::open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(table).unwrap().insert("schema", 99u32.to_le_bytes().as_slice()).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    assert!(matches!(Registry::open(&house.home(), REALM).await, Err(OpenError::Migrate { .. })));
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_catalogue_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("catalog.redb"), vec![7; 100_000]).unwrap();
+    assert!(matches!(Registry::open(folder.path(), REALM).await, Err(OpenError::Migrate { .. })));
+}
+
+/// Runs of (zeros u32, literal length u32, literal).
+fn pack(bytes: &[u8]) -> Vec<u8> {
+    let (mut packed, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let zeros = bytes[at..].iter().take_while(|byte| **byte == 0).count();
+        let rest = &bytes[at + zeros..];
+        let length = rest.windows(64).position(|window| window.iter().all(|byte| *byte == 0)).unwrap_or(rest.len());
+        packed.extend_from_slice(&(zeros as u32).to_le_bytes());
+        packed.extend_from_slice(&(length as u32).to_le_bytes());
+        packed.extend_from_slice(&rest[..length]);
+        at += zeros + length;
+    }
+    packed
+}
+
+fn unpack(mut packed: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while !packed.is_empty() {
+        let number = |at: usize| u32::from_le_bytes(packed[at..at + 4].try_into().unwrap()) as usize;
+        let (zeros, length) = (number(0), number(4));
+        bytes.resize(bytes.len() + zeros, 0);
+        bytes.extend_from_slice(&packed[8..8 + length]);
+        packed = &packed[8 + length..];
+    }
+    bytes
+}
