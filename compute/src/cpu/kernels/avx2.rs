@@ -102,7 +102,8 @@ pub unsafe fn product_packed(w: Packed, first: usize, count: usize, acts: &Acts,
                 let panel = out.as_mut_ptr().add((g / per * acts.tokens + t) * LANES);
                 t += match acts.tokens - t {
                     1 => step::<1>(w, first + g, acts, t, panel, post),
-                    _ => step::<2>(w, first + g, acts, t, panel, post),
+                    2 | 3 => step::<2>(w, first + g, acts, t, panel, post),
+                    _ => step::<4>(w, first + g, acts, t, panel, post),
                 };
             }
         }
@@ -139,84 +140,113 @@ unsafe fn sums<const T: usize>(w: Packed, g: usize, acts: &Acts, t0: usize) -> [
         // SAFETY: block b of the group and of the tokens' records.
         unsafe {
             let quants = base.add((w.scale_lines + b * w.format.block_lines()) * 64);
-            let records: [*const i32; T] = std::array::from_fn(|t| acts.words.as_ptr().add((t0 + t) * acts.stride));
-            let block = |plane: usize| {
-                let records = records.map(|r| r.add(plane * acts.k / 4));
-                if w.format == PackedFormat::Q8_0 { block8(quants, &records, b) } else { block4(quants, &records, b) }
-            };
-            let mut ints = block(acts.planes.count() - 1);
-            if acts.planes == Planes::Two {
-                let high = block(0);
-                for (i, h) in ints.iter_mut().flatten().zip(high.iter().flatten()) {
-                    *i = _mm256_add_epi32(*i, _mm256_slli_epi32::<{ PLANE_SHIFT as i32 }>(*h));
+            let record = acts.words.as_ptr().add(t0 * acts.stride);
+            let mut ints = [[_mm256_setzero_si256(); 2]; T];
+            for plane in 0..acts.planes.count() {
+                shift(&mut ints);
+                let words = record.add(plane * acts.k / 4 + b * 8);
+                match w.format {
+                    PackedFormat::Q8_0 => block8(quants, words, acts.stride, &mut ints),
+                    _ => block4(quants, words, acts.stride, &mut ints),
                 }
             }
-            for h in 0..2 {
-                let d = half8(base.add(b * 32 + h * 16));
-                for t in 0..T {
-                    let rest = records[t].add(acts.head() + b);
-                    // Signed Q8 products need no offset; Q4_1 has none.
-                    let offset = if w.format == PackedFormat::Q4_0 { *rest.add(w.blocks) << 3 } else { 0 };
-                    let i = _mm256_add_epi32(ints[t][h], _mm256_set1_epi32(offset));
-                    let dx = _mm256_set1_ps(f32::from_bits(*rest as u32));
-                    f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(i), _mm256_mul_ps(d, dx), f[t][h]);
-                    if w.format == PackedFormat::Q4_1 {
-                        let sx = _mm256_set1_ps(f32::from_bits(*rest.add(2 * w.blocks) as u32));
-                        f[t][h] = _mm256_fmadd_ps(half8(base.add((w.blocks + b) * 32 + h * 16)), sx, f[t][h]);
-                    }
+            scale(&w, b, base, record.add(acts.head() + b), acts.stride, &ints, &mut f);
+        }
+    }
+    let mut out = [Wide(f[0]); T];
+    for t in 1..T {
+        out[t] = Wide(f[t]);
+    }
+    out
+}
+
+/// Makes room for the plane below.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn shift<const T: usize>(ints: &mut [[__m256i; 2]; T]) {
+    for t in 0..T {
+        for h in 0..2 {
+            ints[t][h] = _mm256_slli_epi32::<{ PLANE_SHIFT as i32 }>(ints[t][h]);
+        }
+    }
+}
+
+/// Adds a block's integer products, times their scales; `rest` is the first token's scale of the block.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scale<const T: usize>(
+    w: &Packed,
+    b: usize,
+    base: *const u8,
+    rest: *const i32,
+    stride: usize,
+    ints: &[[__m256i; 2]; T],
+    f: &mut [[__m256; 2]; T],
+) {
+    for h in 0..2 {
+        // SAFETY: as the caller's contract.
+        unsafe {
+            let d = half8(base.add(b * 32 + h * 16));
+            for t in 0..T {
+                let rest = rest.add(t * stride);
+                // Signed Q8 products need no offset; Q4_1 has none.
+                let offset = if w.format == PackedFormat::Q4_0 { *rest.add(w.blocks) << 3 } else { 0 };
+                let i = _mm256_add_epi32(ints[t][h], _mm256_set1_epi32(offset));
+                let dx = _mm256_set1_ps(f32::from_bits(*rest as u32));
+                f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(i), _mm256_mul_ps(d, dx), f[t][h]);
+                if w.format == PackedFormat::Q4_1 {
+                    let sx = _mm256_set1_ps(f32::from_bits(*rest.add(2 * w.blocks) as u32));
+                    f[t][h] = _mm256_fmadd_ps(half8(base.add((w.blocks + b) * 32 + h * 16)), sx, f[t][h]);
                 }
             }
         }
     }
-    f.map(Wide)
 }
 
 /// Q8 products: the sign of the weight moves to the activation, since the instruction wants one unsigned side and its
 /// 16-bit sums must not saturate. A weight of -128 has the size 128 as an unsigned byte; 2 * 128 * 127 fits 16 bits.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn block8<const T: usize>(quants: *const u8, records: &[*const i32; T], b: usize) -> [[__m256i; 2]; T] {
-    let mut acc = [[_mm256_setzero_si256(); 2]; T];
+unsafe fn block8<const T: usize>(quants: *const u8, words: *const i32, stride: usize, acc: &mut [[__m256i; 2]; T]) {
     let (flip, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
     for j in 0..8 {
         for h in 0..2 {
-            // SAFETY: half line h of line j; word j of the block.
+            // SAFETY: half line h of line j; word j of the block of each token.
             unsafe {
                 let q = _mm256_xor_si256(_mm256_load_si256(quants.add(j * 64 + h * 32).cast()), flip);
                 let size = _mm256_abs_epi8(q);
                 for t in 0..T {
-                    let x = _mm256_sign_epi8(_mm256_set1_epi32(*records[t].add(b * 8 + j)), q);
+                    let x = _mm256_sign_epi8(_mm256_set1_epi32(*words.add(t * stride + j)), q);
                     let p = _mm256_madd_epi16(_mm256_maddubs_epi16(size, x), ones);
                     acc[t][h] = _mm256_add_epi32(acc[t][h], p);
                 }
             }
         }
     }
-    acc
 }
 
+/// Q4 products: the weights are unsigned as they are.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn block4<const T: usize>(quants: *const u8, records: &[*const i32; T], b: usize) -> [[__m256i; 2]; T] {
-    let mut acc = [[_mm256_setzero_si256(); 2]; T];
+unsafe fn block4<const T: usize>(quants: *const u8, words: *const i32, stride: usize, acc: &mut [[__m256i; 2]; T]) {
     let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
     for j in 0..4 {
         for h in 0..2 {
-            // SAFETY: half line h of line j; words j and j + 4 of the block.
+            // SAFETY: half line h of line j; words j and j + 4 of the block of each token.
             unsafe {
                 let q = _mm256_load_si256(quants.add(j * 64 + h * 32).cast());
-                let parts = [_mm256_and_si256(q, low), _mm256_and_si256(_mm256_srli_epi16::<4>(q), low)];
+                let first = _mm256_and_si256(q, low);
+                let second = _mm256_and_si256(_mm256_srli_epi16::<4>(q), low);
                 for t in 0..T {
-                    for (i, part) in parts.into_iter().enumerate() {
-                        let x = _mm256_set1_epi32(*records[t].add(b * 8 + j + i * 4));
-                        let p = _mm256_madd_epi16(_mm256_maddubs_epi16(part, x), ones);
-                        acc[t][h] = _mm256_add_epi32(acc[t][h], p);
-                    }
+                    let words = words.add(t * stride + j);
+                    let p = _mm256_maddubs_epi16(first, _mm256_set1_epi32(*words));
+                    // Four products of at most 15 * 127 fit 16 bits.
+                    let p = _mm256_add_epi16(p, _mm256_maddubs_epi16(second, _mm256_set1_epi32(*words.add(4))));
+                    acc[t][h] = _mm256_add_epi32(acc[t][h], _mm256_madd_epi16(p, ones));
                 }
             }
         }
     }
-    acc
 }
 
 #[inline]
@@ -274,11 +304,9 @@ impl Vector for Wide {
     unsafe fn load_bf16(from: *const bf16) -> Self {
         // SAFETY: see above.
         unsafe {
-            let wide = |at: *const bf16| {
-                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-            };
-            Self([wide(from), wide(from.add(8))])
+            let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())));
+            let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast())));
+            Self([_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)])
         }
     }
     #[inline(always)]
@@ -335,9 +363,9 @@ impl Vector for Wide {
         // SAFETY: see above.
         unsafe {
             let bias = _mm256_set1_epi32(127);
-            let power =
-                |n: __m256| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), bias)));
-            Self([power(self.0[0]), power(self.0[1])])
+            let low = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(self.0[0]), bias));
+            let high = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(self.0[1]), bias));
+            Self([_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)])
         }
     }
     #[inline(always)]
@@ -391,7 +419,10 @@ impl Vector for Wide {
             let total = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
             if let Some(high) = high {
                 let half = _mm256_set1_epi32(1 << (PLANE_SHIFT - 1));
-                let top = q.map(|q| _mm256_srai_epi32::<{ PLANE_SHIFT as i32 }>(_mm256_add_epi32(q, half)));
+                let mut top = q;
+                for q in &mut top {
+                    *q = _mm256_srai_epi32::<{ PLANE_SHIFT as i32 }>(_mm256_add_epi32(*q, half));
+                }
                 put(top, high);
                 for i in 0..4 {
                     q[i] = _mm256_sub_epi32(q[i], _mm256_slli_epi32::<{ PLANE_SHIFT as i32 }>(top[i]));

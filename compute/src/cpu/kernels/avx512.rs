@@ -223,17 +223,26 @@ unsafe fn tile<const F: u8, const R: usize, const T: usize, const P: u8>(
             let mut acc = [[_mm512_setzero_si512(); T]; R];
             if s.shape.planes == Planes::Two {
                 block::<F, R, T, P>(s, s.acts, b, &mut acc);
-                acc = acc.map(|a| a.map(|a| _mm512_slli_epi32::<PLANE_SHIFT>(a)));
+                for r in 0..R {
+                    for t in 0..T {
+                        acc[r][t] = _mm512_slli_epi32::<PLANE_SHIFT>(acc[r][t]);
+                    }
+                }
             }
             if F != Q4_1 {
                 for t in 0..T {
                     let n = _mm512_set1_epi32(*rest.add(blocks + t * stride));
                     let n = if F == Q8_0 { _mm512_slli_epi32::<7>(n) } else { _mm512_slli_epi32::<3>(n) };
-                    (0..R).for_each(|r| acc[r][t] = _mm512_add_epi32(acc[r][t], n));
+                    for r in 0..R {
+                        acc[r][t] = _mm512_add_epi32(acc[r][t], n);
+                    }
                 }
             }
             block::<F, R, T, P>(s, last, b, &mut acc);
-            let d: [__m512; R] = std::array::from_fn(|r| half16(s.scales[r].add(b * 32)));
+            let mut d = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                d[r] = half16(s.scales[r].add(b * 32));
+            }
             for t in 0..T {
                 let dx = _mm512_set1_ps(f32::from_bits(*rest.add(t * stride) as u32));
                 for r in 0..R {
@@ -241,10 +250,15 @@ unsafe fn tile<const F: u8, const R: usize, const T: usize, const P: u8>(
                 }
             }
             if F == Q4_1 {
-                let m: [__m512; R] = std::array::from_fn(|r| half16(s.scales[r].add((blocks + b) * 32)));
+                let mut m = [_mm512_setzero_ps(); R];
+                for r in 0..R {
+                    m[r] = half16(s.scales[r].add((blocks + b) * 32));
+                }
                 for t in 0..T {
                     let sx = _mm512_set1_ps(f32::from_bits(*rest.add(2 * blocks + t * stride) as u32));
-                    (0..R).for_each(|r| f[r][t] = _mm512_fmadd_ps(m[r], sx, f[r][t]));
+                    for r in 0..R {
+                        f[r][t] = _mm512_fmadd_ps(m[r], sx, f[r][t]);
+                    }
                 }
             }
         }
@@ -269,21 +283,31 @@ unsafe fn block<const F: u8, const R: usize, const T: usize, const P: u8>(
         // SAFETY: line j of block b, words j and j + 4 of the same block.
         unsafe {
             let at = (b * lines + j) * 64;
-            if P == SAME {
-                (0..R).for_each(|r| _mm_prefetch::<_MM_HINT_T0>(s.quants[r].wrapping_add(at + AHEAD).cast()));
+            let mut first = [_mm512_setzero_si512(); R];
+            let mut second = [_mm512_setzero_si512(); R];
+            for r in 0..R {
+                if P == SAME {
+                    _mm_prefetch::<_MM_HINT_T0>(s.quants[r].wrapping_add(at + AHEAD).cast());
+                }
+                first[r] = _mm512_load_si512(s.quants[r].add(at).cast());
+                if F != Q8_0 {
+                    second[r] = _mm512_and_si512(_mm512_srli_epi16::<4>(first[r]), low);
+                    first[r] = _mm512_and_si512(first[r], low);
+                }
             }
-            let q: [__m512i; R] = std::array::from_fn(|r| _mm512_load_si512(s.quants[r].add(at).cast()));
-            let first = if F == Q8_0 { q } else { q.map(|q| _mm512_and_si512(q, low)) };
             let x = plane.add(b * 8 + j);
             for t in 0..T {
                 let x = _mm512_set1_epi32(*x.add(t * stride));
-                (0..R).for_each(|r| acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], first[r], x));
+                for r in 0..R {
+                    acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], first[r], x);
+                }
             }
             if F != Q8_0 {
-                let second = q.map(|q| _mm512_and_si512(_mm512_srli_epi16::<4>(q), low));
                 for t in 0..T {
                     let x = _mm512_set1_epi32(*x.add(4 + t * stride));
-                    (0..R).for_each(|r| acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], second[r], x));
+                    for r in 0..R {
+                        acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], second[r], x);
+                    }
                 }
             }
         }
@@ -444,7 +468,10 @@ impl Vector for Wide {
             let sum = _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
             if let Some(high) = high {
                 let half = _mm512_set1_epi32(1 << (PLANE_SHIFT - 1));
-                let top = q.map(|q| _mm512_srai_epi32::<PLANE_SHIFT>(_mm512_add_epi32(q, half)));
+                let mut top = q;
+                for q in &mut top {
+                    *q = _mm512_srai_epi32::<PLANE_SHIFT>(_mm512_add_epi32(*q, half));
+                }
                 put(top, high);
                 for i in 0..2 {
                     q[i] = _mm512_sub_epi32(q[i], _mm512_slli_epi32::<PLANE_SHIFT>(top[i]));
@@ -460,6 +487,8 @@ impl Vector for Wide {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn put(q: [__m512i; 2], to: *mut i32) {
-    // SAFETY: the caller has 8 words at `to`.
-    (0..2).for_each(|i| unsafe { _mm_storeu_si128(to.add(i * 4).cast(), _mm512_cvtepi32_epi8(q[i])) });
+    for (i, q) in q.into_iter().enumerate() {
+        // SAFETY: the caller has 8 words at `to`.
+        unsafe { _mm_storeu_si128(to.add(i * 4).cast(), _mm512_cvtepi32_epi8(q)) };
+    }
 }
