@@ -19,7 +19,7 @@ use cairn_protocol::{
 };
 use tempfile::NamedTempFile;
 
-use crate::{Registry, blobs::BlobError, holding::HoldError, import::Transfer, publish::Progress};
+use crate::{Registry, blobs::BlobError, holding::HoldError, import::Transfer, prepare::Progress};
 
 /// Bytes copied at once.
 const PIECE: usize = 1 << 20;

@@ -19,8 +19,8 @@ use crate::{
     Registry,
     blobs::BlobError,
     catalog::{CatalogError, keys, tables},
+    commit::{adopt, keep},
     listing, look,
-    publish::{adopt, keep},
 };
 
 /// Why a revision is kept.

@@ -3,10 +3,41 @@
 //! Start at [`Registry`]. It opens no connection, asks no peer and holds no key: records come in verified, bytes come in from a
 //! person's folder here or from peers through [`Blobs::store`].
 //!
+//! A publication, from a folder to a resolved name:
+//!
+//! ```
+//! use cairn_protocol::{Keypair, RealmId, RefName, RepoId, RepoKind};
+//! use cairn_registry::{PrepareOptions, Registry};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let (home, source) = (folder.path().join("home"), folder.path().join("tiny"));
+//! std::fs::create_dir(&source)?;
+//! std::fs::write(source.join("readme.md"), "A folder with one file is enough.")?;
+//!
+//! let registry = Registry::open(&home, RealmId::PUBLIC).await?;
+//! let key = Keypair::from_seed([7; 32]);
+//! let repo = RepoId { publisher: key.public(), kind: RepoKind::Model, name: "tiny".parse()? };
+//! let prepared = registry.prepare(source, repo.clone(), PrepareOptions::default(), |_| {}).await?;
+//!
+//! let next = registry.next_head(&repo, &RefName::main()).await?;
+//! let revision = prepared.statement().sign(RealmId::PUBLIC, &key)?;
+//! let head = prepared.head(RefName::main(), next, false).sign(RealmId::PUBLIC, &key)?;
+//! let published = registry.commit(prepared, vec![revision, head]).await?;
+//!
+//! let resolved = registry.resolve(&format!("{repo}").parse()?, &[]).await?;
+//! assert_eq!(resolved.revision, published.revision);
+//! registry.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Invariant: what was acknowledged is on disk, and every byte that leaves hashes to the name it was asked for by.
 
 mod blobs;
 mod catalog;
+mod commit;
 mod export;
 mod folder;
 mod hashing;
@@ -18,7 +49,7 @@ mod listing;
 mod look;
 /// Which repos a mirror keeps, and what it fetches next.
 pub mod mirror;
-mod publish;
+mod prepare;
 mod records;
 mod registry;
 mod resolve;
@@ -26,6 +57,7 @@ mod verify;
 
 pub use blobs::{BlobError, Blobs, Stalled, TempPin, stage_cache::StageBlob};
 pub use catalog::{CatalogError, migrate::MigrateError};
+pub use commit::{Committed, NextHead, PublishError};
 pub use export::{ExportError, ExportReport};
 pub use folder::FolderError;
 pub use hashing::{Sums, sums_of};
@@ -34,7 +66,7 @@ pub use holding::{HoldError, Holding, PinClass};
 pub use import::{ImportError, Transfer};
 pub use index::IndexError;
 pub use listing::{RefState, RepoSummary, Stats};
-pub use publish::{Committed, Describe, ModelSources, NextHead, PrepareOptions, Prepared, Progress, PublishError};
+pub use prepare::{Describe, ModelSources, PrepareOptions, Prepared, Progress};
 pub use records::{InsertError, Inserted};
 pub use registry::{OpenError, Registry};
 pub use resolve::{ResolveError, Resolved};

@@ -31,7 +31,7 @@ use crate::{
     catalog::{CatalogError, keys, tables},
     holding::{HoldError, blob_of},
     listing, look,
-    publish::Progress,
+    prepare::Progress,
 };
 
 /// Proofs up to this size lie in the store's database, larger ones in a file of their own.

@@ -1,33 +1,33 @@
-//! Publishing in two steps, so that whoever has the key can sign in between: `prepare` takes files in and makes the manifest, `commit`
-//! takes the signed records and makes everything durable at once.
+//! The first half of publishing: takes a file or folder into the store and makes the manifest that a publisher will sign.
 //!
-//! It holds no keys and signs nothing.
+//! It writes no record and pins nothing for good; that is `commit`. It holds no keys.
 //!
-//! Invariant: when `commit` answers, the revision's bytes, their proofs, the manifest and the records survive a killed process and
-//! a lost power; before that, at worst unpinned blobs are left for garbage collection. A record is never on disk without its bytes.
+//! Invariant: a [`Prepared`] revision's manifest describes the very bytes that the store holds, and those stay while it lives.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use cairn_protocol::{
     gguf::GgufHeader,
-    id::{BlobHash, RecordId, RevisionId},
-    manifest::{Manifest, ManifestError, ManifestFile, Model, TensorEntry},
+    id::{BlobHash, RevisionId},
+    manifest::{Manifest, ManifestFile, Model, TensorEntry},
     name::{FilePath, RefName, RepoId},
-    record::{Body, Head, Record, Revision},
+    record::{Head, Revision},
 };
-use redb::WriteTransaction;
 
 use crate::{
     Registry,
     blobs::{BlobError, TempPin},
-    catalog::{CatalogError, keys, tables},
-    folder::{self, FolderError, SourceFile},
-    history::next,
+    commit::{NextHead, PublishError},
+    folder::{self, SourceFile},
     import::{ImportError, Imported, Transfer, import},
-    index::{Header, IndexError, Seen, TensorIndex, read_header},
-    look,
-    records::{InsertError, Inserted, Origin, insert},
+    index::{Header, Seen, TensorIndex, read_header},
 };
 
 /// Bytes of a `config.json` that are read; the largest known ones have some hundred kilobytes.
@@ -98,7 +98,7 @@ pub struct Prepared {
     pub manifest_bytes: u64,
     /// Files with tensors that are not indexed, since another file has tensors of those names.
     pub left_out: Vec<FilePath>,
-    pins: Vec<TempPin>,
+    pub(crate) pins: Vec<TempPin>,
 }
 
 impl Prepared {
@@ -139,74 +139,6 @@ impl Prepared {
     }
 }
 
-/// What the next head of a ref must say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NextHead {
-    /// Its epoch.
-    pub epoch: u64,
-    /// Its number.
-    pub number: u64,
-    /// The head that it follows.
-    pub previous: Option<RecordId>,
-}
-
-/// A revision that is published here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Committed {
-    /// The revision.
-    pub revision: RevisionId,
-    /// Its heads, by ref.
-    pub heads: Vec<(RefName, RecordId)>,
-}
-
-/// Why something can't be published.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// The folder.
-    #[error(transparent)]
-    Folder(#[from] FolderError),
-    /// A file could not be taken in.
-    #[error(transparent)]
-    Import(#[from] ImportError),
-    /// A safetensors or GGUF file is not what its name says.
-    #[error("{path}: {error}")]
-    Index {
-        /// The file.
-        path: FilePath,
-        /// What is wrong with it.
-        error: IndexError,
-    },
-    /// Its files contradict each other about the model.
-    #[error("the model can't be described: {0}")]
-    Describe(String),
-    /// The manifest breaks a rule that every receiver checks.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// The blob store failed.
-    #[error(transparent)]
-    Blobs(#[from] BlobError),
-    /// A record is not of this publication.
-    #[error("the signed records are not of this publication: {0}")]
-    Records(&'static str),
-    /// A record breaks a rule.
-    #[error(transparent)]
-    Insert(#[from] InsertError),
-    /// Someone else published in between; nothing was written.
-    #[error("{reference} has moved to number {number} meanwhile")]
-    Moved {
-        /// The ref.
-        reference: RefName,
-        /// The newest number.
-        number: u64,
-    },
-    /// The tag is taken; nothing was written.
-    #[error("the tag {0} exists already; tags never move")]
-    TagExists(RefName),
-    /// The catalogue failed.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-}
-
 impl Registry {
     /// Takes the files of `source` (a file or a folder) into the store and makes the manifest. `progress` hears of bytes read.
     ///
@@ -242,42 +174,6 @@ impl Registry {
         Ok(Prepared { manifest, revision, manifest_bytes, left_out: index.left_out, pins })
     }
 
-    /// What the next head of this ref must say.
-    pub async fn next_head(&self, repo: &RepoId, name: &RefName) -> Result<NextHead, CatalogError> {
-        let (realm, repo, name) = (self.realm(), repo.clone(), name.clone());
-        let read = self.catalog().read(move |transaction| {
-            let heads = look::heads(transaction, realm, &repo, &name)?;
-            let (epoch, number, previous) = next(&heads, look::adopted(transaction, realm, &repo, &name)?);
-            Ok(NextHead { epoch, number, previous })
-        });
-        read.await
-    }
-
-    /// Publishes: makes the bytes durable, then writes all records, the pin and the list of its blobs in one transaction, then
-    /// answers. `records` are the revision's record, a head for every ref, and the publisher's profile if it is new. If a ref moved
-    /// since `next_head`, nothing is written.
-    pub async fn commit(&self, prepared: Prepared, records: Vec<Record>) -> Result<Committed, PublishError> {
-        check_records(&prepared, &records)?;
-        let blobs: Vec<BlobHash> = prepared.pins.iter().map(TempPin::hash).collect();
-        self.blobs().sync(&blobs).await?;
-        let realm = self.realm();
-        let (manifest, revision, manifest_bytes) = (prepared.manifest, prepared.revision, prepared.manifest_bytes);
-        let written = self.catalog().write(move |transaction| {
-            let heads = write_records(transaction, realm, &records)?;
-            for (name, head) in &heads {
-                adopt(transaction, &keys::reference(realm, &manifest.repo, name), *head)?;
-            }
-            keep(transaction, realm, revision, manifest_bytes, &manifest)?;
-            note_sha256(transaction, realm, &manifest)?;
-            Ok::<_, PublishError>(heads)
-        });
-        let heads = written.await?;
-        // Until here the temporary pins held the blobs; now the catalogue's do.
-        drop(prepared.pins);
-        self.note_change(true);
-        Ok(Committed { revision, heads })
-    }
-
     async fn import_all(
         &self,
         files: &[SourceFile],
@@ -288,9 +184,9 @@ impl Registry {
         let mut before = 0;
         let mut imported = Vec::with_capacity(files.len());
         for file in files {
-            let (progress, read) = (progress.clone(), std::sync::Arc::new(std::sync::atomic::AtomicU64::new(before)));
+            let (progress, read) = (progress.clone(), Arc::new(AtomicU64::new(before)));
             let advance = move |bytes| {
-                let done = read.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed) + bytes;
+                let done = read.fetch_add(bytes, Ordering::Relaxed) + bytes;
                 progress(Progress { done, total });
             };
             imported.push(import(self.blobs(), &file.source, file.size, intake, advance).await?);
@@ -391,104 +287,4 @@ fn quantisation(tensors: &[TensorEntry]) -> String {
         *bytes.entry(tensor.dtype.name()).or_insert(0u64) += tensor.length;
     }
     bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or_else(String::new, |(name, _)| name.to_owned())
-}
-
-/// Everything must be signed by the repo's publisher and speak of this revision.
-fn check_records(prepared: &Prepared, records: &[Record]) -> Result<(), PublishError> {
-    let repo = &prepared.manifest.repo;
-    let mut revisions = 0;
-    for record in records {
-        if record.key() != repo.publisher {
-            return Err(PublishError::Records("a record is signed by another key than the repo's publisher"));
-        }
-        match record.body().map_err(InsertError::from)? {
-            Body::Profile(_) => {}
-            Body::Revision(body) if body == prepared.statement_like(&body) => revisions += 1,
-            Body::Head(head) if head.revision == prepared.revision && head.repo(record.key()) == *repo => {}
-            _ => return Err(PublishError::Records("a record speaks of another revision or repo")),
-        }
-    }
-    if revisions == 1 { Ok(()) } else { Err(PublishError::Records("there must be one revision record")) }
-}
-
-impl Prepared {
-    /// The statement with those words that a publisher may choose freely.
-    fn statement_like(&self, body: &Revision) -> Revision {
-        Revision { license: body.license.clone(), tags: body.tags.clone(), ..self.statement() }
-    }
-}
-
-/// Writes the records; heads must be the very next of their refs (compare and swap).
-fn write_records(
-    transaction: &WriteTransaction,
-    realm: cairn_protocol::id::RealmId,
-    records: &[Record],
-) -> Result<Vec<(RefName, RecordId)>, PublishError> {
-    let mut heads = Vec::new();
-    for record in records {
-        if let Body::Head(head) = record.body().map_err(InsertError::from)? {
-            expect_next(transaction, realm, &head.repo(record.key()), &head)?;
-            heads.push((head.ref_name, record.id()));
-        }
-        match insert(transaction, realm, record, Origin::Here)? {
-            Inserted::New | Inserted::Known => {}
-            Inserted::Stale => return Err(PublishError::Records("a newer profile of this publisher is known")),
-        }
-    }
-    Ok(heads)
-}
-
-fn expect_next(
-    transaction: &WriteTransaction,
-    realm: cairn_protocol::id::RealmId,
-    repo: &RepoId,
-    head: &Head,
-) -> Result<(), PublishError> {
-    let heads = look::heads(transaction, realm, repo, &head.ref_name)?;
-    if heads.iter().any(|known| known.tag) || (head.tag && !heads.is_empty()) {
-        return Err(PublishError::TagExists(head.ref_name.clone()));
-    }
-    let newest = heads.last().map_or((0, 0), |newest| newest.place());
-    let follows_top = head.previous.is_none_or(|id| heads.iter().any(|top| top.id == id && top.place() == newest));
-    let is_next = match heads.is_empty() {
-        true => head.number == 1 && head.previous.is_none(),
-        false => (head.epoch, head.number) > newest && head.previous.is_some() && follows_top,
-    };
-    if is_next { Ok(()) } else { Err(PublishError::Moved { reference: head.ref_name.clone(), number: newest.1 }) }
-}
-
-/// Remembers that this node uses the head, so that a second head of its number does not take it away here.
-pub(crate) fn adopt(transaction: &WriteTransaction, reference: &[u8], head: RecordId) -> Result<(), CatalogError> {
-    transaction.open_table(tables::ADOPTED)?.insert(reference, head.as_bytes().as_slice())?;
-    Ok(())
-}
-
-/// Pins a revision in the record class.
-pub(crate) fn keep(
-    transaction: &WriteTransaction,
-    realm: cairn_protocol::id::RealmId,
-    revision: RevisionId,
-    manifest_bytes: u64,
-    manifest: &Manifest,
-) -> Result<(), CatalogError> {
-    transaction.open_table(tables::KEPT)?.insert(keys::one(realm, revision.as_bytes()).as_slice(), [].as_slice())?;
-    let mut table = transaction.open_table(tables::KEPT_BLOBS)?;
-    let manifest_blob = (*revision.as_bytes(), manifest_bytes);
-    let files = manifest.files.iter().map(|file| (*file.blake3.as_bytes(), file.size));
-    for (blob, size) in std::iter::once(manifest_blob).chain(files) {
-        table.insert(keys::two(realm, revision.as_bytes(), &blob).as_slice(), size.to_le_bytes().as_slice())?;
-    }
-    Ok(())
-}
-
-fn note_sha256(
-    transaction: &WriteTransaction,
-    realm: cairn_protocol::id::RealmId,
-    manifest: &Manifest,
-) -> Result<(), CatalogError> {
-    let mut table = transaction.open_table(tables::SHA256)?;
-    for file in &manifest.files {
-        table.insert(keys::one(realm, &file.sha256).as_slice(), file.blake3.as_bytes().as_slice())?;
-    }
-    Ok(())
 }
