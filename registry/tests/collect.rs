@@ -144,6 +144,21 @@ async fn a_data_file_that_vanished_is_an_error_and_no_panic() {
 }
 
 #[tokio::test]
+async fn a_data_file_that_was_cut_short_is_an_error_and_no_panic() {
+    let house = House::new().await;
+    let source = house.source("a", &[("a.bin", bytes(100_000, 1))]);
+    let published = house.publish(&source, &key(1), "a", 1).await;
+    let blob = house.registry.manifest(published.revision).await.unwrap().unwrap().files[0].blake3;
+    let file = fs::File::options().write(true).open(house.home().join(format!("blobs/data/{blob}.data"))).unwrap();
+    file.set_len(50_000).unwrap();
+    let house = house.reopen().await;
+    let read = house.registry.blobs().read(blob, 0..100_000).await;
+    assert!(matches!(read, Err(cairn_registry::BlobError::Corrupt { .. })), "{read:?}");
+    assert_eq!(house.registry.verify(published.revision, |_| {}).await.unwrap().damaged(), [blob]);
+    house.registry.close().await;
+}
+
+#[tokio::test]
 async fn ranges_that_are_here_and_missing_are_told_by_byte() {
     let house = House::new().await;
     let pin = house.registry.blobs().add(bytes(50_000, 1)).await.unwrap();

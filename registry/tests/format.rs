@@ -6,8 +6,8 @@ mod house;
 
 use std::{fs, path::Path};
 
-use cairn_protocol::RevisionId;
-use cairn_registry::{OpenError, Registry};
+use cairn_protocol::{RevisionId, limits::CATALOG_BYTES_MAX};
+use cairn_registry::{InsertError, OpenError, Registry};
 use house::{House, REALM, head, key, profile, revision};
 
 /// Schema 1, as `the_first_schema_is_written_as_ever` writes it, packed by leaving out runs of zeros.
@@ -64,14 +64,29 @@ async fn what_is_written_now_reads_back_from_its_packed_form() {
 async fn a_catalogue_of_a_later_schema_is_refused_untouched() {
     let house = House::new().await;
     house.registry.close().await;
-    let path = house.home().join("catalog.redb");
-    let table: redb::TableDefinition<&str, &[u8]> = redb::TableDefinition::new("meta-0");
-    let database = redb::Database::open(&path).unwrap();
-    let transaction = database.begin_write().unwrap();
-    transaction.open_table(table).unwrap().insert("schema", 99u32.to_le_bytes().as_slice()).unwrap();
-    transaction.commit().unwrap();
-    drop(database);
+    set_meta(&house, "schema", &99u32.to_le_bytes());
     assert!(matches!(Registry::open(&house.home(), REALM).await, Err(OpenError::Migrate { .. })));
+}
+
+#[tokio::test]
+async fn a_full_catalogue_takes_nothing_more_from_others_and_still_what_is_published_here() {
+    let house = House::new().await;
+    house.registry.close().await;
+    set_meta(&house, "record-bytes", &CATALOG_BYTES_MAX.to_le_bytes());
+    let house = House { registry: Registry::open(&house.home(), REALM).await.unwrap(), folder: house.folder };
+    let refused = house.registry.insert(profile(&key(2), "other", 0)).await;
+    assert!(matches!(refused, Err(InsertError::Full)), "{refused:?}");
+    let source = house.source("a", &[("a.txt", b"a".to_vec())]);
+    house.publish(&source, &key(1), "a", 1).await;
+    house.registry.close().await;
+}
+
+fn set_meta(house: &House, key: &str, value: &[u8]) {
+    let table: redb::TableDefinition<&str, &[u8]> = redb::TableDefinition::new("meta-0");
+    let database = redb::Database::open(house.home().join("catalog.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(table).unwrap().insert(key, value).unwrap();
+    transaction.commit().unwrap();
 }
 
 #[tokio::test]

@@ -109,6 +109,55 @@ async fn tensors_of_all_shards_are_indexed_and_a_second_copy_of_the_model_is_not
     house.registry.close().await;
 }
 
+/// A GGUF file of version 3 with one F32 tensor of four elements and no metadata.
+fn gguf(tensor: &str) -> Vec<u8> {
+    let mut file = b"GGUF".to_vec();
+    file.extend(3u32.to_le_bytes());
+    file.extend(1u64.to_le_bytes());
+    file.extend(0u64.to_le_bytes());
+    file.extend((tensor.len() as u64).to_le_bytes());
+    file.extend(tensor.as_bytes());
+    file.extend(1u32.to_le_bytes());
+    file.extend(4u64.to_le_bytes());
+    file.extend(0u32.to_le_bytes());
+    file.extend(0u64.to_le_bytes());
+    file.resize(file.len().next_multiple_of(32), 0);
+    file.extend([1f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()));
+    file
+}
+
+#[tokio::test]
+async fn a_gguf_file_is_indexed_and_its_header_is_shown_to_whoever_describes_the_model() {
+    let house = House::new().await;
+    let source = house.source("g", &[("a.gguf", gguf("x")), ("b.gguf", gguf("x")), ("config.json", b"{}".to_vec())]);
+    let options = PrepareOptions {
+        describe: Box::new(|sources| match (sources.gguf, sources.config_json) {
+            (Some(gguf), Some(b"{}")) if gguf.tensors.len() == 1 && sources.tensors.len() == 1 => Ok(None),
+            _ => Err(format!("{sources:?}")),
+        }),
+        ..PrepareOptions::default()
+    };
+    let prepared = house.registry.prepare(source, repo(&key(1), "g"), options, |_| {}).await.unwrap();
+    let tensor = prepared.manifest.tensor("x").unwrap();
+    assert_eq!((tensor.file, tensor.length, tensor.shape.as_slice()), (0, 16, [4].as_slice()));
+    assert_eq!(prepared.left_out, paths(&["b.gguf"]));
+    let blob = prepared.manifest.files[0].blake3;
+    let read = house.registry.blobs().read(blob, tensor.offset..tensor.offset + 4).await.unwrap();
+    assert_eq!(read, 1f32.to_le_bytes().as_slice());
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_model_whose_files_contradict_each_other_is_refused_with_the_reason() {
+    let house = House::new().await;
+    let source = house.source("c", &[("config.json", b"{}".to_vec())]);
+    let options =
+        PrepareOptions { describe: Box::new(|_| Err("layers are missing".to_owned())), ..PrepareOptions::default() };
+    let refused = house.registry.prepare(source, repo(&key(1), "c"), options, |_| {}).await;
+    assert!(matches!(&refused, Err(PublishError::Describe(why)) if why == "layers are missing"), "{refused:?}");
+    house.registry.close().await;
+}
+
 #[tokio::test]
 async fn a_broken_header_is_refused_before_anything_is_stored() {
     let house = House::new().await;
