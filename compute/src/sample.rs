@@ -1,14 +1,16 @@
 //! Chooses a token from logits.
 //!
-//! Not a stateful generator: the dice are a function of (seed, position, sample index), so the choice at a position is the same
-//! whoever computes it, in whatever order, before or after a recovery. Invariant: equal logits, settings, position and history give an equal token,
-//! and the token's logit is a number (never NaN) if any is.
+//! Not a stateful generator: the dice are a function of (seed, position, sample index), so the choice at a position is
+//! the same whoever computes it, in whatever order, before or after a recovery. Invariant: equal logits, settings,
+//! position and history give an equal token, and the token's logit is a number (never NaN) if any is.
 //!
-//! The generator is Philox 4×32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 4.3): key = seed,
-//! counter = (position, sample index).
+//! The generator is Philox 4×32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
+//! section 4.3): key = seed, counter = (position, sample index).
 //!
-//! Order of the steps, as in most engines: repetition penalty (Keskar et al. 2019, CTRL, section 4.1), temperature, sort, top-k, softmax, top-p
-//! (the smallest set of likeliest tokens that reaches p, as in Holtzman et al. 2020), draw.
+//! Order of the steps, as in most engines: repetition penalty (Keskar et al. 2019, CTRL, section 4.1), temperature,
+//! top-k, softmax, top-p (the smallest set of likeliest tokens that reaches p, as in Holtzman et al. 2020), draw.
+
+use std::cmp::Ordering;
 
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,7 +43,8 @@ impl Default for Sampling {
     }
 }
 
-/// The token for `position` (its own place in prompt + generated). `history` is every id before it; only the penalty reads it.
+/// The token for `position` (its own place in prompt + generated). `history` is every id before it; only the penalty
+/// reads it.
 ///
 /// NaN logits are never chosen; if all are NaN, or there are none, the answer is 0. Ties go to the lowest id.
 pub fn choose(logits: &[f32], sampling: &Sampling, position: u64, history: &[u32]) -> u32 {
@@ -55,12 +58,16 @@ pub fn choose(logits: &[f32], sampling: &Sampling, position: u64, history: &[u32
 
 fn choose_from(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     let greedy = likeliest(logits);
-    if !(sampling.temperature > 0.0) || !logits.get(greedy as usize).is_some_and(|l| l.is_finite()) {
-        return greedy;
+    let is_hot = sampling.temperature > 0.0;
+    let Some(top) = logits.get(greedy as usize).filter(|l| is_hot && l.is_finite()) else { return greedy };
+    let mut candidates = weighted(logits, *top, sampling.temperature);
+    if sampling.top_k > 0 {
+        keep_best(&mut candidates, sampling.top_k as usize);
     }
-    let mut candidates = candidates(logits, sampling);
-    let weights = weights(&mut candidates, sampling);
-    draw(&candidates, &weights, uniform(sampling.seed, position, 0))
+    if sampling.top_p > 0.0 && sampling.top_p < 1.0 {
+        keep_nucleus(&mut candidates, f64::from(sampling.top_p));
+    }
+    draw(&candidates, uniform(sampling.seed, position, 0)).unwrap_or(greedy)
 }
 
 /// The lowest id among the greatest logits, NaN aside.
@@ -90,48 +97,59 @@ fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
     }
 }
 
-/// The ids that stay after top-k, likeliest first, with their logits.
-fn candidates(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f32)> {
-    let mut all: Vec<(u32, f32)> = logits.iter().enumerate().filter(|(_, l)| !l.is_nan()).map(|(id, l)| (id as u32, *l)).collect();
-    let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let keep = if sampling.top_k == 0 { all.len() } else { (sampling.top_k as usize).min(all.len()) };
-    if keep < all.len() {
-        all.select_nth_unstable_by(keep - 1, order);
-        all.truncate(keep);
-    }
-    all.sort_unstable_by(order);
-    all
+/// An id and its probability, not normalised. In f64, so that the tail of a large vocabulary is not lost in the sum.
+type Weighted = (u32, f64);
+
+fn weighted(logits: &[f32], top: f32, temperature: f32) -> Vec<Weighted> {
+    let weight = |logit: f32| ((f64::from(logit) - f64::from(top)) / f64::from(temperature)).exp();
+    logits.iter().enumerate().filter(|(_, l)| !l.is_nan()).map(|(id, l)| (id as u32, weight(*l))).collect()
 }
 
-/// Unnormalised probabilities, cut by top-p. In f64, so that the tail of a large vocabulary is not lost in the sum.
-fn weights(candidates: &mut Vec<(u32, f32)>, sampling: &Sampling) -> Vec<f64> {
-    let top = f64::from(candidates[0].1);
-    let temperature = f64::from(sampling.temperature);
-    let mut weights: Vec<f64> = candidates.iter().map(|(_, l)| ((f64::from(*l) - top) / temperature).exp()).collect();
-    if sampling.top_p > 0.0 && sampling.top_p < 1.0 {
-        let target = weights.iter().sum::<f64>() * f64::from(sampling.top_p);
+/// Likeliest first; of equals the lowest id.
+fn by_weight(a: &Weighted, b: &Weighted) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Keeps the `count` likeliest, sorted. Only those are sorted: a whole vocabulary would take longer than the model's lap.
+fn keep_best(candidates: &mut Vec<Weighted>, count: usize) {
+    if count < candidates.len() {
+        candidates.select_nth_unstable_by(count - 1, by_weight);
+        candidates.truncate(count);
+    }
+    candidates.sort_unstable_by(by_weight);
+}
+
+/// Keeps the smallest set of likeliest tokens that reaches `p` of the whole, sorted.
+fn keep_nucleus(candidates: &mut Vec<Weighted>, p: f64) {
+    let target = candidates.iter().map(|c| c.1).sum::<f64>() * p;
+    let mut tried = 64;
+    loop {
+        let mut best = candidates.clone();
+        keep_best(&mut best, tried);
         let mut reached = 0.0;
-        let keep = weights.iter().position(|w| {
-            reached += w;
+        let last = best.iter().position(|(_, weight)| {
+            reached += weight;
             reached >= target
         });
-        weights.truncate(keep.map_or(weights.len(), |at| at + 1));
-        candidates.truncate(weights.len());
+        if last.is_some() || best.len() == candidates.len() {
+            best.truncate(last.map_or(best.len(), |at| at + 1));
+            *candidates = best;
+            return;
+        }
+        tried *= 8;
     }
-    weights
 }
 
-fn draw(candidates: &[(u32, f32)], weights: &[f64], uniform: f64) -> u32 {
-    let target = weights.iter().sum::<f64>() * uniform;
+/// The candidate at `uniform` of the way through; `None` if none has any weight.
+fn draw(candidates: &[Weighted], uniform: f64) -> Option<u32> {
+    let target = candidates.iter().map(|c| c.1).sum::<f64>() * uniform;
     let mut reached = 0.0;
-    for ((id, _), weight) in candidates.iter().zip(weights) {
+    let found = candidates.iter().find(|(_, weight)| {
         reached += weight;
-        if target < reached {
-            return *id;
-        }
-    }
+        target < reached
+    });
     // Rounding can leave the target at the very end.
-    candidates[weights.len() - 1].0
+    found.or_else(|| candidates.iter().rfind(|(_, weight)| *weight > 0.0)).map(|(id, _)| *id)
 }
 
 /// A number in [0, 1) that depends on nothing but its arguments.
@@ -170,7 +188,10 @@ mod tests {
         assert_eq!(philox(0, 0, 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(philox(u64::MAX, u64::MAX, u64::MAX), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         let counter = (0x85a3_08d3_243f_6a88, 0x0370_7344_1319_8a2e);
-        assert_eq!(philox(0x299f_31d0_a409_3822, counter.0, counter.1), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+        assert_eq!(
+            philox(0x299f_31d0_a409_3822, counter.0, counter.1),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
     }
 
     #[test]
@@ -212,6 +233,13 @@ mod tests {
             (0..2_000).map(|p| choose(&logits, &sampling, p, &[])).collect::<std::collections::BTreeSet<u32>>().len()
         };
         assert_eq!((seen(0.5), seen(0.61), seen(0.89), seen(0.95), seen(1.0)), (1, 2, 2, 3, 3));
+    }
+
+    #[test]
+    fn a_flat_vocabulary_has_a_nucleus_of_its_share() {
+        let mut flat: Vec<Weighted> = (0..5_000).map(|id| (id, 1.0)).collect();
+        keep_nucleus(&mut flat, 0.5);
+        assert_eq!(flat.iter().map(|c| c.0).collect::<Vec<_>>(), (0..2_500).collect::<Vec<u32>>());
     }
 
     proptest! {

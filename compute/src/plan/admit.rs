@@ -1,10 +1,11 @@
 //! Which candidates may carry a stage at all, and for the others the typed reason.
 //!
-//! Not a choice among the admitted, and blind to instruction-set levels: which level a plan has is known only when it is chosen.
+//! Not a choice among the admitted, and blind to instruction-set levels: which level a plan has is known only when it
+//! is chosen.
 
 use super::{Candidate, PlanInput, RejectReason, Rejection, SLOWER_THAN_FASTEST_MAX, STAGE_RTT_US_MAX};
-use cairn_protocol::layers::LayerRange;
 use cairn_protocol::id::NodeId;
+use cairn_protocol::layers::LayerRange;
 use std::collections::BTreeSet;
 
 /// The admitted in the order of their ids, and everyone else with a reason.
@@ -31,7 +32,10 @@ fn obstacle(input: &PlanInput, dead: &BTreeSet<NodeId>, c: &Candidate) -> Option
         return Some((RejectReason::Unreachable, "not connected".into()));
     }
     if !input.privacy.allows(c.standing) {
-        return Some((RejectReason::Privacy, format!("{:?} requests may not go to a node that is {}", input.privacy, standing(c)).to_lowercase()));
+        return Some((
+            RejectReason::Privacy,
+            format!("{:?} requests may not go to a node that is {}", input.privacy, standing(c)).to_lowercase(),
+        ));
     }
     if !c.granted {
         return Some((RejectReason::NoGrant, "its compute grant does not cover this node".into()));
@@ -41,7 +45,10 @@ fn obstacle(input: &PlanInput, dead: &BTreeSet<NodeId>, c: &Candidate) -> Option
     }
     let needed = input.cost.smallest_stage_memory(input.context);
     if c.memory_free_bytes < needed {
-        return Some((RejectReason::NoMemory, format!("one layer needs {needed} bytes, it offers {}", c.memory_free_bytes)));
+        return Some((
+            RejectReason::NoMemory,
+            format!("one layer needs {needed} bytes, it offers {}", c.memory_free_bytes),
+        ));
     }
     match c.rtt_us {
         Some(rtt) if rtt > STAGE_RTT_US_MAX => {
@@ -70,7 +77,11 @@ fn drop_the_far_too_slow(input: &PlanInput, admitted: &mut Vec<&Candidate>, reje
     admitted.retain(|c| {
         let own = input.cost.decode_ns(whole, c);
         if own > limit {
-            let why = format!("all layers would take {} ms a token there, {} on the fastest", own / 1_000_000, fastest / 1_000_000);
+            let why = format!(
+                "all layers would take {} ms a token there, {} on the fastest",
+                own / 1_000_000,
+                fastest / 1_000_000
+            );
             rejected.push(Rejection { node: c.node, reason: RejectReason::TooSlow, why });
         }
         own <= limit

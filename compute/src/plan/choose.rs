@@ -1,13 +1,14 @@
 //! Chooses the nodes, their order and the level, and writes the plan out.
 //!
-//! Not a search over all subsets: nodes are ranked by how long a token would take if they carried everything, the best are taken, and members are
-//! exchanged for others where memory forces it or the result gets better. Bounded by [`CANDIDATES_MAX`], and the same for the same input.
+//! Not a search over all subsets: nodes are ranked by how long a token would take if they carried everything, the best
+//! are taken, and members are exchanged for others where memory forces it or the result gets better. Bounded by
+//! [`CANDIDATES_MAX`], and the same for the same input.
 
 use super::admit::admit;
 use super::split::{Goal, Score, split};
 use super::{
-    Bound, CANDIDATES_MAX, Candidate, Death, GAIN_PERCENT_MIN, Plan, PlanError, PlanInput, PlannedStage, Predicted, RTT_UNKNOWN_US, RejectReason, Rejection,
-    STAGES_MAX,
+    Bound, CANDIDATES_MAX, Candidate, Death, GAIN_PERCENT_MIN, Plan, PlanError, PlanInput, PlannedStage, Predicted,
+    RTT_UNKNOWN_US, RejectReason, Rejection, STAGES_MAX,
 };
 use cairn_protocol::id::NodeId;
 use cairn_protocol::layers::LayerRange;
@@ -65,7 +66,9 @@ fn draft<'a>(input: &PlanInput, bound: Bound, admitted: &[&'a Candidate]) -> Opt
         return Some(found);
     }
     let others = levels.into_iter().filter(|level| *level != input.level);
-    others.filter_map(|level| draft_on(input, bound, &of_level(input, admitted, level))).min_by_key(|d| d.token_ns(input))
+    others
+        .filter_map(|level| draft_on(input, bound, &of_level(input, admitted, level)))
+        .min_by_key(|d| d.token_ns(input))
 }
 
 /// The candidates of one level, the best first.
@@ -122,8 +125,10 @@ fn pick<'a>(input: &PlanInput, ranked: &[&'a Candidate], count: usize, goal: Goa
 /// Swaps the member with the least memory for the outsider with the most, if that is more.
 fn exchange_smallest<'a>(members: &mut [&'a Candidate], spare: &mut [&'a Candidate]) -> Option<()> {
     let memory = |c: &Candidate| (c.memory_free_bytes, std::cmp::Reverse(c.node));
-    let (out, smallest) = members.iter().enumerate().min_by_key(|(_, c)| memory(c)).map(|(i, c)| (i, c.memory_free_bytes))?;
-    let (into, largest) = spare.iter().enumerate().max_by_key(|(_, c)| memory(c)).map(|(i, c)| (i, c.memory_free_bytes))?;
+    let (out, smallest) =
+        members.iter().enumerate().min_by_key(|(_, c)| memory(c)).map(|(i, c)| (i, c.memory_free_bytes))?;
+    let (into, largest) =
+        spare.iter().enumerate().max_by_key(|(_, c)| memory(c)).map(|(i, c)| (i, c.memory_free_bytes))?;
     if largest <= smallest {
         return None;
     }
@@ -155,7 +160,8 @@ fn better(input: &PlanInput, goal: Goal, a: &Draft, b: &Draft) -> bool {
     }
 }
 
-/// Orders the members (the coordinator first, since it has the tokens) and cuts; where that does not fit, other nodes go last, because the head weighs most.
+/// Orders the members (the coordinator first, since it has the tokens) and cuts; where that does not fit, other nodes
+/// go last, because the head weighs most.
 fn cut<'a>(input: &PlanInput, members: &[&'a Candidate], goal: Goal) -> Option<Draft<'a>> {
     let mut nodes = members.to_vec();
     nodes.sort_by_key(|c| (c.node != input.coordinator, rtt_ns(input, c), c.node));
@@ -176,7 +182,8 @@ fn rtt_ns(input: &PlanInput, c: &Candidate) -> u64 {
 
 fn written_out(input: &PlanInput, draft: Draft, admitted: &[&Candidate], mut rejected: Vec<Rejection>) -> Plan {
     let level = draft.nodes[0].level.clone();
-    let stages: Vec<PlannedStage> = draft.nodes.iter().zip(&draft.ranges).map(|(node, range)| stage(input, node, *range)).collect();
+    let stages: Vec<PlannedStage> =
+        draft.nodes.iter().zip(&draft.ranges).map(|(node, range)| stage(input, node, *range)).collect();
     rejected.extend(admitted.iter().filter(|c| !stages.iter().any(|s| s.node == c.node)).map(|c| left_out(c, &level)));
     rejected.sort_by_key(|r| r.node);
     let deaths = stages.iter().map(|s| death(input, s.node, stages.len())).collect();
@@ -224,14 +231,29 @@ fn ms(ns: u64) -> f64 {
 /// What is left when `node` dies, planned as the session would plan it.
 fn death(input: &PlanInput, node: NodeId, stages: usize) -> Death {
     if node == input.coordinator {
-        return Death { node, survivable: false, with: Vec::new(), what: "the coordinator: the generation ends with it".into() };
+        return Death {
+            node,
+            survivable: false,
+            with: Vec::new(),
+            what: "the coordinator: the generation ends with it".into(),
+        };
     }
     let (admitted, _) = admit(input, &BTreeSet::from([node]));
     let Some(left) = draft(input, input.bound.after_a_death(stages), &admitted) else {
-        return Death { node, survivable: false, with: Vec::new(), what: "the nodes left can't hold the model: the generation fails".into() };
+        return Death {
+            node,
+            survivable: false,
+            with: Vec::new(),
+            what: "the nodes left can't hold the model: the generation fails".into(),
+        };
     };
     let with: Vec<NodeId> = left.nodes.iter().map(|c| c.node).collect();
-    let what = format!("it goes on with {} node{}, {:.1} ms a token", with.len(), if with.len() == 1 { "" } else { "s" }, ms(left.token_ns(input)));
+    let what = format!(
+        "it goes on with {} node{}, {:.1} ms a token",
+        with.len(),
+        if with.len() == 1 { "" } else { "s" },
+        ms(left.token_ns(input))
+    );
     Death { node, survivable: true, with, what }
 }
 
@@ -252,7 +274,7 @@ fn why_not(input: &PlanInput, admitted: &[&Candidate], mut rejected: Vec<Rejecti
             reason: RejectReason::NoMemory,
             why: format!("it offers {} bytes, and no split over the usable nodes fits", c.memory_free_bytes),
         };
-        rejected.extend(usable.iter().map(|c| short(&c)));
+        rejected.extend(usable.iter().map(short));
         rejected.sort_by_key(|r| r.node);
         return PlanError::NoMemory { needed_bytes, offered_bytes, usable: usable.len(), rejected };
     }

@@ -1,7 +1,7 @@
 //! What a model's parts cost: bytes to read a token, multiply-adds a prompt token, memory to hold.
 //!
-//! Not a measurement of any machine; a candidate's speeds come from its advert. All times are whole nanoseconds, so that equal inputs give
-//! equal plans on every machine.
+//! Not a measurement of any machine; a candidate's speeds come from its advert. All times are whole nanoseconds, so
+//! that equal inputs give equal plans on every machine.
 
 use super::Candidate;
 use cairn_protocol::layers::LayerRange;
@@ -57,7 +57,9 @@ impl ModelCost {
 
     /// Stored bytes of a stage.
     pub fn stage_bytes(&self, layers: LayerRange) -> u64 {
-        let own = self.layers[layers.start as usize..layers.end as usize].iter().fold(0, |sum: u64, b| sum.saturating_add(*b));
+        let own = self.layers[layers.start as usize..layers.end as usize]
+            .iter()
+            .fold(0, |sum: u64, b| sum.saturating_add(*b));
         let (first, last) = (self.is_first(layers), self.is_last(layers));
         let ends = match (first, last) {
             (true, true) if self.tied => self.embedding.max(self.head),
@@ -71,7 +73,8 @@ impl ModelCost {
 
     /// Memory that a stage takes: weights, keys and values for `context` positions, and scratch.
     pub fn stage_memory(&self, layers: LayerRange, context: u64) -> u64 {
-        let cache = self.kv_bytes_per_token.saturating_mul(context).saturating_mul(u64::from(layers.end - layers.start));
+        let cache =
+            self.kv_bytes_per_token.saturating_mul(context).saturating_mul(u64::from(layers.end - layers.start));
         let weights = self.stage_bytes(layers) as u128 * u128::from(self.memory_percent) / 100;
         clamp(weights).saturating_add(cache).saturating_add(STAGE_OVERHEAD_BYTES)
     }
@@ -79,12 +82,16 @@ impl ModelCost {
     /// The least that any stage of this model needs.
     pub(super) fn smallest_stage_memory(&self, context: u64) -> u64 {
         let smallest = self.layers.iter().min().copied().unwrap_or(0) as u128 * u128::from(self.memory_percent) / 100;
-        clamp(smallest).saturating_add(self.kv_bytes_per_token.saturating_mul(context)).saturating_add(STAGE_OVERHEAD_BYTES)
+        clamp(smallest)
+            .saturating_add(self.kv_bytes_per_token.saturating_mul(context))
+            .saturating_add(STAGE_OVERHEAD_BYTES)
     }
 
     /// Nanoseconds that one token spends computing in a stage. Of the embedding one row is read, which is nothing.
     pub fn decode_ns(&self, layers: LayerRange, on: &Candidate) -> u64 {
-        let own = self.layers[layers.start as usize..layers.end as usize].iter().fold(0, |sum: u64, b| sum.saturating_add(*b));
+        let own = self.layers[layers.start as usize..layers.end as usize]
+            .iter()
+            .fold(0, |sum: u64, b| sum.saturating_add(*b));
         let bytes = if self.is_last(layers) { own.saturating_add(self.head) } else { own };
         let rate = if on.bandwidth_bytes_per_s == 0 { BANDWIDTH_UNKNOWN } else { on.bandwidth_bytes_per_s };
         per_second_ns(bytes, rate, on.sessions)

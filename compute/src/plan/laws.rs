@@ -131,8 +131,14 @@ fn memory_decides_where_speed_would_choose_otherwise() {
 
 #[test]
 fn a_bound_of_none_or_of_more_than_the_layers_is_refused() {
-    assert!(matches!(plan(&input(vec![peer(0)], Bound::Exactly(0))), Err(PlanError::TooManyStages { wanted: 0, most: 16 })));
-    assert!(matches!(plan(&input(vec![peer(0)], Bound::Exactly(17))), Err(PlanError::TooManyStages { wanted: 17, most: 16 })));
+    assert!(matches!(
+        plan(&input(vec![peer(0)], Bound::Exactly(0))),
+        Err(PlanError::TooManyStages { wanted: 0, most: 16 })
+    ));
+    assert!(matches!(
+        plan(&input(vec![peer(0)], Bound::Exactly(17))),
+        Err(PlanError::TooManyStages { wanted: 17, most: 16 })
+    ));
 }
 
 fn candidate() -> impl Strategy<Value = Candidate> {
@@ -160,15 +166,14 @@ fn any_bound() -> impl Strategy<Value = Bound> {
 
 fn any_input() -> impl Strategy<Value = PlanInput> {
     let layers = prop::collection::vec(0u64..20_000_000, 1..20);
-    (prop::collection::vec(candidate(), 0..10), any_bound(), layers, 0u64..40_000_000, any::<bool>(), 1u64..4096).prop_map(
-        |(candidates, bound, layers, embedding, tied, context)| {
+    (prop::collection::vec(candidate(), 0..10), any_bound(), layers, 0u64..40_000_000, any::<bool>(), 1u64..4096)
+        .prop_map(|(candidates, bound, layers, embedding, tied, context)| {
             let mut input = input(candidates, bound);
             input.cost.layers = layers;
             (input.cost.embedding, input.cost.head, input.cost.tied) = (embedding, embedding, tied);
             input.context = context;
             input
-        },
-    )
+        })
 }
 
 /// Whether one admitted node can hold it all.

@@ -1,25 +1,28 @@
 //! Where a model's layers go: a pure planner over what the peers advertised.
 //!
-//! [`plan()`] takes the model's costs and the candidates and returns stages, a typed reason for every peer that is not among them, the predicted
-//! speed, and what each node's death would leave; or a [`PlanError`] with the same reasons. It is *not* the place where adverts are
-//! gathered or trust is judged (the caller says each candidate's [`Standing`] and whether its grant covers us), and it asks nobody.
+//! [`plan()`] takes the model's costs and the candidates and returns stages, a typed reason for every peer that is not
+//! among them, the predicted speed, and what each node's death would leave; or a [`PlanError`] with the same reasons.
+//! It is *not* the place where adverts are gathered or trust is judged (the caller says each candidate's [`Standing`]
+//! and whether its grant covers us), and it asks nobody.
 //!
-//! Invariants of every plan: the stages cover all layers exactly once and in order; the embedding is on the first and the head on the last;
-//! no stage needs more memory than its node offers; the nodes differ from each other; all are of one instruction-set level, because only on one level
-//! are the bits of a position's hidden state the same wherever it is computed, so that a recovery continues exactly. Equal inputs give equal plans,
-//! in whatever order the candidates come.
+//! Invariants of every plan: the stages cover all layers exactly once and in order; the embedding is on the first and
+//! the head on the last; no stage needs more memory than its node offers; the nodes differ from each other; all are of
+//! one instruction-set level, because only on one level are the bits of a position's hidden state the same wherever it
+//! is computed, so that a recovery continues exactly. Equal inputs give equal plans, in whatever order the candidates
+//! come.
 //!
-//! The model of time, for one stream of tokens: a stage reads its weights once a token (bytes ÷ bandwidth, times one more than the sessions already
-//! there) and multiplies once a prompt token (macs ÷ rate); each remote stage costs its round trip once a lap, half to reach it and half to leave it.
-//! A free plan minimises the sum, since one token passes all stages in turn; a plan bound to N nodes minimises the slowest stage (dynamic
-//! programming over cut points), which is what pipelining many sessions wants and what keeps every node's load small.
+//! The model of time, for one stream of tokens: a stage reads its weights once a token (bytes ÷ bandwidth, times one
+//! more than the sessions already there) and multiplies once a prompt token (macs ÷ rate); each remote stage costs its
+//! round trip once a lap, half to reach it and half to leave it. A free plan minimises the sum, since one token passes
+//! all stages in turn; a plan bound to N nodes minimises the slowest stage (dynamic programming over cut points), which
+//! is what pipelining many sessions wants and what keeps every node's load small.
 
 mod admit;
 mod choose;
 mod cost;
-mod split;
 #[cfg(test)]
 mod laws;
+mod split;
 
 use cairn_protocol::id::NodeId;
 use cairn_protocol::layers::LayerRange;
@@ -30,13 +33,15 @@ use std::fmt;
 pub use choose::plan;
 pub use cost::ModelCost;
 
-/// Round trips above this make a stage pointless: at 12 laps a second nobody reads along. (Mesh-LLM draws the line at the same place.)
+/// Round trips above this make a stage pointless: at 12 laps a second nobody reads along. (Mesh-LLM draws the line at
+/// the same place.)
 pub const STAGE_RTT_US_MAX: u64 = 80_000;
 /// What is assumed of a peer whose round trip is not known yet.
 pub const RTT_UNKNOWN_US: u64 = 2_000;
 /// A node this many times slower than the fastest usable one is refused as too slow.
 pub const SLOWER_THAN_FASTEST_MAX: u64 = 20;
-/// A free plan takes one node more only if that makes a token this much faster (parts of 100): every node more is one more that can die.
+/// A free plan takes one node more only if that makes a token this much faster (parts of 100): every node more is one
+/// more that can die.
 pub const GAIN_PERCENT_MIN: u64 = 5;
 /// Candidates looked at for one plan, the fastest first; bounds the planner's time.
 pub const CANDIDATES_MAX: usize = 64;
@@ -265,7 +270,10 @@ pub enum PlanError {
         rejected: Vec<Rejection>,
     },
     /// The nodes that may be used can't hold the model.
-    #[error("the model needs {needed_bytes} bytes of memory and the {usable} usable nodes offer {offered_bytes}{}", reasons(rejected))]
+    #[error(
+        "the model needs {needed_bytes} bytes of memory and the {usable} usable nodes offer {offered_bytes}{}",
+        reasons(rejected)
+    )]
     NoMemory {
         /// Of weights, keys and values.
         needed_bytes: u64,
@@ -308,7 +316,9 @@ impl PlanError {
     /// For the person who asked; `what` is the repo or the generation.
     pub fn refusal(&self, what: &str) -> Refusal {
         let (reason, advice) = match self {
-            PlanError::TooFewNodes { .. } => (Reason::TooFewNodes, "cairn peers, fewer --stages, or a grant on those nodes"),
+            PlanError::TooFewNodes { .. } => {
+                (Reason::TooFewNodes, "cairn peers, fewer --stages, or a grant on those nodes")
+            }
             PlanError::NoMemory { .. } => (Reason::NoMemory, "more nodes, or a shorter context"),
             PlanError::TooManyStages { .. } => (Reason::BadInput, "fewer --stages"),
         };

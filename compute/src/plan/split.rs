@@ -1,12 +1,13 @@
 //! Cuts the layers for a given row of nodes: dynamic programming over the cut points.
 //!
-//! Not a choice of nodes. Invariant of a result: one non-empty range for each node, in order, together all layers, each within its node's memory;
+//! Not a choice of nodes. Invariant of a result: one non-empty range for each node, in order, together all layers, each
+//! within its node's memory;
 //! `None` means that no such cut exists.
 //!
 //! State: the best way to put layers `0..end` on the first `i` nodes. O(nodes × layers²) steps.
 
-use super::cost::ModelCost;
 use super::Candidate;
+use super::cost::ModelCost;
 use cairn_protocol::layers::LayerRange;
 
 /// What a good cut is.
@@ -37,7 +38,12 @@ impl Score {
 }
 
 /// The best ranges for `nodes` in this order.
-pub(super) fn split(cost: &ModelCost, context: u64, nodes: &[&Candidate], goal: Goal) -> Option<(Vec<LayerRange>, Score)> {
+pub(super) fn split(
+    cost: &ModelCost,
+    context: u64,
+    nodes: &[&Candidate],
+    goal: Goal,
+) -> Option<(Vec<LayerRange>, Score)> {
     let layers = cost.layer_count();
     if nodes.is_empty() || nodes.len() > layers {
         return None;
@@ -55,8 +61,16 @@ pub(super) fn split(cost: &ModelCost, context: u64, nodes: &[&Candidate], goal: 
     Some((trace(&best, nodes.len(), layers), score))
 }
 
-/// The start from which `node` best carries layers up to `end`. Walks backwards, so it stops at the first range that does not fit.
-fn best_start(cost: &ModelCost, context: u64, node: &Candidate, goal: Goal, before: &[Option<(Score, usize)>], end: usize) -> Option<(Score, usize)> {
+/// The start from which `node` best carries layers up to `end`. Walks backwards, so it stops at the first range that
+/// does not fit.
+fn best_start(
+    cost: &ModelCost,
+    context: u64,
+    node: &Candidate,
+    goal: Goal,
+    before: &[Option<(Score, usize)>],
+    end: usize,
+) -> Option<(Score, usize)> {
     let mut found: Option<(Score, usize)> = None;
     for start in (0..end).rev() {
         let range = LayerRange { start: start as u32, end: end as u32 };

@@ -1,8 +1,10 @@
 //! How long a token's lap through the stages takes, as a p99 over the last laps.
 //!
-//! Not a statistic for people: it only says how much silence is still normal on this route. Prefill laps are left out; they are as long as the prompt.
+//! Not a statistic for people: it only says how much silence is still normal on this route. Prefill laps are left out;
+//! they are as long as the prompt.
 
-/// Laps remembered; the p99 of fewer than a hundred is their maximum, and a slow spell is forgotten after as many tokens.
+/// Laps remembered; the p99 of fewer than a hundred is their maximum, and a slow spell is forgotten after as many
+/// tokens.
 const LAPS_KEPT: usize = 128;
 
 /// The last decode laps.

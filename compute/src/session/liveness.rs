@@ -1,7 +1,8 @@
 //! Who of an epoch's stages has been silent too long.
 //!
-//! Not a detector of slowness: beats come from a network task, so a stage that computes for seconds still beats. Invariant: a stage is never suspect
-//! while its silence is within the limit of its phase, and a coordinator that overslept blames nobody.
+//! Not a detector of slowness: beats come from a network task, so a stage that computes for seconds still beats.
+//! Invariant: a stage is never suspect while its silence is within the limit of its phase, and a coordinator that
+//! overslept blames nobody.
 
 use super::{FIRST_SIGN_MS, LATE_GRACE_MS, LATE_WAKE_MS, SUSPECT_LAP_MS_MAX, SUSPECT_LOADING_MS, SUSPECT_MS};
 

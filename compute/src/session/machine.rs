@@ -1,11 +1,15 @@
 //! The session's machine; the module above says what its inputs and effects mean and how to drive it.
 //!
-//! Not a place for I/O. Invariants: an input that names another epoch than the current one changes nothing; a token is taken only if it is the one that was
-//! asked for; after `Finish` nothing comes out; every epoch that was opened is closed once.
+//! Not a place for I/O. Invariants: an input that names another epoch than the current one changes nothing; a token is
+//! taken only if it is the one that was asked for; after `Finish` nothing comes out; every epoch that was opened is
+//! closed once.
 
 use super::laps::Laps;
 use super::liveness::Liveness;
-use super::{Config, Effect, Finish, Input, RECOVERIES_WITHOUT_TOKEN_MAX, RETRY_MS, RETRY_MS_MAX, Recovery, SENDS_IN_FLIGHT};
+use super::{
+    Config, Effect, Finish, Input, PLANS_FAILED_MAX, RECOVERIES_WITHOUT_TOKEN_MAX, RETRY_MS, RETRY_MS_MAX, Recovery,
+    SENDS_IN_FLIGHT,
+};
 use crate::plan::{Bound, Plan};
 use cairn_protocol::id::NodeId;
 use cairn_protocol::machine::Machine;
@@ -36,10 +40,18 @@ pub struct Session {
 enum State {
     New,
     /// Waiting for a plan, or (`Some`) for the moment to ask again.
-    Planning { retry_at_ms: Option<u64>, failures: u32 },
-    Opening { live: Liveness },
+    Planning {
+        retry_at_ms: Option<u64>,
+        failures: u32,
+    },
+    Opening {
+        live: Liveness,
+    },
     /// Prompt (and what was generated before a loss) is on its way through, or a token is.
-    Running { live: Liveness, flow: Flow },
+    Running {
+        live: Liveness,
+        flow: Flow,
+    },
     Done,
 }
 
@@ -146,13 +158,23 @@ impl Machine for Session {
             Input::StopMatched => self.finish(Finish::Stop, effects),
             Input::PlanMade { epoch, plan } if epoch == self.epoch => self.plan_made(now_ms, plan, effects),
             Input::PlanFailed { epoch, refusal } if epoch == self.epoch => self.plan_failed(now_ms, refusal, effects),
-            Input::StageProgress { epoch, index } | Input::Beat { epoch, index } if epoch == self.epoch => self.heard(now_ms, index),
+            Input::StageProgress { epoch, index } | Input::Beat { epoch, index } if epoch == self.epoch => {
+                self.heard(now_ms, index)
+            }
             Input::StageReady { epoch, index } if epoch == self.epoch => self.stage_ready(now_ms, index, effects),
-            Input::StageRefused { epoch, index, refusal } if epoch == self.epoch => self.stage_refused(now_ms, index, refusal, effects),
-            Input::LinkClosed { epoch, index, why } if epoch == self.epoch => self.link_closed(now_ms, index, why, effects),
-            Input::Lost { epoch, index, node, why } if epoch == self.epoch => self.reported(now_ms, index, node, why, effects),
+            Input::StageRefused { epoch, index, refusal } if epoch == self.epoch => {
+                self.stage_refused(now_ms, index, refusal, effects)
+            }
+            Input::LinkClosed { epoch, index, why } if epoch == self.epoch => {
+                self.link_closed(now_ms, index, why, effects)
+            }
+            Input::Lost { epoch, index, node, why } if epoch == self.epoch => {
+                self.reported(now_ms, index, node, why, effects)
+            }
             Input::Sent { epoch, sequence } if epoch == self.epoch => self.sent(now_ms, sequence, effects),
-            Input::Token { epoch, sequence, position, id } if epoch == self.epoch => self.token(now_ms, sequence, position, id, effects),
+            Input::Token { epoch, sequence, position, id } if epoch == self.epoch => {
+                self.token(now_ms, sequence, position, id, effects)
+            }
             _ => {}
         }
     }
@@ -221,7 +243,8 @@ impl Session {
         effects.push(Effect::Open { epoch: self.epoch, plan, history: self.tokens.clone() });
     }
 
-    /// The first plan's failure is the answer to the request. In a recovery nodes may come back, so it is tried again while there is time.
+    /// The first plan's failure is the answer to the request. In a recovery nodes may come back, so it is tried again
+    /// for a while.
     fn plan_failed(&mut self, now_ms: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
         let State::Planning { retry_at_ms: retry_at_ms @ None, failures } = &mut self.state else { return };
         if self.loss.is_none() {
@@ -229,7 +252,10 @@ impl Session {
             return self.fail(told, effects);
         }
         let pause = (RETRY_MS << (*failures).min(8)).min(RETRY_MS_MAX);
-        *failures = failures.saturating_add(1);
+        *failures += 1;
+        if *failures >= PLANS_FAILED_MAX {
+            return self.fail(refusal, effects);
+        }
         *retry_at_ms = Some(now_ms.saturating_add(pause));
         self.last_refusal = Some(refusal);
     }
@@ -408,7 +434,9 @@ impl Session {
     fn go_on(&mut self, now_ms: u64, id: u32, effects: &mut Vec<Effect>) {
         if self.config.eos.contains(&id) {
             self.finish(Finish::Stop, effects);
-        } else if self.generated().len() as u64 >= self.config.tokens_max || self.tokens.len() as u64 >= self.config.context {
+        } else if self.generated().len() as u64 >= self.config.tokens_max
+            || self.tokens.len() as u64 >= self.config.context
+        {
             self.finish(Finish::Length, effects);
         } else {
             self.send_more(now_ms, effects);
@@ -475,14 +503,19 @@ fn names(lost: &[(NodeId, String)]) -> String {
 
 fn impossible(config: &Config, now_ms: u64) -> Option<Refusal> {
     if config.prompt.is_empty() {
-        return Some(Refusal::new(Reason::BadInput, "the prompt", "it holds no token").try_this("a prompt that is not empty"));
+        return Some(
+            Refusal::new(Reason::BadInput, "the prompt", "it holds no token").try_this("a prompt that is not empty"),
+        );
     }
     if config.prompt.len() as u64 > config.context {
         let why = format!("it is {} tokens long and the context holds {}", config.prompt.len(), config.context);
         return Some(Refusal::new(Reason::Limit, "the prompt", why).try_this("a shorter prompt"));
     }
     if now_ms >= config.deadline_ms {
-        return Some(Refusal::new(Reason::Deadline, "the generation", "its deadline had passed before it began").try_this("a longer deadline"));
+        return Some(
+            Refusal::new(Reason::Deadline, "the generation", "its deadline had passed before it began")
+                .try_this("a longer deadline"),
+        );
     }
     None
 }

@@ -1,12 +1,14 @@
 //! One generation, seen from its coordinator: which stages it runs on, what it sends them, what it does when one dies.
 //!
-//! [`Session`] is a [`Machine`](cairn_protocol::machine::Machine): inputs and the time go in, effects come out, and nothing here waits,
-//! opens a connection, reads a clock or throws dice. It is *not* a tokenizer (ids in, ids out; stop strings are the driver's, see
-//! [`Input::StopMatched`]), *not* a planner (it asks with [`Effect::MakePlan`]) and *not* a transport.
+//! [`Session`] is a [`Machine`](cairn_protocol::machine::Machine): inputs and the time go in, effects come out, and
+//! nothing here waits, opens a connection, reads a clock or throws dice. It is *not* a tokenizer (ids in, ids out; stop
+//! strings are the driver's, see [`Input::StopMatched`]), *not* a planner (it asks with [`Effect::MakePlan`]) and *not*
+//! a transport.
 //!
-//! Invariant: the ids that [`Effect::Emit`] carries are those of an undisturbed run, each once and in order, whatever stages die, whatever arrives
-//! late or twice. It holds because the only ground truth is `prompt + emitted ids`; a recovery rebuilds every stage from exactly that, and
-//! the choice of a token depends on (seed, position, logits) alone.
+//! Invariant: the ids that [`Effect::Emit`] carries are those of an undisturbed run, each once and in order, whatever
+//! stages die, whatever arrives late or twice. It holds because the only ground truth is `prompt + emitted ids`; a
+//! recovery rebuilds every stage from exactly that, and the choice of a token depends on (seed, position, logits)
+//! alone.
 //!
 //! # Driving it
 //!
@@ -34,16 +36,18 @@
 //! | `Recovered(..)` | reports it; it comes just before the first token after a death |
 //! | `Finish(..)` | ends the stream to the client |
 //!
-//! Heartbeats: a network task beside every control stream (not the engine thread, not this machine) sends a beat each [`BEAT_MS`] in both directions, from
-//! the moment the stream is accepted, also while weights load. The machine only judges silence. A stage whose neighbour is gone keeps its control stream open,
-//! says `Lost{node}` and waits for `Close`, so that the dead one is blamed and not the messenger.
+//! Heartbeats: a network task beside every control stream (not the engine thread, not this machine) sends a beat each
+//! [`BEAT_MS`] in both directions, from the moment the stream is accepted, also while weights load. The machine only
+//! judges silence. A stage whose neighbour is gone keeps its control stream open, says `Lost{node}` and waits for
+//! `Close`, so that the dead one is blamed and not the messenger.
 //!
-//! Positions: a token's position is its place in `prompt + generated`; the first generated token has position `prompt.len()`. A `Send` whose `sample` is set asks
-//! for the token at `first_position + tokens.len()`, and that is the `position` of the `Token` that answers it and of `sample::choose`.
+//! Positions: a token's position is its place in `prompt + generated`; the first generated token has position
+//! `prompt.len()`. A `Send` whose `sample` is set asks for the token at `first_position + tokens.len()`, and that is
+//! the `position` of the `Token` that answers it and of `sample::choose`.
 
 mod laps;
-mod machine;
 mod liveness;
+mod machine;
 #[cfg(test)]
 mod simulation;
 
@@ -56,15 +60,18 @@ pub use machine::Session;
 
 /// How often each end of a control stream says that it lives.
 pub const BEAT_MS: u64 = 100;
-/// Silence after which a stage is suspect, to which the lap's p99 is added: four beats, so one lost and one late are forgiven.
+/// Silence after which a stage is suspect, to which the lap's p99 is added: four beats, so one lost and one late are
+/// forgiven.
 pub const SUSPECT_MS: u64 = 400;
 /// Most that slow laps may add to [`SUSPECT_MS`], so that a pause stays under two seconds.
 pub const SUSPECT_LAP_MS_MAX: u64 = 600;
-/// Silence allowed while a stage loads and has beaten at least once: disks and page faults make even network tasks late.
+/// Silence allowed while a stage loads and has beaten at least once: disks and page faults make even network tasks
+/// late.
 pub const SUSPECT_LOADING_MS: u64 = 1_500;
 /// Silence allowed before a stage's first sign of life: a connection has to be made.
 pub const FIRST_SIGN_MS: u64 = 5_000;
-/// A wake-up this late says that this machine itself stood still, and that beats may lie unread: it proves nobody's death.
+/// A wake-up this late says that this machine itself stood still, and that beats may lie unread: it proves nobody's
+/// death.
 pub const LATE_WAKE_MS: u64 = 100;
 /// What a late wake-up grants every stage to be heard again.
 pub const LATE_GRACE_MS: u64 = 200;
@@ -72,6 +79,8 @@ pub const LATE_GRACE_MS: u64 = 200;
 pub const SENDS_IN_FLIGHT: usize = 4;
 /// Recoveries in a row without one new token, after which the session gives up.
 pub const RECOVERIES_WITHOUT_TOKEN_MAX: u32 = 8;
+/// Plans asked for in one recovery, about half a minute with the pauses between; then nobody is coming back.
+pub const PLANS_FAILED_MAX: u32 = 10;
 /// First pause before a plan that failed in a recovery is tried again; doubles up to [`RETRY_MS_MAX`].
 pub const RETRY_MS: u64 = 250;
 /// Longest pause between two tries to plan.

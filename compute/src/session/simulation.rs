@@ -1,7 +1,8 @@
 //! Sessions on a simulated mesh: seeded deaths, refusals, duplicates and late messages at every moment.
 //!
-//! Not a network: messages are events in one queue, a "model" is a hash of the tokens that a last stage was given since its epoch began. Invariant held here: the
-//! emitted ids are those of the undisturbed run, or the session ends with a reason; one seed gives one history.
+//! Not a network: messages are events in one queue, a "model" is a hash of the tokens that a last stage was given since
+//! its epoch began. Invariant held here: the emitted ids are those of the undisturbed run, or the session ends with a
+//! reason; one seed gives one history.
 
 use super::*;
 use crate::plan::{Candidate, ModelCost, PlanInput, Privacy, Standing};
@@ -71,9 +72,20 @@ enum Event {
     Deliver(Input),
     Kill(u8),
     /// The network task of a stage beats.
-    Beat { epoch: u32, index: usize, node: u8 },
+    Beat {
+        epoch: u32,
+        index: usize,
+        node: u8,
+    },
     /// A frame reaches the last stage.
-    Frame { epoch: u32, sequence: u64, first: u64, tokens: Vec<u32>, sample: bool, nodes: Vec<u8> },
+    Frame {
+        epoch: u32,
+        sequence: u64,
+        first: u64,
+        tokens: Vec<u32>,
+        sample: bool,
+        nodes: Vec<u8>,
+    },
 }
 
 /// The mesh around one session.
@@ -167,7 +179,9 @@ impl Mesh {
             Event::Deliver(input) => session.step(self.now, input, effects),
             Event::Kill(who) => self.kill(who),
             Event::Beat { epoch, index, node } => self.beat(epoch, index, node),
-            Event::Frame { epoch, sequence, first, tokens, sample, nodes } => self.frame(epoch, sequence, first, tokens, sample, &nodes),
+            Event::Frame { epoch, sequence, first, tokens, sample, nodes } => {
+                self.frame(epoch, sequence, first, tokens, sample, &nodes)
+            }
         }
     }
 
@@ -223,7 +237,9 @@ impl Mesh {
                 assert_eq!(position, PROMPT as u64 + index);
                 self.emitted.push(id);
             }
-            Effect::Close { epoch } => assert!(self.open.remove(&epoch).is_some(), "an epoch was closed twice or never opened"),
+            Effect::Close { epoch } => {
+                assert!(self.open.remove(&epoch).is_some(), "an epoch was closed twice or never opened")
+            }
             Effect::Recovered(recovery) => self.recoveries.push(recovery),
             Effect::Finish(finish) => self.finish = Some(finish),
         }
@@ -250,7 +266,8 @@ impl Mesh {
                 continue;
             }
             if self.trouble.refusers.contains(&who) {
-                let refusal = Refusal::new(cairn_protocol::refusal::Reason::Busy, "the stage", "2 of 2 sessions run there");
+                let refusal =
+                    Refusal::new(cairn_protocol::refusal::Reason::Busy, "the stage", "2 of 2 sessions run there");
                 self.tell(3, Input::StageRefused { epoch, index, refusal });
                 continue;
             }
@@ -339,7 +356,11 @@ fn a_death_at_every_moment_leaves_the_same_tokens_and_one_recovery() {
             assert_eq!(mesh.emitted, undisturbed(TOKENS), "node {who} killed at {at} ms");
             assert_eq!(mesh.finish, Some(Finish::Length));
             // Killed within its last round trip, nobody misses it.
-            assert!(mesh.recoveries.len() == 1 || at + 8 > length, "node {who} killed at {at} of {length} ms: {}", mesh.log.join("\n"));
+            assert!(
+                mesh.recoveries.len() == 1 || at + 8 > length,
+                "node {who} killed at {at} of {length} ms: {}",
+                mesh.log.join("\n")
+            );
         }
     }
 }
@@ -363,7 +384,9 @@ fn a_refusal_leaves_the_bound_as_it_is_and_the_request_fails_with_the_reason() {
     let trouble = Trouble { refusers: vec![2], ..Trouble::default() };
     let mesh = Mesh::new(3, 4, trouble.clone()).run(config(Some(3)));
     assert_eq!(mesh.emitted, undisturbed(TOKENS), "a fourth node takes its place");
-    let Some(Finish::Failed(refusal)) = Mesh::new(3, 3, trouble).run(config(Some(3))).finish else { panic!("three of three are impossible") };
+    let Some(Finish::Failed(refusal)) = Mesh::new(3, 3, trouble).run(config(Some(3))).finish else {
+        panic!("three of three are impossible")
+    };
     assert_eq!(refusal.reason, cairn_protocol::refusal::Reason::Busy);
 }
 
@@ -422,35 +445,40 @@ fn a_deadline_ends_a_session_whose_stage_never_answers() {
     assert_eq!(refusal.reason, cairn_protocol::refusal::Reason::Deadline);
 }
 
-#[test]
-fn a_recovery_without_any_node_ends_at_the_deadline_and_not_before() {
-    // Node 1 is the only node that may compute; the coordinator has no memory for it.
-    let mut session = Session::new(config(Some(1)));
-    let mut effects = Vec::new();
+/// Loses the only node that may compute, answers every `MakePlan` with a failure, and says how it ended and after how
+/// many plans.
+fn with_nobody_left(deadline_ms: u64) -> (Refusal, u32) {
+    let mut session = Session::new(Config { deadline_ms, ..config(Some(1)) });
+    let (mut effects, mut now, mut asked) = (Vec::new(), 2, 0);
     session.step(0, Input::Start, &mut effects);
-    let mut input = plan_input(2);
-    input.candidates[0].memory_free_bytes = 0;
-    let plan = crate::plan::plan(&PlanInput { bound: Bound::Exactly(1), ..input }).unwrap();
+    let plan =
+        crate::plan::plan(&PlanInput { bound: Bound::Exactly(1), coordinator: node(9), ..plan_input(1) }).unwrap();
     session.step(1, Input::PlanMade { epoch: 1, plan }, &mut effects);
-    session.step(2, Input::LinkClosed { epoch: 1, index: 0, why: "reset".into() }, &mut effects);
-    let (mut asked, mut now) = (0, 3);
-    let end = loop {
-        asked += effects.iter().filter(|e| matches!(e, Effect::MakePlan { epoch: 2, .. })).count();
+    effects.clear();
+    session.step(now, Input::LinkClosed { epoch: 1, index: 0, why: "reset".into() }, &mut effects);
+    loop {
         if let Some(Effect::Finish(Finish::Failed(refusal))) = effects.last() {
-            break refusal.clone();
+            return (refusal.clone(), asked);
         }
-        let planning = effects.iter().any(|e| matches!(e, Effect::MakePlan { .. }));
-        effects.clear();
-        if planning {
-            let refusal = Refusal::new(cairn_protocol::refusal::Reason::TooFewNodes, "the generation", "nobody is left");
+        if effects.drain(..).any(|e| matches!(e, Effect::MakePlan { epoch: 2, .. })) {
+            asked += 1;
+            let refusal =
+                Refusal::new(cairn_protocol::refusal::Reason::TooFewNodes, "the generation", "nobody is left");
             session.step(now, Input::PlanFailed { epoch: 2, refusal }, &mut effects);
         } else {
             now = session.wake_at().unwrap();
             session.wake(now, &mut effects);
         }
-    };
-    assert_eq!(end.reason, cairn_protocol::refusal::Reason::Deadline);
-    assert!(end.why.contains("nobody is left") && asked > 3, "{end} after {asked} tries");
+    }
+}
+
+#[test]
+fn a_recovery_without_any_node_gives_up_after_its_tries_or_at_the_deadline() {
+    let (refusal, asked) = with_nobody_left(u64::MAX);
+    assert_eq!((refusal.reason, asked), (cairn_protocol::refusal::Reason::TooFewNodes, PLANS_FAILED_MAX));
+    let (refusal, asked) = with_nobody_left(3_000);
+    assert_eq!(refusal.reason, cairn_protocol::refusal::Reason::Deadline);
+    assert!(refusal.why.contains("nobody is left") && asked > 2 && asked < PLANS_FAILED_MAX, "{refusal} after {asked}");
 }
 
 #[test]
@@ -471,7 +499,9 @@ fn a_token_that_was_not_asked_for_is_ignored_and_an_impossible_one_costs_the_sta
     }
     assert_eq!(effects, []);
     session.step(5, Input::Token { epoch: 1, sequence: 4, position: PROMPT as u64, id: VOCABULARY }, &mut effects);
-    let [Effect::Close { epoch: 1 }, Effect::MakePlan { epoch: 2, excluded, bound }] = &effects[..] else { panic!("{effects:?}") };
+    let [Effect::Close { epoch: 1 }, Effect::MakePlan { epoch: 2, excluded, bound }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
     assert_eq!((excluded, *bound), (&BTreeSet::from([node(1)]), Bound::AtMost(2)));
 }
 
@@ -508,7 +538,8 @@ proptest! {
         prop_assert_eq!(&mesh.emitted[..], &expected[..mesh.emitted.len()]);
         match &mesh.finish {
             Some(Finish::Length) => prop_assert_eq!(mesh.emitted.len() as u64, TOKENS),
-            // Only a first plan that can't be made, or that refusals made impossible, may fail: the coordinator can always go on alone.
+            // Only a first plan that can't be made, or that refusals made impossible, may fail: the coordinator can
+            // always go on alone.
             Some(Finish::Failed(refusal)) => prop_assert!(mesh.emitted.is_empty() && stages.is_some(), "{}\n{}", refusal, mesh.log.join("\n")),
             other => prop_assert!(false, "{:?}", other),
         }

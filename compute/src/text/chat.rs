@@ -1,8 +1,9 @@
 //! The model's own chat template, rendered as its authors' library renders it.
 //!
-//! Not a list of known formats, and no clock: the date that some templates print is an argument. Invariant: what a message says can't become a special token.
-//! Each place in a message where one could begin is marked before rendering with a character that occurs nowhere else; the marks are taken out of
-//! the result and become the offsets where the tokenizer may not find one. A template may still trim or test the text, as they do.
+//! Not a list of known formats, and no clock: the date that some templates print is an argument. Invariant: what a
+//! message says can't become a special token. Each place in a message where one could begin is marked before rendering
+//! with a character that occurs nowhere else; the marks are taken out of the result and become the offsets where the
+//! tokenizer may not find one. A template may still trim or test the text, as they do.
 //!
 //! Templates come from strangers: they get a budget of steps, bounded recursion, and no way to load anything.
 
@@ -93,7 +94,10 @@ impl ChatTemplate {
             return Err(ChatError::Template(format!("it is longer than {TEMPLATE_BYTES_MAX} bytes")));
         }
         let mark = unused_character(&self.source, messages);
-        let marked: Vec<Message> = messages.iter().map(|m| Message { role: m.role.clone(), content: marked(&m.content, mark, specials) }).collect();
+        let marked: Vec<Message> = messages
+            .iter()
+            .map(|m| Message { role: m.role.clone(), content: marked(&m.content, mark, specials) })
+            .collect();
         let environment = environment(now);
         let template = environment.template_from_str(&self.source).map_err(failure)?;
         let text = template.render(self.context(&marked)).map_err(failure)?;
@@ -156,14 +160,17 @@ fn without_marks(text: &str, mark: char) -> Rendered {
     rendered
 }
 
-/// As `transformers` sets it up: trimmed blocks, Python's string methods, `raise_exception`, `strftime_now`, a `tojson` that writes like Python's.
+/// As `transformers` sets it up: trimmed blocks, Python's string methods, `raise_exception`, `strftime_now`, a `tojson`
+/// that writes like Python's.
 fn environment(now: Moment) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", |why: String| -> Result<Value, Error> { Err(Error::new(ErrorKind::InvalidOperation, RAISED.to_string() + &why)) });
+    environment.add_function("raise_exception", |why: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, RAISED.to_string() + &why))
+    });
     environment.add_function("strftime_now", move |format: String| now.format(&format));
     environment.add_filter("tojson", |value: Value, options: Kwargs| to_json(&value, &options));
     environment
@@ -197,7 +204,13 @@ fn write_json(value: &serde_json::Value, indent: Option<usize>, depth: usize, ou
     out.push(open);
     let line = |depth: usize| indent.map_or_else(String::new, |i| format!("\n{}", " ".repeat(i * depth)));
     let mut item = |i: usize, key: Option<&String>, value: &serde_json::Value| {
-        *out += if i == 0 { "" } else if indent.is_some() { "," } else { ", " };
+        *out += if i == 0 {
+            ""
+        } else if indent.is_some() {
+            ","
+        } else {
+            ", "
+        };
         *out += &line(depth + 1);
         if let Some(key) = key {
             *out += &serde_json::Value::String(key.clone()).to_string();
@@ -219,8 +232,20 @@ fn write_json(value: &serde_json::Value, indent: Option<usize>, depth: usize, ou
 impl Moment {
     /// `strftime` in English, for the directives that templates use; others stay as they are.
     fn format(self, format: &str) -> String {
-        const MONTHS: [&str; 12] =
-            ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
+        const MONTHS: [&str; 12] = [
+            "January",
+            "February",
+            "March",
+            "April",
+            "May",
+            "June",
+            "July",
+            "August",
+            "September",
+            "October",
+            "November",
+            "December",
+        ];
         const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
         let (days, second_of_day) = (self.seconds.div_euclid(86_400), self.seconds.rem_euclid(86_400));
         let (year, month, day) = civil(days);

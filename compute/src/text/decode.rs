@@ -1,7 +1,8 @@
 //! What bytes each token stands for.
 //!
-//! Not a stream: joining the bytes into characters is `stream`'s. Invariant: the text of a list of ids is the concatenation of their bytes,
-//! read as UTF-8 with U+FFFD for what is not, less the one leading space that some tokenizers put there themselves.
+//! Not a stream: joining the bytes into characters is `stream`'s. Invariant: the text of a list of ids is the
+//! concatenation of their bytes, read as UTF-8 with U+FFFD for what is not, less the one leading space that some
+//! tokenizers put there themselves.
 
 /// The bytes of every id, in one allocation.
 #[derive(Clone, Debug, Default)]
@@ -73,7 +74,8 @@ fn byte_level(token: &str) -> Option<Vec<u8>> {
     token.chars().map(byte_of).collect()
 }
 
-/// Inverse of GPT-2's `bytes_to_unicode`: printable Latin-1 stands for itself, the 68 others are moved up to U+0100 in order.
+/// Inverse of GPT-2's `bytes_to_unicode`: printable Latin-1 stands for itself, the 68 others are moved up to U+0100 in
+/// order.
 fn byte_of(c: char) -> Option<u8> {
     let code = c as u32;
     match code {

@@ -1,7 +1,8 @@
 //! A tokenizer from a GGUF's metadata: `tokenizer.ggml.*` and `tokenizer.chat_template`.
 //!
-//! Not a guesser: byte-pair models (`gpt2`) need a `tokenizer.ggml.pre` that is known, since a wrong cut gives wrong ids without a word; of the others only
-//! SentencePiece's byte-pair kind (`llama`) is read. Invariant: ids are places in `tokenizer.ggml.tokens`.
+//! Not a guesser: byte-pair models (`gpt2`) need a `tokenizer.ggml.pre` that is known, since a wrong cut gives wrong
+//! ids without a word; of the others only SentencePiece's byte-pair kind (`llama`) is read. Invariant: ids are places
+//! in `tokenizer.ggml.tokens`.
 
 use super::chat::{ChatTemplate, SpecialNames};
 use super::decode::{Pieces, Spelling, byte_token};
@@ -51,7 +52,8 @@ struct Table<'a> {
 
 impl<'a> Table<'a> {
     fn read(header: &'a GgufHeader) -> Result<Table<'a>, TokenizerError> {
-        let tokens = header.array(TOKENS).and_then(|a| a.strings()).ok_or_else(|| malformed(TOKENS, "it is missing"))?;
+        let tokens =
+            header.array(TOKENS).and_then(|a| a.strings()).ok_or_else(|| malformed(TOKENS, "it is missing"))?;
         if tokens.len() > VOCABULARY_MAX {
             return Err(TokenizerError::TooLarge { what: "the vocabulary", size: tokens.len(), most: VOCABULARY_MAX });
         }
@@ -63,7 +65,12 @@ impl<'a> Table<'a> {
         };
         const TYPES: &str = "tokenizer.ggml.token_type";
         let kinds: Vec<Kind> = match header.array(TYPES) {
-            Some(types) => types.integers().ok_or_else(|| malformed(TYPES, "not a list of whole numbers"))?.iter().map(kind).collect(),
+            Some(types) => types
+                .integers()
+                .ok_or_else(|| malformed(TYPES, "not a list of whole numbers"))?
+                .iter()
+                .map(kind)
+                .collect(),
             None => vec![Kind::Text; tokens.len()],
         };
         if kinds.len() != tokens.len() {
@@ -102,7 +109,8 @@ impl<'a> Table<'a> {
 
 fn byte_pairs(header: &GgufHeader, table: &Table) -> Result<Tokenizer, TokenizerError> {
     let pre = header.str("tokenizer.ggml.pre");
-    let cut = pre.and_then(pretokenize::cut).ok_or_else(|| unsupported("tokenizer.ggml.pre", pre, pretokenize::KNOWN))?;
+    let cut =
+        pre.and_then(pretokenize::cut).ok_or_else(|| unsupported("tokenizer.ggml.pre", pre, pretokenize::KNOWN))?;
     let vocabulary: Vocab = table.rows().map(|(id, token, _)| (token.to_string(), id)).collect();
     let model = BPE::builder().vocab_and_merges(vocabulary, merges(header)?).ignore_merges(cut.whole_pieces).build();
     let mut hub = tokenizers::Tokenizer::new(model.map_err(|e| malformed(MERGES, &e.to_string()))?);
@@ -125,7 +133,8 @@ fn byte_pairs(header: &GgufHeader, table: &Table) -> Result<Tokenizer, Tokenizer
 fn merges(header: &GgufHeader) -> Result<Vec<(String, String)>, TokenizerError> {
     let lines = header.array(MERGES).and_then(|a| a.strings()).ok_or_else(|| malformed(MERGES, "it is missing"))?;
     let pair = |line: &String| {
-        let (left, right) = line.split_once(' ').ok_or_else(|| malformed(MERGES, &format!("{line:?} is not a pair")))?;
+        let (left, right) =
+            line.split_once(' ').ok_or_else(|| malformed(MERGES, &format!("{line:?} is not a pair")))?;
         Ok((left.to_string(), right.to_string()))
     };
     lines.iter().map(pair).collect()
@@ -148,7 +157,8 @@ fn sentence_pieces(header: &GgufHeader, table: &Table) -> Result<Tokenizer, Toke
         return Err(malformed(SCORES, &format!("{} scores for {} tokens", scores.len(), table.tokens.len())));
     }
     let adds_space = header.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
-    let mut spm = Spm { bytes: vec![None; 256], user_defined: table.of_kind(Kind::UserDefined), adds_space, ..Spm::default() };
+    let mut spm =
+        Spm { bytes: vec![None; 256], user_defined: table.of_kind(Kind::UserDefined), adds_space, ..Spm::default() };
     spm.unknown = id(header, "tokenizer.ggml.unknown_token_id", table);
     for ((id, token, kind), score) in table.rows().zip(scores) {
         match kind {
@@ -167,7 +177,13 @@ fn sentence_pieces(header: &GgufHeader, table: &Table) -> Result<Tokenizer, Toke
 }
 
 /// What both kinds share: special tokens, begin and end, template.
-fn finished(header: &GgufHeader, table: &Table, encoder: Encoder, pieces: Pieces, bos_by_default: bool) -> Result<Tokenizer, TokenizerError> {
+fn finished(
+    header: &GgufHeader,
+    table: &Table,
+    encoder: Encoder,
+    pieces: Pieces,
+    bos_by_default: bool,
+) -> Result<Tokenizer, TokenizerError> {
     let id = |key: &str| id(header, key, table);
     let bos = id("tokenizer.ggml.bos_token_id");
     let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
@@ -183,7 +199,15 @@ fn finished(header: &GgufHeader, table: &Table, encoder: Encoder, pieces: Pieces
     };
     let template = header.str("tokenizer.chat_template").map(|source| ChatTemplate::new(source.to_string(), names));
     let adds_bos = header.bool("tokenizer.ggml.add_bos_token").unwrap_or(bos_by_default);
-    Ok(Tokenizer { encoder, specials: table.of_kind(Kind::Control), pieces: Arc::new(pieces), bos, adds_bos, eos, template })
+    Ok(Tokenizer {
+        encoder,
+        specials: table.of_kind(Kind::Control),
+        pieces: Arc::new(pieces),
+        bos,
+        adds_bos,
+        eos,
+        template,
+    })
 }
 
 fn id(header: &GgufHeader, key: &str, table: &Table) -> Option<u32> {

@@ -1,7 +1,7 @@
 //! A tokenizer from `tokenizer.json` and the files beside it.
 //!
-//! Not an encoder: the `tokenizers` crate does that, told to leave special tokens alone. Invariant: what is built either decodes every id to known
-//! bytes or is refused; truncation and padding that a file may ask for are off.
+//! Not an encoder: the `tokenizers` crate does that, told to leave special tokens alone. Invariant: what is built
+//! either decodes every id to known bytes or is refused; truncation and padding that a file may ask for are off.
 
 use super::chat::{ChatTemplate, SpecialNames};
 use super::decode::{Pieces, Spelling};
@@ -23,7 +23,11 @@ struct Outline {
 /// Builds the tokenizer.
 pub(super) fn read(files: &Files) -> Result<Tokenizer, TokenizerError> {
     if files.tokenizer.len() > TOKENIZER_BYTES_MAX {
-        return Err(TokenizerError::TooLarge { what: "tokenizer.json", size: files.tokenizer.len(), most: TOKENIZER_BYTES_MAX });
+        return Err(TokenizerError::TooLarge {
+            what: "tokenizer.json",
+            size: files.tokenizer.len(),
+            most: TOKENIZER_BYTES_MAX,
+        });
     }
     let outline: Outline = parse("tokenizer.json", files.tokenizer)?;
     let mut hub = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(|e| malformed("tokenizer.json", e))?;
@@ -38,7 +42,13 @@ pub(super) fn read(files: &Files) -> Result<Tokenizer, TokenizerError> {
     let side = Side::read(files)?;
     let id = |name: &Option<String>| name.as_ref().and_then(|n| hub.token_to_id(n));
     let bos = bos_by_template.or_else(|| id(&side.names.bos_token));
-    let mut eos: Vec<u32> = side.eos_ids.iter().copied().chain(id(&side.names.eos_token)).filter(|i| (*i as usize) < pieces.len()).collect();
+    let mut eos: Vec<u32> = side
+        .eos_ids
+        .iter()
+        .copied()
+        .chain(id(&side.names.eos_token))
+        .filter(|i| (*i as usize) < pieces.len())
+        .collect();
     eos.sort_unstable();
     eos.dedup();
     let adds_bos = side.add_bos.unwrap_or(bos_by_template.is_some());
@@ -70,8 +80,10 @@ fn spelling(decoder: &Value) -> Result<(Spelling, bool), TokenizerError> {
     if steps.iter().any(|s| kind(s, "ByteLevel")) {
         return Ok((Spelling::ByteLevel, false));
     }
-    let spm = |s: &&Value| kind(s, "ByteFallback") || kind(s, "Metaspace") || (kind(s, "Replace") && s["pattern"]["String"] == "\u{2581}");
-    if steps.iter().any(|s| spm(s)) {
+    let spm = |s: &&Value| {
+        kind(s, "ByteFallback") || kind(s, "Metaspace") || (kind(s, "Replace") && s["pattern"]["String"] == "\u{2581}")
+    };
+    if steps.iter().any(spm) {
         return Ok((Spelling::Spm, strips));
     }
     let name = decoder["type"].as_str().unwrap_or("none").to_string();
@@ -116,13 +128,18 @@ fn bos_of_post_processor(hub: &tokenizers::Tokenizer) -> Result<Option<u32>, Tok
     Ok(at.filter(|k| *k > 0).map(|_| with.get_ids()[0]))
 }
 
-/// A `Metaspace` with the scheme "first" puts its space only where the whole text begins, so runs after a special token need their own tokenizer.
-fn for_later_runs(hub: &tokenizers::Tokenizer, pre_tokenizer: &Value) -> Result<Option<tokenizers::Tokenizer>, TokenizerError> {
+/// A `Metaspace` with the scheme "first" puts its space only where the whole text begins, so runs after a special token
+/// need their own tokenizer.
+fn for_later_runs(
+    hub: &tokenizers::Tokenizer,
+    pre_tokenizer: &Value,
+) -> Result<Option<tokenizers::Tokenizer>, TokenizerError> {
     let mut changed = pre_tokenizer.clone();
     if !never_prepend(&mut changed) {
         return Ok(None);
     }
-    let pre: tokenizers::PreTokenizerWrapper = serde_json::from_value(changed).map_err(|e| malformed("tokenizer.json", e))?;
+    let pre: tokenizers::PreTokenizerWrapper =
+        serde_json::from_value(changed).map_err(|e| malformed("tokenizer.json", e))?;
     let mut later = hub.clone();
     later.with_pre_tokenizer(Some(pre));
     Ok(Some(later))
@@ -134,7 +151,8 @@ fn never_prepend(pre_tokenizer: &mut Value) -> bool {
         return true;
     }
     let Some(steps) = pre_tokenizer.get_mut("pretokenizers").and_then(Value::as_array_mut) else { return false };
-    steps.iter_mut().fold(false, |changed, step| never_prepend(step) || changed)
+    // Every step is changed, not only the first that can be.
+    steps.iter_mut().filter_map(|step| never_prepend(step).then_some(())).count() > 0
 }
 
 /// What the files beside `tokenizer.json` say.
@@ -149,7 +167,9 @@ struct Side {
 impl Side {
     fn read(files: &Files) -> Result<Side, TokenizerError> {
         let mut side = Side::default();
-        for (file, bytes) in [("special_tokens_map.json", files.special_tokens_map), ("tokenizer_config.json", files.tokenizer_config)] {
+        for (file, bytes) in
+            [("special_tokens_map.json", files.special_tokens_map), ("tokenizer_config.json", files.tokenizer_config)]
+        {
             if let Some(bytes) = bytes {
                 side.take_names(&parse::<Value>(file, bytes)?);
             }

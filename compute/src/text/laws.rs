@@ -17,14 +17,16 @@ fn vocabulary() -> (Vec<String>, Vec<String>) {
     let mut bytes: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
     bytes.sort_unstable();
     tokens.extend(bytes.iter().map(char::to_string));
-    let merges = ["Ġ t", "h e", "Ġt he", "i n", "Ċ Ċ", "2 0", "20 2", "< |", "i m", "<| im"].map(str::to_string).to_vec();
+    let merges =
+        ["Ġ t", "h e", "Ġt he", "i n", "Ċ Ċ", "2 0", "20 2", "< |", "i m", "<| im"].map(str::to_string).to_vec();
     tokens.extend(merges.iter().map(|m| m.replace(' ', "")));
     (tokens, merges)
 }
 
 fn from_json(template: &str) -> Tokenizer {
     let (tokens, merges) = vocabulary();
-    let vocab: serde_json::Map<String, serde_json::Value> = tokens.iter().enumerate().map(|(id, t)| (t.clone(), id.into())).collect();
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        tokens.iter().enumerate().map(|(id, t)| (t.clone(), id.into())).collect();
     let added = |(id, content): (usize, &&str)| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
     let tokenizer = json!({
         "version": "1.0",
@@ -64,7 +66,8 @@ fn sentence_pieces() -> Tokenizer {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_string).to_vec();
     tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
     tokens.extend(["\u{2581}", "a", "b", "\u{2581}a", "ab", "<", "s", "<s", ">"].map(str::to_string));
-    let kinds: Vec<i32> = (0..tokens.len()).map(|id| [2, 3, 3].get(id).copied().unwrap_or(if id < 259 { 6 } else { 1 })).collect();
+    let kinds: Vec<i32> =
+        (0..tokens.len()).map(|id| [2, 3, 3].get(id).copied().unwrap_or(if id < 259 { 6 } else { 1 })).collect();
     let scores: Vec<f32> = (0..tokens.len()).map(|id| -(id as f32)).collect();
     let metadata = vec![
         ("tokenizer.ggml.model".to_string(), GgufValue::String("llama".into())),

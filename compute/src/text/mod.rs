@@ -1,6 +1,7 @@
 //! Text to token ids and back, exactly as the model's own tokenizer does it.
 //!
-//! * [`Tokenizer`]: from `tokenizer.json` and the files beside it, or from a GGUF's metadata; an unknown kind is refused, never guessed.
+//! * [`Tokenizer`]: from `tokenizer.json` and the files beside it, or from a GGUF's metadata; an unknown kind is
+//!   refused, never guessed.
 //! * [`ChatTemplate`]: the model's Jinja template, rendered so that what people write can't become control tokens.
 //! * [`Stream`]: ids to text as they come: whole characters only, stop strings across token borders.
 //!

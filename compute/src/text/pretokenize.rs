@@ -1,7 +1,7 @@
 //! How a GGUF's `tokenizer.ggml.pre` cuts text before byte-pair merging.
 //!
-//! Not complete on purpose: the names here are those whose cut is known; any other is refused by the caller. The patterns are those of the tokenizers
-//! themselves (GPT-2, Llama 3, Qwen2, StarCoder), as llama.cpp names them.
+//! Not complete on purpose: the names here are those whose cut is known; any other is refused by the caller. The
+//! patterns are those of the tokenizers themselves (GPT-2, Llama 3, Qwen2, StarCoder), as llama.cpp names them.
 
 /// Names accepted, for errors.
 pub(super) const KNOWN: &str = "default, gpt-2, phi-2, olmo, mpt, smollm, starcoder, refact, command-r, llama-bpe, llama3, llama-v3, qwen2, deepseek-r1-qwen";
@@ -20,9 +20,9 @@ pub(super) struct Cut {
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The cut that a name stands for.
 pub(super) fn cut(pre: &str) -> Option<Cut> {

@@ -1,7 +1,7 @@
 //! Finds special tokens in text that may hold them, and cuts the rest into runs.
 //!
-//! Not a tokenizer: the runs are encoded elsewhere, by a tokenizer that parses no specials. Invariant: a special is found only where it begins at a
-//! byte that was not forbidden, so text whose beginnings are all forbidden yields none.
+//! Not a tokenizer: the runs are encoded elsewhere, by a tokenizer that parses no specials. Invariant: a special is
+//! found only where it begins at a byte that was not forbidden, so text whose beginnings are all forbidden yields none.
 
 use std::collections::BTreeMap;
 
@@ -80,7 +80,10 @@ impl Specials {
 
     fn at(&self, text: &str, at: usize) -> Option<&Special> {
         let bucket = self.by_first.get(&text.as_bytes()[at])?;
-        bucket.iter().find(|s| text.as_bytes()[at..].starts_with(s.content.as_bytes()) && (!s.single_word || stands_alone(text, at, s.content.len())))
+        bucket.iter().find(|s| {
+            text.as_bytes()[at..].starts_with(s.content.as_bytes())
+                && (!s.single_word || stands_alone(text, at, s.content.len()))
+        })
     }
 }
 
@@ -106,14 +109,20 @@ mod tests {
     #[test]
     fn the_longest_special_at_the_leftmost_place_wins() {
         let specials = Specials::new(vec![special("<a>", 1), special("<a><b>", 2), special("b>", 3)]);
-        assert_eq!(specials.cut("x<a><b>é<a>b>", &[]), [Part::Run("x"), Part::Special(2), Part::Run("é"), Part::Special(1), Part::Special(3)]);
+        assert_eq!(
+            specials.cut("x<a><b>é<a>b>", &[]),
+            [Part::Run("x"), Part::Special(2), Part::Run("é"), Part::Special(1), Part::Special(3)]
+        );
     }
 
     #[test]
     fn a_special_that_strips_takes_the_white_space_beside_it() {
         let mut end = special("<end>", 1);
         (end.strip_left, end.strip_right) = (true, true);
-        assert_eq!(Specials::new(vec![end]).cut("a \n<end>\t b", &[]), [Part::Run("a"), Part::Special(1), Part::Run("b")]);
+        assert_eq!(
+            Specials::new(vec![end]).cut("a \n<end>\t b", &[]),
+            [Part::Run("a"), Part::Special(1), Part::Run("b")]
+        );
     }
 
     #[test]

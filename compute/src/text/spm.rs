@@ -1,8 +1,8 @@
 //! SentencePiece's byte-pair encoding as GGUF files carry it: pieces with scores, no merge list.
 //!
-//! Not the unigram algorithm. The best-scored adjacent pair that is a piece is merged until none is left, the leftmost of equals first; a character that
-//! is no piece falls back to its bytes (Kudo & Richardson 2018; the order of merges as in llama2.c and llama.cpp). Invariant: control, byte and unknown
-//! tokens are never the result of merging text.
+//! Not the unigram algorithm. The best-scored adjacent pair that is a piece is merged until none is left, the leftmost
+//! of equals first; a character that is no piece falls back to its bytes (Kudo & Richardson 2018; the order of merges
+//! as in llama2.c and llama.cpp). Invariant: control, byte and unknown tokens are never the result of merging text.
 
 use super::specials::{Part, Specials};
 use std::cmp::Ordering;
@@ -140,8 +140,17 @@ mod tests {
     use super::*;
 
     fn spm() -> Spm {
-        let pieces = [("\u{2581}", -9.0), ("a", -8.0), ("b", -7.0), ("ab", -2.0), ("ba", -1.0), ("\u{2581}a", -3.0), ("abab", 0.0)];
-        let table = pieces.iter().enumerate().map(|(i, (text, score))| (text.to_string(), (i as u32, *score))).collect();
+        let pieces = [
+            ("\u{2581}", -9.0),
+            ("a", -8.0),
+            ("b", -7.0),
+            ("ab", -2.0),
+            ("ba", -1.0),
+            ("\u{2581}a", -3.0),
+            ("abab", 0.0),
+        ];
+        let table =
+            pieces.iter().enumerate().map(|(i, (text, score))| (text.to_string(), (i as u32, *score))).collect();
         let bytes = (0..256).map(|b| Some(1000 + b)).collect();
         Spm { pieces: table, bytes, adds_space: true, ..Spm::default() }
     }

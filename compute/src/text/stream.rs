@@ -1,8 +1,8 @@
 //! Ids to text as they come: whole characters only, and stop strings found wherever token borders fall.
 //!
-//! Not a judge of end-of-sequence ids, which the session knows. Invariants: everything that was handed out, joined, is the decoded text of all ids
-//! up to the first stop string, however the text is cut into tokens; nothing that might still become part of a stop string, and no
-//! half character, is ever handed out.
+//! Not a judge of end-of-sequence ids, which the session knows. Invariants: everything that was handed out, joined, is
+//! the decoded text of all ids up to the first stop string, however the text is cut into tokens; nothing that might
+//! still become part of a stop string, and no half character, is ever handed out.
 
 use super::decode::Pieces;
 use std::sync::Arc;
@@ -106,7 +106,8 @@ fn whole_characters(bytes: &mut Vec<u8>) -> String {
     text
 }
 
-/// Where the stop string begins that is complete first; of several complete at one place the longest. Only ends after `searched` are new.
+/// Where the stop string begins that is complete first; of several complete at one place the longest. Only ends after
+/// `searched` are new.
 fn first_stop(text: &str, searched: usize, stops: &[String]) -> Option<usize> {
     let ends_at = |end: usize| stops.iter().filter(|s| text[..end].ends_with(s.as_str())).map(|s| end - s.len()).min();
     (searched + 1..=text.len()).filter(|end| text.is_char_boundary(*end)).find_map(ends_at)

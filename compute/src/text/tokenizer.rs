@@ -1,8 +1,9 @@
 //! The tokenizer as the rest of the crate sees it.
 //!
-//! Not the algorithms: encoding is done by the `tokenizers` crate or by `spm`, with special tokens kept out of their reach. Special tokens are found here, and only
-//! in text that may hold them. Invariants: [`Tokenizer::encode_plain`] and what people wrote in [`Tokenizer::encode_chat`] never become a special token;
-//! where a text holds no special token, all ways of encoding it agree.
+//! Not the algorithms: encoding is done by the `tokenizers` crate or by `spm`, with special tokens kept out of their
+//! reach. Special tokens are found here, and only in text that may hold them. Invariants: [`Tokenizer::encode_plain`]
+//! and what people wrote in [`Tokenizer::encode_chat`] never become a special token; where a text holds no special
+//! token, all ways of encoding it agree.
 
 use super::chat::{ChatError, ChatTemplate, Message, Moment};
 use super::decode::Pieces;
@@ -34,7 +35,10 @@ pub struct Tokenizer {
 #[derive(Debug)]
 pub(super) enum Encoder {
     /// `later` is for runs after a special token, where that differs.
-    Hub { first: Box<tokenizers::Tokenizer>, later: Option<Box<tokenizers::Tokenizer>> },
+    Hub {
+        first: Box<tokenizers::Tokenizer>,
+        later: Option<Box<tokenizers::Tokenizer>>,
+    },
     Spm(Spm),
 }
 
@@ -115,7 +119,8 @@ impl Tokenizer {
         gguf::read(header)
     }
 
-    /// A raw prompt: special tokens in it are parsed; BOS goes before it if the tokenizer says so (once, if the prompt begins with it already).
+    /// A raw prompt: special tokens in it are parsed; BOS goes before it if the tokenizer says so (once, if the prompt
+    /// begins with it already).
     pub fn encode_raw(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
         let ids = self.encode_cut(text, &[])?;
         Ok(self.with_bos(ids))
@@ -128,8 +133,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// A conversation through the model's chat template, ready for the assistant's answer. What the messages say never becomes a special token.
-    /// A model without a template gets the messages' texts, one after the other.
+    /// A conversation through the model's chat template, ready for the assistant's answer. What the messages say never
+    /// becomes a special token. A model without a template gets the messages' texts, one after the other.
     pub fn encode_chat(&self, messages: &[Message], now: Moment) -> Result<Vec<u32>, EncodeError> {
         let Some(template) = &self.template else {
             let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
@@ -151,8 +156,8 @@ impl Tokenizer {
         text + &stream.finish()
     }
 
-    /// An incremental decoder for what follows `prompt`. The leading space that some tokenizers add is taken away only where the text begins, that is where the
-    /// prompt holds nothing but special tokens.
+    /// An incremental decoder for what follows `prompt`. The leading space that some tokenizers add is taken away only
+    /// where the text begins, that is where the prompt holds nothing but special tokens.
     pub fn stream(&self, prompt: &[u32], stops: Vec<String>) -> Stream {
         let begins = prompt.iter().all(|id| self.pieces.is_special(*id));
         Stream::new(self.pieces.clone(), begins && self.pieces.strips_leading_space, stops)
