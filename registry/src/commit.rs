@@ -6,12 +6,12 @@
 //! a lost power; before that, at worst unpinned blobs are left for garbage collection. A record is never on disk without its bytes.
 
 use cairn_protocol::{
-    id::{BlobHash, RealmId, RecordId, RevisionId},
+    id::{BlobHash, PublisherKey, RealmId, RecordId, RevisionId},
     manifest::{Manifest, ManifestError},
     name::{FilePath, RefName, RepoId},
     record::{Body, Head, Record, Revision},
 };
-use redb::WriteTransaction;
+use redb::{ReadableTable, WriteTransaction};
 
 use crate::{
     Registry,
@@ -122,6 +122,7 @@ impl Registry {
             }
             keep(transaction, realm, revision, manifest_bytes, &manifest)?;
             note_sha256(transaction, realm, &manifest)?;
+            pin_own_handle(transaction, realm, manifest.repo.publisher)?;
             Ok::<_, PublishError>(heads)
         });
         let heads = written.await?;
@@ -211,6 +212,18 @@ pub(crate) fn keep(
     let files = manifest.files.iter().map(|file| (*file.blake3.as_bytes(), file.size));
     for (blob, size) in std::iter::once(manifest_blob).chain(files) {
         table.insert(keys::two(realm, revision.as_bytes(), &blob).as_slice(), size.to_le_bytes().as_slice())?;
+    }
+    Ok(())
+}
+
+/// Publishing under a handle is a person's explicit act: from now on the handle means this key here, whoever else claims it, unless a
+/// person decided otherwise before.
+fn pin_own_handle(transaction: &WriteTransaction, realm: RealmId, publisher: PublisherKey) -> Result<(), CatalogError> {
+    let Some(profile) = look::profile(transaction, realm, publisher)? else { return Ok(()) };
+    let key = keys::handle(realm, &profile.handle);
+    let mut pins = transaction.open_table(tables::HANDLE_PINS)?;
+    if pins.get(key.as_slice())?.is_none() {
+        pins.insert(key.as_slice(), publisher.as_bytes().as_slice())?;
     }
     Ok(())
 }

@@ -140,8 +140,7 @@ fn list(
         let repo = keys::parse_repo(key, name)?;
         let path = resolve::display_path(transaction, realm, &repo)?;
         if path.starts_with(prefix) && after.as_ref().is_none_or(|after| path > *after) {
-            // Two publishers may claim one handle; their repos of one name are told apart by the key.
-            page.insert((path, repo.publisher), repo);
+            page.insert(path, repo);
         }
         if page.len() > limit + 1 {
             page.pop_last();
@@ -152,7 +151,7 @@ fn list(
     if more {
         page.pop_last();
     }
-    let next = page.last_key_value().filter(|_| more).map(|((path, _), _)| path.clone());
+    let next = page.last_key_value().filter(|_| more).map(|(path, _)| path.clone());
     let summaries = page.into_values().map(|repo| summary(transaction, realm, repo)).collect::<Result<_, _>>()?;
     Ok((summaries, next))
 }

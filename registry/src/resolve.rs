@@ -329,15 +329,21 @@ fn revisions_with_prefix(
     Ok(found)
 }
 
-/// The repo with its publisher's handle, if its profile is known, else with the key.
+/// The repo with its publisher's handle if the handle means this publisher here, else with the key: what is shown resolves to what
+/// it is shown for, and a second claimant of a handle is not shown under it.
 pub(crate) fn display_path(
     transaction: &ReadTransaction,
     realm: RealmId,
     repo: &RepoId,
 ) -> Result<String, CatalogError> {
-    let publisher = match look::profile(transaction, realm, repo.publisher)? {
-        Some(profile) => Publisher::Handle(profile.handle),
-        None => Publisher::Key(repo.publisher),
-    };
+    let mut publisher = Publisher::Key(repo.publisher);
+    if let Some(profile) = look::profile(transaction, realm, repo.publisher)? {
+        let handle = Publisher::Handle(profile.handle);
+        match whose(transaction, realm, &handle, &[]) {
+            Ok((key, _)) if key == repo.publisher => publisher = handle,
+            Err(ResolveError::Catalog(error)) => return Err(error),
+            _ => {}
+        }
+    }
     Ok(RepoPath { kind: repo.kind, publisher, name: repo.name.clone() }.to_string())
 }

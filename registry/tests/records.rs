@@ -185,6 +185,24 @@ async fn a_handle_resolves_by_own_keys_then_trust_then_pin_then_a_sole_claimant(
 }
 
 #[tokio::test]
+async fn a_second_claimant_is_listed_by_its_key_and_not_under_the_handle() {
+    let house = House::new().await;
+    let (mine, squatter) = (key(1), key(2));
+    house.registry.insert(profile(&mine, "acme", 0)).await.unwrap();
+    let source = house.source("a", &[("a.txt", b"a".to_vec())]);
+    house.publish(&source, &mine, "tiny", 1).await;
+    house.registry.insert(profile(&squatter, "acme", 0)).await.unwrap();
+    house.registry.insert(revision(&squatter, "tiny", 9)).await.unwrap();
+    let (page, _) = house.registry.list("", None, 10).await.unwrap();
+    let mut paths: Vec<_> = page.into_iter().map(|summary| summary.path).collect();
+    paths.sort();
+    let mut expected = vec!["acme/tiny".to_owned(), format!("{}/tiny", squatter.public())];
+    expected.sort();
+    assert_eq!(paths, expected);
+    house.registry.close().await;
+}
+
+#[tokio::test]
 async fn a_newer_profile_gives_the_old_handle_back() {
     let house = House::new().await;
     let registry = &house.registry;
