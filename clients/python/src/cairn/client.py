@@ -1,0 +1,238 @@
+"""Every call of a node as a method. Not the node itself: each method asks a daemon, which may be on another machine (paths are
+then that machine's). Every failure is a `CairnError`."""
+
+from __future__ import annotations
+
+import os
+from typing import Iterable, Iterator, Mapping, Sequence
+
+import grpc
+
+from cairn import discovery
+from cairn.errors import BadInput, CairnError, Failed, from_rpc
+from cairn.generation import Generation
+from cairn.progress import Bar, Report
+from cairn.types import (
+    Capacity, Peer, Plan, Progress, Published, Pulled, Repo, RepoDetails, Resolved, Status, Verified,
+)
+from cairn.v1 import cairn_pb2 as pb
+from cairn.v1 import cairn_pb2_grpc as stubs
+
+_ANSWER_BYTES_MAX = 8 << 20
+_PAGE = 200
+
+
+def connect(
+    api: str | None = None,
+    *,
+    home: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    tls_ca: bytes | None = None,
+    timeout: float | None = 30.0,
+) -> Client:
+    """A client of the daemon at `api`, else of the one that is found (see `cairn.discovery`). `timeout` in seconds is for calls that
+    don't stream; `tls_ca` are PEM certificates to trust on `https`. Nothing is sent before the first call."""
+    return Client(discovery.find(api, home, token), tls_ca, timeout)
+
+
+class Client:
+    """A daemon's calls. Use it in a `with` block, or `close()` it; threads may share it."""
+
+    def __init__(self, found: discovery.Found, tls_ca: bytes | None = None, timeout: float | None = 30.0) -> None:
+        self.found, self._timeout = found, timeout
+        options = [("grpc.max_receive_message_length", _ANSWER_BYTES_MAX), ("grpc.enable_http_proxy", 0)]
+        if found.tls:
+            channel = grpc.secure_channel(found.target, grpc.ssl_channel_credentials(tls_ca), options)
+        else:
+            channel = grpc.insecure_channel(found.target, options)
+        self._channel = channel
+        self._registry, self._compute, self._node = (
+            stubs.RegistryStub(channel), stubs.ComputeStub(channel), stubs.NodeStub(channel),
+        )
+        self._metadata = (("authorization", f"Bearer {found.token}"),) if found.token else ()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls under way end."""
+        self._channel.close()
+
+    def list(self, prefix: str = "") -> Iterator[Repo]:
+        """Repos that the node knows, in order of name; further pages are asked for as they are needed."""
+        page = ""
+        while True:
+            answer = self._ask(self._registry.List, pb.ListRequest(prefix=prefix, limit=_PAGE, page_token=page))
+            yield from map(Repo._of, answer.repos)
+            page = answer.next_page_token
+            if not page:
+                return
+
+    def show(self, repo: str) -> RepoDetails:
+        """Everything known of `REPO[@REF]`."""
+        return RepoDetails._of(self._ask(self._registry.Show, pb.ShowRequest(repo=repo)))
+
+    def resolve(self, repo: str) -> Resolved:
+        """The revision that `REPO[@REF]` stands for, asking peers when the node does not know."""
+        return Resolved._of(self._ask(self._registry.Resolve, pb.ResolveRequest(repo=repo)))
+
+    def publish(
+        self,
+        path: str | os.PathLike[str],
+        repo: str,
+        *,
+        tag: str = "",
+        message: str = "",
+        link: bool = False,
+        progress: Report = None,
+    ) -> Published:
+        """Signs and publishes a file or folder of the daemon's machine."""
+        request = pb.PublishRequest(path=os.path.abspath(path), repo=repo, tag=tag, message=message, link=link)
+        return Published._of(self._follow(self._registry.Publish, request, progress))
+
+    def import_model(
+        self, source: str | os.PathLike[str], repo: str, *, message: str = "", progress: Report = None
+    ) -> Published:
+        """Brings a folder or a .gguf file in as a repo."""
+        source = os.fspath(source)
+        source = source if "://" in source else os.path.abspath(source)
+        request = pb.ImportRequest(source=source, repo=repo, message=message)
+        return Published._of(self._follow(self._registry.Import, request, progress))
+
+    def pull(
+        self,
+        repo: str,
+        to: str | os.PathLike[str] | None = None,
+        *,
+        include: Sequence[str] = (),
+        layers: range | tuple[int, int] | None = None,
+        link: bool = False,
+        progress: Report = None,
+    ) -> Pulled:
+        """Fetches and verifies; with `to`, exports to that folder. `include` are globs; `layers` is half-open."""
+        first, end = _layers(layers)
+        request = pb.PullRequest(
+            repo=repo, to=os.path.abspath(to) if to is not None else "", include=_texts("include", include),
+            layers_from=first, layers_to=end, link=link,
+        )
+        return Pulled._of(self._follow(self._registry.Pull, request, progress))
+
+    def verify(self, repo: str, *, progress: Report = None) -> Verified:
+        """Reads every byte and signature again."""
+        return Verified._of(self._follow(self._registry.Verify, pb.VerifyRequest(repo=repo), progress))
+
+    def read(self, repo: str, path: str, *, offset: int = 0, length: int = 0) -> Iterator[bytes]:
+        """The verified bytes of one file, piece by piece; length 0 is all that follows."""
+        request = pb.ReadBlobRequest(file=pb.FileOf(repo=repo, path=path), offset=offset, length=length)
+        for piece in self._events(self._registry.ReadBlob, request):
+            yield piece.data
+
+    def mirror(self, pattern: str) -> None:
+        """Keeps what the pattern names: a repo, `PUBLISHER/*` or `*`."""
+        self._ask(self._registry.MirrorAdd, pb.MirrorAddRequest(pattern=pattern))
+
+    def unmirror(self, pattern: str) -> bool:
+        """Whether the pattern was there."""
+        return self._ask(self._registry.MirrorRemove, pb.MirrorRemoveRequest(pattern=pattern)).removed
+
+    def plan(self, repo: str, *, stages: int = 0, context: int = 0, privacy: str = "") -> Plan:
+        """Where the layers would go, and why."""
+        request = pb.PlanRequest(repo=repo, stages=stages, context=context, privacy=privacy)
+        return Plan._of(self._ask(self._compute.Plan, request))
+
+    def generate(
+        self,
+        repo: str,
+        prompt: str | None = None,
+        *,
+        messages: Iterable[Mapping[str, str]] | None = None,
+        max_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        stages: int = 0,
+        raw: bool = False,
+        privacy: str = "",
+        repetition_penalty: float = 0.0,
+        timeout: float | None = None,
+        progress: Report = None,
+    ) -> Generation:
+        """Tokens as they are made, from a prompt or from chat `messages` ({"role", "content"}). Temperature 0 is greedy; an unset seed
+        is drawn and reported; `stages` asks for exactly so many different nodes."""
+        if (prompt is None) == (messages is None):
+            raise BadInput("bad_input", repo, "either a prompt or messages are needed")
+        request = pb.GenerateRequest(
+            repo=repo, prompt=prompt or "", messages=[_message(one) for one in messages or ()], max_tokens=max_tokens,
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=_texts("stop", stop), stages=stages,
+            raw=raw, privacy=privacy, repetition_penalty=repetition_penalty,
+        )
+        call = self._compute.Generate(request, metadata=self._metadata, timeout=timeout)
+        return Generation(call, self._explain, Bar(progress))
+
+    def status(self) -> Status:
+        """The node's own state."""
+        return Status._of(self._ask(self._node.Status, pb.StatusRequest()))
+
+    def peers(self) -> Sequence[Peer]:
+        """Other nodes as this one sees them."""
+        return [Peer._of(peer) for peer in self._ask(self._node.Peers, pb.PeersRequest()).peers]
+
+    def capacity(self) -> Capacity:
+        """What the node's machine has, as measured."""
+        return Capacity._of(self._ask(self._node.Capacity, pb.CapacityRequest()))
+
+    def _ask(self, method, request):
+        try:
+            return method(request, metadata=self._metadata, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise self._explain(error) from None
+
+    def _events(self, method, request):
+        call = method(request, metadata=self._metadata)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise self._explain(error) from None
+        finally:
+            call.cancel()
+
+    def _follow(self, method, request, report: Report):
+        """Shows progress until the last message, `done`."""
+        with Bar(report) as bar:
+            for event in self._events(method, request):
+                kind = event.WhichOneof("event")
+                if kind == "progress":
+                    bar.update(Progress._of(event.progress))
+                elif kind == "done":
+                    return event.done
+        raise Failed("internal", self.found.target, "the call ended without a result")
+
+    def _explain(self, error: grpc.RpcError) -> CairnError:
+        return from_rpc(error, self.found.target)
+
+
+def _layers(layers: range | tuple[int, int] | None) -> tuple[int, int]:
+    if layers is None:
+        return 0, 0
+    first, end, step = (layers.start, layers.stop, layers.step) if isinstance(layers, range) else (*layers, 1)
+    if step != 1 or not 0 <= first < end:
+        raise BadInput("bad_input", "layers", f"{layers} is no half-open range of layers", "layers=(0, 10)")
+    return first, end
+
+
+def _texts(name: str, texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise BadInput("bad_input", name, "a list of texts is needed, not one text", f"{name}=[{texts!r}]")
+    return [str(text) for text in texts]
+
+
+def _message(message: Mapping[str, str]) -> pb.ChatMessage:
+    try:
+        return pb.ChatMessage(role=message["role"], content=message["content"])
+    except (KeyError, TypeError):
+        raise BadInput("bad_input", "messages", "each needs a role and a content") from None

@@ -1,0 +1,442 @@
+"""What calls return: plain, frozen, with units in the names. Not the wire's messages, which may grow fields that mean nothing
+here. Every class is made from its message by `_of`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cairn.v1 import cairn_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long call is: `phase` is hash, fetch, export, verify or load."""
+
+    phase: str
+    bytes_done: int
+    bytes_total: int
+    item: str
+
+    @classmethod
+    def _of(cls, m: pb.Progress) -> Progress:
+        return cls(m.phase, m.bytes_done, m.bytes_total, m.item)
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repo as the catalogue lists it. `held`: whole on the node that was asked."""
+
+    repo: str
+    kind: str
+    publisher: str
+    handle: str
+    name: str
+    revision: str
+    bytes: int
+    files: int
+    architecture: str
+    parameters: int
+    quantisation: str
+    license: str
+    created_ms: int
+    held: bool
+
+    @classmethod
+    def _of(cls, m: pb.Repo) -> Repo:
+        return cls(
+            m.repo, m.kind, m.publisher, m.handle, m.name, m.revision, m.bytes, m.files, m.architecture, m.parameters,
+            m.quantisation, m.license, m.created_ms, m.held,
+        )
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What a branch or tag stands for."""
+
+    name: str
+    revision: str
+    epoch: int
+    number: int
+    tag: bool
+    ambiguous: bool
+
+    @classmethod
+    def _of(cls, m: pb.Ref) -> Ref:
+        return cls(m.name, m.revision, m.epoch, m.number, m.tag, m.ambiguous)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a revision; digests as hex under "blake3", "sha256" and "git-sha1"."""
+
+    path: str
+    size: int
+    digests: dict[str, str]
+
+    @classmethod
+    def _of(cls, m: pb.File) -> File:
+        return cls(m.path, m.size, {digest.algorithm: digest.hex for digest in m.digests})
+
+
+@dataclass(frozen=True)
+class Model:
+    """The shape of a language model. `served`: this mesh can run it over several nodes."""
+
+    architecture: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    context_max: int
+    served: bool
+
+    @classmethod
+    def _of(cls, m: pb.Model) -> Model:
+        return cls(m.architecture, m.layers, m.width, m.heads, m.kv_heads, m.vocabulary, m.context_max, m.served)
+
+
+@dataclass(frozen=True)
+class RepoDetails:
+    """Everything known of one repo; `holders` are nodes that keep it whole."""
+
+    repo: Repo
+    refs: list[Ref]
+    files: list[File]
+    model: Model | None
+    holders: list[str]
+    message: str
+    parents: list[str]
+    tensors: int
+    warning: str
+
+    @classmethod
+    def _of(cls, m: pb.ShowResponse) -> RepoDetails:
+        model = Model._of(m.model) if m.HasField("model") else None
+        refs, files = [Ref._of(ref) for ref in m.refs], [File._of(file) for file in m.files]
+        return cls(
+            Repo._of(m.repo), refs, files, model, list(m.holders), m.message, list(m.parents), m.tensors, m.warning
+        )
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The revision that a name stands for."""
+
+    repo: str
+    publisher: str
+    kind: str
+    name: str
+    ref: str
+    revision: str
+    epoch: int
+    number: int
+    warning: str
+
+    @classmethod
+    def _of(cls, m: pb.ResolveResponse) -> Resolved:
+        return cls(m.repo, m.publisher, m.kind, m.name, m.ref, m.revision, m.epoch, m.number, m.warning)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a publish made."""
+
+    repo: str
+    revision: str
+    ref: str
+    epoch: int
+    number: int
+    files: int
+    bytes: int
+    key_created: bool
+    publisher: str
+
+    @classmethod
+    def _of(cls, m: pb.Published) -> Published:
+        return cls(m.repo, m.revision, m.ref, m.epoch, m.number, m.files, m.bytes, m.key_created, m.publisher)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull brought: needed = local + fetched; `bytes_overhead` travelled beyond what was needed."""
+
+    repo: str
+    revision: str
+    bytes_total: int
+    bytes_needed: int
+    bytes_local: int
+    bytes_fetched: int
+    bytes_overhead: int
+    bytes_from: dict[str, int]
+    seconds: float
+    path: str
+    files: int
+
+    @classmethod
+    def _of(cls, m: pb.Pulled) -> Pulled:
+        return cls(
+            m.repo, m.revision, m.bytes_total, m.bytes_needed, m.bytes_local, m.bytes_fetched, m.bytes_overhead,
+            {source.node: source.bytes for source in m.bytes_from}, m.seconds, m.path, m.files,
+        )
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What re-reading every byte and signature found; `bad` is path → why."""
+
+    repo: str
+    revision: str
+    ok: bool
+    files: int
+    bytes: int
+    bad: dict[str, str]
+
+    @classmethod
+    def _of(cls, m: pb.Verified) -> Verified:
+        return cls(m.repo, m.revision, m.ok, m.files, m.bytes, {bad.path: bad.why for bad in m.bad})
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The layers [first, end) that one node would compute."""
+
+    node: str
+    first_layer: int
+    end_layer: int
+    bytes: int
+    ms: float
+    embedding: bool
+    head: bool
+
+    @classmethod
+    def _of(cls, m: pb.StagePlan) -> StagePlan:
+        return cls(m.node, m.first_layer, m.end_layer, m.bytes, m.ms, m.embedding, m.head)
+
+
+@dataclass(frozen=True)
+class RejectedNode:
+    """A node that was not used, and why."""
+
+    node: str
+    reason: str
+    why: str
+
+    @classmethod
+    def _of(cls, m: pb.RejectedNode) -> RejectedNode:
+        return cls(m.node, m.reason, m.why)
+
+
+@dataclass(frozen=True)
+class DeathOutcome:
+    """What one node's death would leave."""
+
+    node: str
+    survivable: bool
+    what: str
+
+    @classmethod
+    def _of(cls, m: pb.DeathOutcome) -> DeathOutcome:
+        return cls(m.node, m.survivable, m.what)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a model's layers would go."""
+
+    repo: str
+    revision: str
+    stages: list[StagePlan]
+    rejected: list[RejectedNode]
+    predicted_ttft_ms: float
+    predicted_tokens_per_s: float
+    deaths: list[DeathOutcome]
+
+    @classmethod
+    def _of(cls, m: pb.PlanResponse) -> Plan:
+        return cls(
+            m.repo, m.revision, [StagePlan._of(stage) for stage in m.stages],
+            [RejectedNode._of(node) for node in m.rejected], m.predicted_ttft_ms, m.predicted_tokens_per_s,
+            [DeathOutcome._of(death) for death in m.deaths],
+        )
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token; `text` holds whole characters only and may be empty."""
+
+    id: int
+    text: str
+    index: int
+
+    @classmethod
+    def _of(cls, m: pb.Token) -> Token:
+        return cls(m.id, m.text, m.index)
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one stage needed and where it got it."""
+
+    node: str
+    first_layer: int
+    end_layer: int
+    bytes_needed: int
+    bytes_local: int
+    bytes_fetched: int
+    bytes_overhead: int
+
+    @classmethod
+    def _of(cls, m: pb.StageReport) -> StageReport:
+        return cls(
+            m.node, m.first_layer, m.end_layer, m.bytes_needed, m.bytes_local, m.bytes_fetched, m.bytes_overhead
+        )
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a generation begins with."""
+
+    session: str
+    revision: str
+    seed: int
+    plan: Plan
+    resume_token: str
+    prompt_tokens: int
+
+    @classmethod
+    def _of(cls, m: pb.Started) -> Started:
+        return cls(m.session, m.revision, m.seed, Plan._of(m.plan), m.resume_token, m.prompt_tokens)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A stage was lost and replaced; no token is wrong or missing."""
+
+    node: str
+    why: str
+    stages: list[StageReport]
+    pause_ms: float
+
+    @classmethod
+    def _of(cls, m: pb.Recovery) -> Recovery:
+        return cls(m.node, m.why, [StageReport._of(stage) for stage in m.stages], m.pause_ms)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole generation: `finish` is stop, length or cancelled; `tokens` has the end token, `text` has not."""
+
+    text: str
+    tokens: list[int]
+    finish: str
+    seed: int
+    prompt_tokens: int
+    ttft_ms: float
+    tokens_per_s: float
+    stages: list[StageReport]
+    recoveries: int
+    pauses_ms: list[float]
+
+    @classmethod
+    def _of(cls, m: pb.Done) -> Result:
+        return cls(
+            m.text, list(m.tokens), m.finish, m.seed, m.prompt_tokens, m.ttft_ms, m.tokens_per_s,
+            [StageReport._of(stage) for stage in m.stages], m.recoveries, list(m.pauses_ms),
+        )
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A graphics processor."""
+
+    name: str
+    memory_bytes: int
+    driver: str
+
+    @classmethod
+    def _of(cls, m: pb.Gpu) -> Gpu:
+        return cls(m.name, m.memory_bytes, m.driver)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a node has, as measured by itself; `level` is its instruction-set level."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    level: str
+    gpus: list[Gpu]
+    bandwidth_gb_per_s: float
+    gmacs_per_s: float
+    stage_memory_bytes: int
+
+    @classmethod
+    def _of(cls, m: pb.CapacityResponse) -> Capacity:
+        return cls(
+            m.cpu, m.cores, m.memory_bytes, m.level, [Gpu._of(gpu) for gpu in m.gpus], m.measured.bandwidth_gb_per_s,
+            m.measured.gmacs_per_s, m.stage_memory_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Grants:
+    """To whom a node gives what: nobody, listed, realm or anyone."""
+
+    store: str
+    compute: str
+    train: str
+
+    @classmethod
+    def _of(cls, m: pb.Grants) -> Grants:
+        return cls(m.store, m.compute, m.train)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another node as this one sees it."""
+
+    node_id: str
+    peer_id: str
+    addresses: list[str]
+    last_seen_ms: int
+    connected: bool
+    rtt_ms: float
+    agent: str
+    capacity: Capacity | None
+    grants: Grants | None
+
+    @classmethod
+    def _of(cls, m: pb.Peer) -> Peer:
+        capacity = Capacity._of(m.capacity) if m.HasField("capacity") else None
+        grants = Grants._of(m.grants) if m.HasField("grants") else None
+        return cls(
+            m.node_id, m.peer_id, list(m.addresses), m.last_seen_ms, m.connected, m.rtt_ms, m.agent, capacity, grants
+        )
+
+
+@dataclass(frozen=True)
+class Status:
+    """A node's own state; addresses are where its doors listen."""
+
+    node_id: str
+    peer_id: str
+    version: str
+    realm: str
+    uptime_s: float
+    repos: int
+    bytes_stored: int
+    sessions: int
+    peers: int
+    listen: list[str]
+    data: str
+    http: str
+    home: str
+
+    @classmethod
+    def _of(cls, m: pb.StatusResponse) -> Status:
+        return cls(
+            m.node_id, m.peer_id, m.version, m.realm, m.uptime_s, m.repos, m.bytes_stored, m.sessions, m.peers,
+            list(m.listen), m.data, m.http, m.home,
+        )

@@ -1,0 +1,1 @@
+"""Generated from cairn/v1/cairn.proto by `clients/python/generate`; not written by hand."""

@@ -1,0 +1,151 @@
+"""The client against a real daemon: every call once, and the refusals that people meet first."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+
+import pytest
+
+import cairn
+from conftest import CHECKOUT
+
+
+def test_a_folder_under_another_name_has_the_same_files_and_another_revision(node, model):
+    assert model.repo == "acme/tiny" and model.number >= 1 and len(model.revision) == 64
+    again = node.publish(CHECKOUT / "models/tiny", "acme/other", progress=False)
+    assert (again.files, again.bytes) == (model.files, model.bytes) and again.revision != model.revision
+
+
+def test_a_published_repo_is_listed_shown_and_resolved(node, model):
+    listed = {repo.repo: repo for repo in node.list()}
+    assert listed["acme/tiny"].revision == model.revision and listed["acme/tiny"].held
+    shown = node.show("acme/tiny")
+    assert {file.path for file in shown.files} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert all(set(file.digests) == {"blake3", "sha256", "git-sha1"} for file in shown.files)
+    assert shown.model is not None and shown.model.served and shown.model.layers > 0
+    assert "v1" in {ref.name for ref in shown.refs if ref.tag}
+    for name in ("acme/tiny", "acme/tiny@v1", f"acme/tiny@{model.revision[:12]}", f"{model.publisher}/tiny"):
+        assert node.resolve(name).revision == model.revision
+
+
+def test_a_list_is_narrowed_by_its_prefix(node, model):
+    assert [repo.repo for repo in node.list("acme/ti")] == ["acme/tiny"]
+    assert list(node.list("nobody/")) == []
+
+
+def test_a_pulled_folder_equals_the_published_one(node, model, tmp_path):
+    seen = []
+    pulled = node.pull("acme/tiny", tmp_path / "copy", include=["*.json", "*.safetensors"], progress=seen.append)
+    assert pulled.revision == model.revision and pulled.bytes_needed == pulled.bytes_local + pulled.bytes_fetched
+    names = ["config.json", "tokenizer.json", "model.safetensors"]
+    _, different, missing = filecmp.cmpfiles(CHECKOUT / "models/tiny", tmp_path / "copy", names, shallow=False)
+    assert (different, missing) == ([], [])
+    assert not (tmp_path / "copy/README.md").exists()
+    assert all(isinstance(one, cairn.Progress) for one in seen)
+
+
+def test_a_file_is_read_in_pieces_and_from_an_offset(node, model):
+    whole = (CHECKOUT / "models/tiny/model.safetensors").read_bytes()
+    assert b"".join(node.read("acme/tiny", "model.safetensors")) == whole
+    assert b"".join(node.read("acme/tiny", "model.safetensors", offset=1000, length=70_000)) == whole[1000:71_000]
+
+
+def test_verifying_finds_nothing_wrong(node, model):
+    verified = node.verify("acme/tiny", progress=False)
+    assert verified.ok and verified.bad == {} and verified.bytes == model.bytes
+
+
+def test_a_plan_covers_every_layer(node, model):
+    plan = node.plan("acme/tiny")
+    assert plan.stages[0].first_layer == 0 and plan.stages[-1].end_layer == node.show("acme/tiny").model.layers
+    assert plan.stages[0].embedding and plan.stages[-1].head
+
+
+def test_a_generation_streams_what_its_result_holds(node, model):
+    words = node.generate("acme/tiny", "Once upon a time", max_tokens=12, temperature=0, raw=True)
+    tokens = list(words)
+    result = words.result
+    assert [token.id for token in tokens] == result.tokens and 1 <= len(tokens) <= 12
+    assert "".join(token.text for token in tokens) == result.text == words.text
+    assert result.finish in ("stop", "length") and result.recoveries == 0 and len(result.stages) == 1
+    assert words.started.revision == model.revision and words.started.prompt_tokens == result.prompt_tokens
+
+
+def test_one_seed_makes_one_text(node, model):
+    def text():
+        return node.generate("acme/tiny", "The", max_tokens=8, temperature=1.0, seed=7, raw=True).text
+
+    assert text() == text()
+
+
+def test_asking_for_the_start_first_loses_no_token(node, model):
+    words = node.generate("acme/tiny", "Once", max_tokens=5, temperature=0, raw=True)
+    assert words.started.session
+    assert [token.id for token in words] == words.result.tokens
+
+
+def test_messages_are_a_chat(node, model):
+    result = node.generate("acme/tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=4).result
+    assert 1 <= len(result.tokens) <= 4
+
+
+def test_a_cancelled_generation_ends_and_the_node_goes_on(node, model):
+    with node.generate("acme/tiny", "Once", max_tokens=400, temperature=0, raw=True) as words:
+        next(words)
+        words.cancel()
+        with pytest.raises(cairn.CairnError) as error:
+            list(words)
+    assert error.value.reason == "cancelled"
+    assert node.generate("acme/tiny", "Once", max_tokens=2, raw=True).result.tokens
+
+
+def test_the_node_tells_of_itself(node, daemon, model):
+    status = node.status()
+    assert status.node_id == daemon.ready["node_id"] and status.repos >= 1 and status.bytes_stored > 0
+    capacity = node.capacity()
+    assert capacity.cores >= 1 and capacity.memory_bytes > 0 and capacity.level
+    assert list(node.peers()) == []
+
+
+def test_a_mirror_is_kept_and_let_go(node):
+    node.mirror("acme/*")
+    assert node.unmirror("acme/*") and not node.unmirror("acme/*")
+
+
+def test_a_repo_that_nobody_has_is_not_found(node):
+    with pytest.raises(cairn.NotFound) as error:
+        node.show("acme/nothing-here")
+    assert error.value.reason == "not_found" and "acme/nothing-here" in str(error.value)
+
+
+def test_a_malformed_name_is_bad_input(node):
+    with pytest.raises(cairn.BadInput):
+        node.resolve("not a repo")
+
+
+def test_publishing_without_the_token_is_refused(daemon, tmp_path):
+    with cairn.connect(daemon.api, home=tmp_path) as stranger:
+        assert stranger.status().node_id
+        with pytest.raises(cairn.Refused) as error:
+            stranger.publish(CHECKOUT / "models/tiny", "acme/tiny")
+    assert error.value.reason == "token_required"
+
+
+def test_more_stages_than_nodes_are_refused_with_a_reason(node, model):
+    with pytest.raises(cairn.CairnError) as error:
+        node.plan("acme/tiny", stages=3)
+    assert error.value.why
+
+
+def test_a_port_without_a_daemon_is_unavailable(tmp_path):
+    with cairn.connect("127.0.0.1:1", home=tmp_path) as client, pytest.raises(cairn.Unavailable) as error:
+        client.status()
+    assert "127.0.0.1:1" in str(error.value) and error.value.try_ == "cairn node"
+
+
+def test_a_daemon_is_found_by_its_home(daemon, monkeypatch):
+    monkeypatch.delenv("CAIRN_API", raising=False)
+    monkeypatch.setenv("CAIRN_HOME", os.fspath(daemon.home))
+    with cairn.connect() as client:
+        assert client.found.source == "ready.json" and client.status().node_id == daemon.ready["node_id"]
