@@ -155,3 +155,6 @@ impl TensorSource for FileSource {
         Ok(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

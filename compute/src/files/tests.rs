@@ -1,0 +1,192 @@
+//! Real files of tiny models: what is read from them is what was written, and what is broken is refused.
+
+use super::*;
+use crate::{
+    arch::StagePart,
+    bench::{self, BenchError, BenchOptions, RequantiseError},
+    tiny::{self, Tiny},
+    weights,
+};
+use cairn_protocol::{dtype::Dtype, manifest::Naming};
+use std::{collections::BTreeMap, fs};
+use tempfile::TempDir;
+
+/// Writes a folder of safetensors with its `config.json`, the tensors over two files.
+fn folder(tiny: &Tiny) -> TempDir {
+    let dir = tempfile::tempdir().expect("folder");
+    let m = &tiny.model;
+    let config = serde_json::json!({
+        "model_type": m.architecture, "hidden_size": m.width, "intermediate_size": m.feed_forward,
+        "num_hidden_layers": m.layers, "num_attention_heads": m.heads, "num_key_value_heads": m.kv_heads,
+        "head_dim": m.head_width, "vocab_size": m.vocabulary, "max_position_embeddings": m.context_max,
+        "rms_norm_eps": m.norm_epsilon, "rope_theta": m.rope_base, "bos_token_id": m.bos_token, "eos_token_id": m.eos_tokens,
+    });
+    fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
+    for (i, half) in tiny.tensors.chunks(tiny.tensors.len().div_ceil(2)).enumerate() {
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for t in half {
+            let from = data.len();
+            data.extend(&tiny.bytes[&t.name]);
+            let info =
+                serde_json::json!({"dtype": t.dtype.name(), "shape": t.shape, "data_offsets": [from, data.len()]});
+            header.insert(t.name.clone(), info);
+        }
+        let header = serde_json::Value::Object(header).to_string();
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+        fs::write(dir.path().join(format!("model-{i}.safetensors")), bytes).expect("written");
+    }
+    dir
+}
+
+/// A GGUF file's bytes, from the format's description.
+fn gguf_bytes(tiny: &Tiny) -> Vec<u8> {
+    let m = &tiny.model;
+    let text = |s: &str| [&(s.len() as u64).to_le_bytes()[..], s.as_bytes()].concat();
+    let key = |name: &str| text(&format!("{}.{name}", m.architecture));
+    let number = |name: &str, n: u32| [key(name), 4u32.to_le_bytes().to_vec(), n.to_le_bytes().to_vec()].concat();
+    let real =
+        |name: &str, x: f64| [key(name), 6u32.to_le_bytes().to_vec(), (x as f32).to_le_bytes().to_vec()].concat();
+    let pieces: Vec<u8> = (0..m.vocabulary).flat_map(|i| text(&format!("piece {i}"))).collect();
+    let metadata = [
+        [text("general.architecture"), 8u32.to_le_bytes().to_vec(), text(&m.architecture)].concat(),
+        [
+            text("tokenizer.ggml.tokens"),
+            9u32.to_le_bytes().to_vec(),
+            8u32.to_le_bytes().to_vec(),
+            u64::from(m.vocabulary).to_le_bytes().to_vec(),
+            pieces,
+        ]
+        .concat(),
+        number("block_count", m.layers),
+        number("embedding_length", m.width),
+        number("feed_forward_length", m.feed_forward),
+        number("attention.head_count", m.heads),
+        number("attention.head_count_kv", m.kv_heads),
+        number("context_length", m.context_max),
+        real("attention.layer_norm_rms_epsilon", m.norm_epsilon),
+        real("rope.freq_base", m.rope_base),
+    ];
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3u32.to_le_bytes());
+    bytes.extend((tiny.tensors.len() as u64).to_le_bytes());
+    bytes.extend((metadata.len() as u64).to_le_bytes());
+    bytes.extend(metadata.concat());
+    let mut data: Vec<u8> = Vec::new();
+    for t in &tiny.tensors {
+        bytes.extend(text(&t.name));
+        bytes.extend((t.shape.len() as u32).to_le_bytes());
+        t.shape.iter().rev().for_each(|n| bytes.extend(n.to_le_bytes()));
+        bytes.extend((t.dtype.number() - 1).to_le_bytes());
+        bytes.extend((data.len() as u64).to_le_bytes());
+        data.extend(&tiny.bytes[&t.name]);
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    [bytes, data].concat()
+}
+
+fn gguf_file(tiny: &Tiny) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("folder");
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, gguf_bytes(tiny)).expect("written");
+    (dir, path)
+}
+
+fn named_llama() -> Model {
+    Model { naming: Naming::Gguf, rope_half_split: false, ..tiny::llama() }
+}
+
+fn read(files: &ModelFiles) -> BTreeMap<String, Vec<u8>> {
+    let mut source = files.source().expect("opens");
+    files.tensors.iter().map(|t| (t.name.clone(), source.tensor(t).expect("reads"))).collect()
+}
+
+#[test]
+fn a_folder_of_safetensors_gives_the_model_and_its_bytes() {
+    for dtype in [Dtype::F32, Dtype::BF16] {
+        let tiny = Tiny::new(tiny::llama(), 41, |_| dtype);
+        let dir = folder(&tiny);
+        let files = ModelFiles::open(dir.path()).expect("opens");
+        assert_eq!(files.model, tiny.model);
+        assert_eq!(read(&files), tiny.bytes);
+    }
+}
+
+#[test]
+fn a_gguf_file_gives_the_model_and_its_bytes() {
+    for (model, dtype) in [(named_llama(), Dtype::Q4_1), (tiny::qwen2(), Dtype::Q5_0)] {
+        let tiny = Tiny::new(model, 42, |_| dtype);
+        let (_dir, path) = gguf_file(&tiny);
+        let files = ModelFiles::open(&path).expect("opens");
+        assert_eq!((files.model.layers, files.model.attention_bias), (3, tiny.model.attention_bias));
+        assert_eq!(read(&files), tiny.bytes);
+    }
+}
+
+#[test]
+fn what_is_no_model_is_refused_with_its_path() {
+    let dir = tempfile::tempdir().expect("folder");
+    assert!(matches!(ModelFiles::open(dir.path()), Err(FilesError::NoModel(_))));
+    assert!(matches!(ModelFiles::open(&dir.path().join("none")), Err(FilesError::Io { .. })));
+    let path = dir.path().join("x.gguf");
+    let whole = gguf_bytes(&Tiny::new(named_llama(), 42, |_| Dtype::Q4_1));
+    for cut in [0, 3, 20, 100, 900] {
+        fs::write(&path, &whole[..cut]).expect("written");
+        assert!(matches!(ModelFiles::open(&path), Err(FilesError::Header { .. })), "cut at {cut}");
+    }
+    fs::write(&path, &whole[..whole.len() - 64]).expect("written");
+    assert!(ModelFiles::open(&path).is_err(), "its last tensor is past the end");
+}
+
+#[test]
+fn a_requantised_file_holds_the_same_model_in_other_quants() {
+    let tiny = Tiny::new(named_llama(), 43, |_| Dtype::Q4_1);
+    let (dir, path) = gguf_file(&tiny);
+    for target in [Dtype::Q8_0, Dtype::Q4_0] {
+        let made = dir.path().join(target.name());
+        bench::requantise(&path, &made, target).expect("made");
+        let (old, new) = (ModelFiles::open(&path).expect("opens"), ModelFiles::open(&made).expect("opens"));
+        assert_eq!(old.model, new.model, "metadata is kept");
+        for (a, b) in old.tensors.iter().zip(&new.tensors) {
+            let want = if a.shape.len() == 2 { target } else { a.dtype };
+            assert_eq!((&a.name, want, &a.shape), (&b.name, b.dtype, &b.shape));
+        }
+        let (a, b) = (read(&old), read(&new));
+        for t in &new.tensors {
+            let (mut was, mut is) = (Vec::new(), Vec::new());
+            let old = old.tensors.iter().find(|o| o.name == t.name).expect("same names");
+            assert!(crate::quant::dequantise(old.dtype, &a[&t.name], &mut was));
+            assert!(crate::quant::dequantise(t.dtype, &b[&t.name], &mut is));
+            let top = was.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let step = if target == Dtype::Q8_0 { top / 200.0 } else { top / 6.0 };
+            assert!(was.iter().zip(&is).all(|(w, i)| (w - i).abs() <= step), "{} as {target}", t.name);
+        }
+        let part = StagePart::whole(3);
+        assert!(weights::load(&new.model, &new.tensors, &part, 8, &mut *new.source().expect("opens")).is_ok());
+    }
+    let refused = bench::requantise(&path, &dir.path().join("x"), Dtype::Q6_K);
+    assert!(matches!(refused, Err(RequantiseError::Target(Dtype::Q6_K))));
+}
+
+#[test]
+fn a_benchmark_measures_what_it_is_asked() {
+    let (_dir, path) = gguf_file(&Tiny::new(named_llama(), 44, |_| Dtype::Q5_0));
+    let options =
+        BenchOptions { prompt_tokens: 140, decode_tokens: 3, users: 2, threads: 1, repeat: 2, ..Default::default() };
+    let report = bench::run(&path, &options).expect("measures");
+    assert!(report.prefill_min <= report.prefill_tokens_per_s && report.prefill_tokens_per_s <= report.prefill_max);
+    assert!(0.0 < report.decode_min && report.decode_min <= report.decode_max);
+    assert!(report.step_bytes <= report.weights_bytes && report.decode_bound_tokens_per_s > 0.0);
+    assert_eq!((report.threads, report.users, report.planes), (1, 2, 2));
+    assert_eq!(report.conversions, ["Q5_0 as Q8_0 (22 tensors)"]);
+    for bad in [
+        BenchOptions { prompt_tokens: 0, ..options },
+        BenchOptions { users: 0, ..options },
+        BenchOptions { users: 129, ..options },
+        BenchOptions { prompt_tokens: 512, ..options },
+        BenchOptions { decode_tokens: usize::MAX, ..options },
+        BenchOptions { repeat: 0, ..options },
+    ] {
+        assert!(matches!(bench::run(&path, &bad), Err(BenchError::Options(_))), "{bad:?}");
+    }
+}
