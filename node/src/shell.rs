@@ -96,12 +96,9 @@ impl Node {
     async fn assemble(config: Config, home: Home, bound: Bound, registry: Registry) -> Result<Arc<Node>, Refusal> {
         let identity = home.identity()?;
         let shutdown = CancellationToken::new();
-        let engine = Engine::start(EngineConfig {
-            threads: config.threads,
-            level: None,
-            memory_max: config.stage_memory_bytes,
-        })
-        .map_err(|error| failed("the engine", &error, "--threads 1"))?;
+        let engine =
+            Engine::start(EngineConfig { threads: config.threads, level: None, memory_max: config.stage_memory_bytes })
+                .map_err(|error| failed("the engine", &error, "--threads 1"))?;
         let capacity = measure(&home, config.stage_memory_bytes).await?;
         let stages = StageHost::new(&config, engine.level());
         let data = data::start(&config, &identity, &registry, stages.clone()).await?;

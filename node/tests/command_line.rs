@@ -11,9 +11,30 @@ use daemon::{CAIRN, cairn, error_of};
 fn help_of_every_command_has_examples() {
     let home = tempfile::tempdir().unwrap();
     let commands = [
-        "", "node", "demo", "publish", "import", "pull", "mirror", "mirror add", "mirror ls", "mirror rm",
-        "mirror status", "ls", "show", "verify", "peers", "status", "capacity", "plan", "run", "config", "config show",
-        "bench", "bench engine", "bench blobs",
+        "",
+        "node",
+        "demo",
+        "publish",
+        "import",
+        "pull",
+        "mirror",
+        "mirror add",
+        "mirror ls",
+        "mirror rm",
+        "mirror status",
+        "ls",
+        "show",
+        "verify",
+        "peers",
+        "status",
+        "capacity",
+        "plan",
+        "run",
+        "config",
+        "config show",
+        "bench",
+        "bench engine",
+        "bench blobs",
     ];
     for command in commands {
         let words: Vec<&str> = command.split(' ').filter(|word| !word.is_empty()).chain(["--help"]).collect();
@@ -84,8 +105,7 @@ fn config_show_says_who_set_what() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_panic() {
-    let mut child =
-        Command::new(CAIRN).arg("--help").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new(CAIRN).arg("--help").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();

@@ -2,8 +2,9 @@
 
 mod daemon;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use cairn_client::generated::node_client::NodeClient;
@@ -87,8 +88,10 @@ fn sigterm_stops_in_order_doors_first_and_the_registry_last() {
     let (status, log, _home) = daemon.wait();
     assert_eq!(status.code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(10), "it took {:?}", started.elapsed());
-    let steps = ["doors are closed", "flows have ended", "net has ended", "data has ended", "engine has ended", "stopped"];
-    let places: Vec<_> = steps.iter().map(|step| log.find(step).unwrap_or_else(|| panic!("`{step}` is not in:\n{log}"))).collect();
+    let steps =
+        ["doors are closed", "flows have ended", "net has ended", "data has ended", "engine has ended", "stopped"];
+    let places: Vec<_> =
+        steps.iter().map(|step| log.find(step).unwrap_or_else(|| panic!("`{step}` is not in:\n{log}"))).collect();
     assert!(places.is_sorted(), "{places:?}");
 }
 
@@ -165,7 +168,8 @@ async fn health_and_reflection_tell_what_is_served() {
     let mut reflection = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
     let answers = reflection.server_reflection_info(tokio_stream::iter([ask])).await.unwrap();
     let answer = answers.into_inner().message().await.unwrap().unwrap();
-    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer.message_response
+    else {
         panic!("no list")
     };
     let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
@@ -191,9 +195,9 @@ async fn health_and_reflection_tell_what_is_served() {
 fn the_http_door_answers_only_to_our_own_names() {
     let daemon = Daemon::start();
     let port = daemon.http().rsplit_once(':').unwrap().1.to_string();
-    for (path, holds) in [
-        ("/healthz", "ok"), ("/readyz", "ready"), ("/metrics", "# TYPE cairn_peers gauge"), ("/", "Cairn node"),
-    ] {
+    for (path, holds) in
+        [("/healthz", "ok"), ("/readyz", "ready"), ("/metrics", "# TYPE cairn_peers gauge"), ("/", "Cairn node")]
+    {
         let answer = get(&daemon, path, &format!("localhost:{port}"));
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(holds), "{path}: {answer}");
     }
@@ -240,7 +244,8 @@ async fn garbage_and_silence_on_every_port_cost_little_and_break_nothing() {
         }
     }
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let quic = daemon.ready["listen"].as_array().unwrap().iter().find_map(|a| a.as_str().unwrap().split("/udp/").nth(1));
+    let quic =
+        daemon.ready["listen"].as_array().unwrap().iter().find_map(|a| a.as_str().unwrap().split("/udp/").nth(1));
     let quic = format!("127.0.0.1:{}", quic.unwrap().split('/').next().unwrap());
     for address in [quic, daemon.ready["data"].as_str().unwrap().to_string()] {
         for piece in garbage.chunks(1200).cycle().take(2000) {
@@ -275,7 +280,10 @@ async fn a_full_door_closes_at_once_and_opens_again() {
     let mut last = held.last().unwrap().try_clone().unwrap();
     last.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let ended = last.read(&mut [0; 1]);
-    assert!(matches!(&ended, Ok(0)) || ended.as_ref().is_err_and(|e| e.kind() == ErrorKind::ConnectionReset), "{ended:?}");
+    assert!(
+        matches!(&ended, Ok(0)) || ended.as_ref().is_err_and(|e| e.kind() == ErrorKind::ConnectionReset),
+        "{ended:?}"
+    );
     drop(held);
     let deadline = Instant::now() + daemon::PATIENCE;
     while NodeClient::connect(format!("http://{}", daemon.api())).await.is_err() {
@@ -313,4 +321,64 @@ async fn with_tls_others_may_reach_the_door_and_every_call_needs_the_token() {
         Err(refusal) => refusal,
     };
     assert_eq!(refusal.reason, Reason::Unavailable, "{refusal}");
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_call_and_the_work_behind_it() {
+    let daemon = Daemon::start();
+    let client = client(&daemon).await;
+    let model = daemon.home().join("model");
+    cairn_node::builtin::write(&model).unwrap();
+    let publish =
+        api::PublishRequest { path: model.display().to_string(), repo: "acme/tiny".into(), ..Default::default() };
+    let mut events = client.publish(publish).await.unwrap();
+    while events.next().await.unwrap().is_some() {}
+    let ask = api::GenerateRequest {
+        repo: "acme/tiny".into(),
+        prompt: "x".repeat(100),
+        raw: true,
+        max_tokens: 200,
+        temperature: Some(1.0),
+        ..Default::default()
+    };
+    let hasty = client.clone().with_deadline(Duration::from_millis(15));
+    let refusal = match hasty.generate(ask).await {
+        Err(refusal) => refusal,
+        Ok(mut events) => loop {
+            match events.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("200 tokens in 15 ms"),
+                Err(refusal) => break refusal,
+            }
+        },
+    };
+    assert_eq!(refusal.reason, Reason::Deadline, "{refusal}");
+    let deadline = Instant::now() + daemon::PATIENCE;
+    while client.status().await.unwrap().sessions != 0 {
+        assert!(Instant::now() < deadline, "the work goes on without its caller");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn a_leashed_daemon_stops_when_its_parent_lets_go() {
+    let home = tempfile::tempdir().unwrap();
+    let mut child = daemon::node(home.path()).arg("--until-stdin-closes").stdin(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("ready"), "{line}");
+    drop(child.stdin.take());
+    let deadline = Instant::now() + daemon::PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("it outlives its parent");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(0));
+    assert!(!home.path().join("ready.json").exists());
 }

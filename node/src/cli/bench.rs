@@ -138,7 +138,10 @@ fn describe_engine(report: &BenchReport) -> String {
         format!("  {name:<9} {median:>9.1} tokens/s   ({min:.1} to {max:.1})")
     };
     let mut lines = vec![
-        format!("{} threads, {} kernels, {} planes, {} users", report.threads, report.level, report.planes, report.users),
+        format!(
+            "{} threads, {} kernels, {} planes, {} users",
+            report.threads, report.level, report.planes, report.users
+        ),
         rate("prefill", report.prefill_tokens_per_s, report.prefill_min, report.prefill_max),
         rate("decode", report.decode_tokens_per_s, report.decode_min, report.decode_max),
         format!(

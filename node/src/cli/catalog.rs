@@ -130,8 +130,12 @@ fn describe(shown: &api::ShowResponse) -> String {
     if !shown.warning.is_empty() {
         lines.push(format!("  warning    {}", shown.warning));
     }
-    lines.extend(shown.refs.iter().map(|r| format!("  ref        {} is {:.10} ({}.{})", r.name, r.revision, r.epoch, r.number)));
-    lines.extend(shown.files.iter().map(|file| format!("  file       {:>10}  {}", HumanBytes(file.size).to_string(), file.path)));
+    lines.extend(
+        shown.refs.iter().map(|r| format!("  ref        {} is {:.10} ({}.{})", r.name, r.revision, r.epoch, r.number)),
+    );
+    lines.extend(
+        shown.files.iter().map(|file| format!("  file       {:>10}  {}", HumanBytes(file.size).to_string(), file.path)),
+    );
     lines.extend(shown.holders.iter().map(|node| format!("  held by    {node}")));
     lines.join("\n")
 }
@@ -160,7 +164,11 @@ fn show_verified(global: &Global, done: &api::Verified) {
     });
     global.output().result(&value, || {
         let verdict = if done.ok { "every byte and signature is right" } else { "NOT what was signed" };
-        let head = format!("{} {:.10}: {} files, {}: {verdict}", done.repo, done.revision, done.files, HumanBytes(done.bytes));
-        std::iter::once(head).chain(done.bad.iter().map(|bad| format!("  {}: {}", bad.path, bad.why))).collect::<Vec<_>>().join("\n")
+        let head =
+            format!("{} {:.10}: {} files, {}: {verdict}", done.repo, done.revision, done.files, HumanBytes(done.bytes));
+        std::iter::once(head)
+            .chain(done.bad.iter().map(|bad| format!("  {}: {}", bad.path, bad.why)))
+            .collect::<Vec<_>>()
+            .join("\n")
     });
 }

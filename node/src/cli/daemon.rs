@@ -112,7 +112,11 @@ struct Stop {
 impl Stop {
     fn listen(is_leashed: bool) -> Result<Stop, Refusal> {
         let listen = |kind| signal(kind).map_err(|error| output::failed("signals", &error));
-        Ok(Stop { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())?, is_leashed })
+        Ok(Stop {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            is_leashed,
+        })
     }
 
     /// Waits for a wish, and says which. Asked again, it waits for the next.

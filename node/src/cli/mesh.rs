@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use super::{Global, Outcome};
 
 #[derive(Args)]
-#[command(after_help = "Examples:\n  cairn peers\n  cairn peers --json | jq '.peers[] | select(.connected) | .node_id'")]
+#[command(
+    after_help = "Examples:\n  cairn peers\n  cairn peers --json | jq '.peers[] | select(.connected) | .node_id'"
+)]
 pub(super) struct PeersArgs {}
 
 #[derive(Args)]
@@ -31,9 +33,11 @@ pub(super) async fn peers(global: &Global) -> Outcome {
 }
 
 fn peer(peer: &api::Peer) -> Value {
-    let grants = peer.grants.as_ref().map(|grants| json!({
-        "store": grants.store, "compute": grants.compute, "train": grants.train,
-    }));
+    let grants = peer.grants.as_ref().map(|grants| {
+        json!({
+            "store": grants.store, "compute": grants.compute, "train": grants.train,
+        })
+    });
     json!({
         "node_id": peer.node_id, "peer_id": peer.peer_id, "addresses": peer.addresses, "last_seen_ms": peer.last_seen_ms,
         "connected": peer.connected, "rtt_ms": peer.rtt_ms, "agent": peer.agent,
@@ -77,10 +81,16 @@ pub(super) async fn capacity(global: &Global) -> Outcome {
         let measured = capacity.measured.unwrap_or_default();
         let mut lines = vec![
             format!("{}, {} cores, {} kernels", capacity.cpu, capacity.cores, capacity.level),
-            format!("  memory     {}, of which {} for stages", HumanBytes(capacity.memory_bytes), HumanBytes(capacity.stage_memory_bytes)),
+            format!(
+                "  memory     {}, of which {} for stages",
+                HumanBytes(capacity.memory_bytes),
+                HumanBytes(capacity.stage_memory_bytes)
+            ),
             format!("  measured   {:.1} GB/s read, {:.1} GMAC/s", measured.bandwidth_gb_per_s, measured.gmacs_per_s),
         ];
-        lines.extend(capacity.gpus.iter().map(|gpu| format!("  gpu        {}, {}", gpu.name, HumanBytes(gpu.memory_bytes))));
+        lines.extend(
+            capacity.gpus.iter().map(|gpu| format!("  gpu        {}, {}", gpu.name, HumanBytes(gpu.memory_bytes))),
+        );
         lines.join("\n")
     });
     Ok(true)

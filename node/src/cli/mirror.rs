@@ -47,7 +47,9 @@ pub(super) async fn run(global: &Global, args: MirrorArgs) -> Outcome {
         }
         MirrorCommand::Rm { pattern } => {
             if !client.mirror_remove(&pattern).await? {
-                return Err(Refusal::new(Reason::NotFound, pattern, "no mirror has this pattern").try_this("cairn mirror ls"));
+                return Err(
+                    Refusal::new(Reason::NotFound, pattern, "no mirror has this pattern").try_this("cairn mirror ls")
+                );
             }
             output.result(&json!({"pattern": pattern, "removed": true}), || format!("no longer keeping {pattern}"));
         }
@@ -78,6 +80,10 @@ fn row(repo: &api::MirroredRepo) -> String {
     let why = if repo.why.is_empty() { String::new() } else { format!("  ({})", repo.why) };
     format!(
         "{:<40} {:.10}  {:<8} {} of {}{why}",
-        repo.repo, repo.revision, repo.state, HumanBytes(repo.bytes_held), HumanBytes(repo.bytes_total)
+        repo.repo,
+        repo.revision,
+        repo.state,
+        HumanBytes(repo.bytes_held),
+        HumanBytes(repo.bytes_total)
     )
 }

@@ -133,7 +133,7 @@ pub fn main() -> ExitCode {
         Err(error) => return output::usage(&error, &words),
     };
     let usual = match cli.command {
-        Command::Node(_) => "warn,cairn=info,cairn_node=info,cairn_registry=info,cairn_compute=info",
+        Command::Node(_) => "warn,libp2p_kad=error,cairn=info,cairn_node=info,cairn_registry=info,cairn_compute=info",
         _ => "error",
     };
     telemetry::log_to_stderr(usual, cli.global.verbose);

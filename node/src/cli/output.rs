@@ -100,7 +100,8 @@ pub fn usage(error: &clap::Error, words: &[OsString]) -> ExitCode {
     let is_json = words.iter().skip(1).take_while(|word| *word != "--").any(|word| word == "--json");
     let command = command_of(&text);
     let line = if is_json {
-        json!({"error": {"code": "usage", "what": "command line", "why": why, "try": format!("{command} --help")}}).to_string()
+        json!({"error": {"code": "usage", "what": "command line", "why": why, "try": format!("{command} --help")}})
+            .to_string()
     } else {
         format!("error: command line: {why} (try: {command} --help)")
     };
@@ -111,7 +112,8 @@ pub fn usage(error: &clap::Error, words: &[OsString]) -> ExitCode {
 /// The command whose usage clap shows: `Usage: cairn pull [OPTIONS] …` is `cairn pull`.
 fn command_of(text: &str) -> String {
     let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or("cairn");
-    let words: Vec<&str> = usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
+    let words: Vec<&str> =
+        usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
     if words.is_empty() { "cairn".to_string() } else { words.join(" ") }
 }
 

@@ -53,9 +53,7 @@ fn describe(plan: &api::PlanResponse) -> String {
         "{} {:.10}: about {:.0} tokens/s, first token after {:.0} ms",
         plan.repo, plan.revision, plan.predicted_tokens_per_s, plan.predicted_ttft_ms
     )];
-    lines.extend(plan.stages.iter().map(|stage| {
-        format!("  {}  {}", stage_line(stage), HumanBytes(stage.bytes))
-    }));
+    lines.extend(plan.stages.iter().map(|stage| format!("  {}  {}", stage_line(stage), HumanBytes(stage.bytes))));
     lines.extend(plan.rejected.iter().map(|node| format!("  not {:.10}: {} ({})", node.node, node.reason, node.why)));
     lines.extend(plan.deaths.iter().map(|death| format!("  if {:.10} dies: {}", death.node, death.what)));
     lines.join("\n")
@@ -64,5 +62,8 @@ fn describe(plan: &api::PlanResponse) -> String {
 fn stage_line(stage: &api::StagePlan) -> String {
     let embedding = if stage.embedding { "embedding, " } else { "" };
     let head = if stage.head { ", head" } else { "" };
-    format!("{:.10}  {embedding}layers {}..{}{head}  {:.2} ms a token", stage.node, stage.first_layer, stage.end_layer, stage.ms)
+    format!(
+        "{:.10}  {embedding}layers {}..{}{head}  {:.2} ms a token",
+        stage.node, stage.first_layer, stage.end_layer, stage.ms
+    )
 }

@@ -81,10 +81,18 @@ fn show(global: &Global, done: &api::Published) {
         "files": done.files, "bytes": done.bytes, "key_created": done.key_created, "publisher": done.publisher,
     });
     global.output().result(&value, || {
-        let key = if done.key_created { "\na new key was made for this publisher; it is in HOME/keys: back it up" } else { "" };
+        let key = if done.key_created {
+            "\na new key was made for this publisher; it is in HOME/keys: back it up"
+        } else {
+            ""
+        };
         format!(
             "{}@{} is {} ({} files, {}){key}",
-            done.repo, done.r#ref, done.revision, done.files, HumanBytes(done.bytes)
+            done.repo,
+            done.r#ref,
+            done.revision,
+            done.files,
+            HumanBytes(done.bytes)
         )
     });
 }
@@ -93,7 +101,8 @@ fn show(global: &Global, done: &api::Published) {
 pub(super) fn absolute(path: &Path) -> Result<String, Refusal> {
     let whole = std::path::absolute(path).map_err(|error| output::failed(&path.display().to_string(), &error))?;
     whole.into_os_string().into_string().map_err(|path| {
-        Refusal::new(Reason::BadInput, path.to_string_lossy(), "the path is not UTF-8").try_this("another name for the file")
+        Refusal::new(Reason::BadInput, path.to_string_lossy(), "the path is not UTF-8")
+            .try_this("another name for the file")
     })
 }
 

@@ -62,7 +62,8 @@ fn show(global: &Global, done: &api::Pulled) {
         "path": if done.path.is_empty() { json!(null) } else { json!(done.path) },
     });
     global.output().result(&value, || {
-        let place = if done.path.is_empty() { String::new() } else { format!("\n{} files in {}", done.files, done.path) };
+        let place =
+            if done.path.is_empty() { String::new() } else { format!("\n{} files in {}", done.files, done.path) };
         let sources: Vec<String> =
             done.bytes_from.iter().map(|from| format!("{} from {:.10}", HumanBytes(from.bytes), from.node)).collect();
         let sources = if sources.is_empty() { String::new() } else { format!(" ({})", sources.join(", ")) };

@@ -197,7 +197,12 @@ impl<'a> Telling<'a> {
                     "noticed_ms": lost.noticed_ms, "replanned_ms": lost.replanned_ms, "rebuilt_ms": lost.rebuilt_ms,
                     "stages": lost.stages.iter().map(stage).collect::<Vec<_>>(),
                 }));
-                tracing::info!(node = lost.node, why = lost.why, pause_ms = lost.pause_ms, "a stage was lost and replaced");
+                tracing::info!(
+                    node = lost.node,
+                    why = lost.why,
+                    pause_ms = lost.pause_ms,
+                    "a stage was lost and replaced"
+                );
             }
             Event::Done(_) => {}
         }
@@ -234,10 +239,18 @@ impl<'a> Telling<'a> {
             "recoveries": done.recoveries, "pauses_ms": done.pauses_ms,
         }));
         if std::io::stderr().is_terminal() {
-            let lost = if done.recoveries > 0 { format!(", {} stages lost and replaced", done.recoveries) } else { String::new() };
+            let lost = if done.recoveries > 0 {
+                format!(", {} stages lost and replaced", done.recoveries)
+            } else {
+                String::new()
+            };
             self.global.output().note(&format!(
                 "[{} tokens, {:.1}/s, first after {:.0} ms, {} stages, seed {}{lost}]",
-                done.tokens.len(), done.tokens_per_s, done.ttft_ms, done.stages.len(), done.seed
+                done.tokens.len(),
+                done.tokens_per_s,
+                done.ttft_ms,
+                done.stages.len(),
+                done.seed
             ));
         }
     }

@@ -241,5 +241,6 @@ fn read_pem(path: &std::path::Path) -> Result<Vec<u8>, Refusal> {
 }
 
 fn bad_tls(path: &std::path::Path, error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::new(Reason::BadInput, path.display().to_string(), error.to_string()).try_this("a PEM certificate chain and its key")
+    Refusal::new(Reason::BadInput, path.display().to_string(), error.to_string())
+        .try_this("a PEM certificate chain and its key")
 }

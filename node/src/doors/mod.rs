@@ -114,7 +114,8 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Refusal> {
 }
 
 fn unbound(address: SocketAddr, error: &std::io::Error) -> Refusal {
-    Refusal::new(Reason::Conflict, address.to_string(), format!("can't listen: {error}")).try_this("another port".to_string())
+    Refusal::new(Reason::Conflict, address.to_string(), format!("can't listen: {error}"))
+        .try_this("another port".to_string())
 }
 
 fn not_loopback(address: SocketAddr, why: &str, tip: &str) -> Refusal {
