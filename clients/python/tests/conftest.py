@@ -30,10 +30,11 @@ class Daemon:
             "--http-listen", "none", "--no-mdns", "--until-stdin-closes",
         ]
         # The daemon ends with this process, even when a test is killed.
-        self._process = subprocess.Popen(
-            [program, "--json", "--home", str(home), "node", *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=(home.parent / "daemon.log").open("wb"), text=True,
-        )
+        with (home.parent / "daemon.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [program, "--json", "--home", str(home), "node", *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=log, text=True,
+            )
         self.ready = self._await_ready()
         self.api = self.ready["api"]
 
@@ -54,6 +55,7 @@ class Daemon:
         self._process.stdin.close()
         try:
             self._process.wait(timeout=30)
+            self._process.stdout.close()
         except subprocess.TimeoutExpired:
             self._process.kill()
             pytest.fail("the daemon did not stop within 30 s", pytrace=False)
