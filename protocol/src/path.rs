@@ -16,7 +16,7 @@ pub enum PathError {
     #[error("`{0}` is not a relative path inside the revision")]
     Escapes(String),
     /// A character that some system gives a meaning.
-    #[error("`{0}` has a character that is not portable (control, backslash, or one of : < > \" | ? *)")]
+    #[error("`{0}` has a character that is not portable (control, direction, backslash, or one of : < > \" | ? *)")]
     Character(String),
     /// A name that Windows takes for a device, or a part that it would shorten.
     #[error("`{0}` has a part that Windows reserves or changes")]
@@ -55,7 +55,7 @@ impl FromStr for FilePath {
         if text.is_empty() || text.len() > PATH_BYTES_MAX {
             return Err(PathError::Length);
         }
-        if text.contains(|c: char| c.is_control() || "\\:<>\"|?*".contains(c)) {
+        if text.contains(|c: char| c.is_control() || is_reordering(c) || "\\:<>\"|?*".contains(c)) {
             return Err(PathError::Character(text.escape_debug().collect()));
         }
         for part in text.split('/') {
@@ -72,6 +72,11 @@ fn check_part(part: &str, whole: &str) -> Result<(), PathError> {
         _ if part.ends_with(['.', ' ']) || is_device(part) => Err(PathError::Reserved(whole.to_owned())),
         _ => Ok(()),
     }
+}
+
+/// Characters that show the rest of a name in another order: `exe.txt` is then `txt.exe`.
+fn is_reordering(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
 /// Windows takes `con`, `con.txt` and `con .txt` for the console.
@@ -131,6 +136,13 @@ mod tests {
             "a\nb", "a?b",
         ] {
             assert!(path.parse::<FilePath>().is_err(), "{path:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn names_that_show_as_another_are_refused() {
+        for path in ["cod\u{202e}gpj.exe", "a\u{2066}b", "a\u{200f}.txt"] {
+            assert!(matches!(path.parse::<FilePath>(), Err(PathError::Character(_))), "{path:?} was accepted");
         }
     }
 

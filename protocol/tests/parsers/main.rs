@@ -13,9 +13,10 @@ mod talks;
 
 use proptest::test_runner::Config;
 
-/// Cases of a property: few enough that all of them take seconds.
+/// Cases of a property: few enough that all of them take seconds; `PROPTEST_CASES` asks for more.
 fn cases(cases: u32) -> Config {
-    Config { cases, failure_persistence: None, ..Config::default() }
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
+    Config { cases: asked.unwrap_or(cases), failure_persistence: None, ..Config::default() }
 }
 
 /// One change to valid bytes: a flipped byte, a cut, or a byte put in.

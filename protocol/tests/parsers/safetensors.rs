@@ -31,6 +31,16 @@ fn tensors_come_in_order_of_place_with_absolute_offsets() {
 }
 
 #[test]
+fn the_built_in_models_header_fills_its_file() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny/model.safetensors");
+    let bytes = std::fs::read(path).unwrap();
+    let header = parse_header(&bytes, bytes.len() as u64).unwrap();
+    let last = header.tensors.last().unwrap();
+    assert_eq!(last.offset + last.length, bytes.len() as u64);
+    assert!(header.tensors.iter().any(|tensor| tensor.name == "model.embed_tokens.weight"));
+}
+
+#[test]
 fn a_prefix_says_how_much_more_is_needed() {
     let bytes = with_length(TWO);
     let size = bytes.len() as u64 + 28;
