@@ -260,14 +260,14 @@ fn begin_due(
             }
         });
     }
-    let connected: BTreeSet<NodeId> = net.peers().into_iter().filter(|p| p.connected).map(|p| p.node_id).collect();
+    let connected: BTreeSet<NodeId> = net.connected().into_iter().collect();
     looked_at.retain(|node| connected.contains(node));
     due.retain(|node, _| connected.contains(node));
 }
 
 /// A connected peer; which one changes from minute to minute.
 fn next_in_turn(net: &NetHandle) -> Option<NodeId> {
-    let connected: Vec<NodeId> = net.peers().into_iter().filter(|p| p.connected).map(|p| p.node_id).collect();
+    let connected = net.connected();
     let turn = rand::random_range(0..connected.len().max(1));
     connected.get(turn).copied()
 }

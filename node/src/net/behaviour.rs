@@ -111,7 +111,7 @@ fn yamux_config() -> yamux::Config {
 
 fn behaviour(keypair: &identity::Keypair, names: &Names, agent: &str, with_mdns: bool) -> Result<Behaviour, NetError> {
     let peer = keypair.public().to_peer_id();
-    let mdns = with_mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), peer)).transpose();
+    let mdns = if with_mdns { mdns_behaviour(peer) } else { None };
     let identify = identify::Config::new(names.family().to_owned(), keypair.public())
         .with_agent_version(agent.to_owned())
         .with_push_listen_addr_updates(true);
@@ -125,8 +125,15 @@ fn behaviour(keypair: &identity::Keypair, names: &Names, agent: &str, with_mdns:
         kad: kademlia(peer, names),
         gossip: gossip(names)?,
         questions: questions(names),
-        mdns: mdns.map_err(NetError::setup)?.into(),
+        mdns: mdns.into(),
     })
+}
+
+/// A machine without multicast still has a node on it, which then finds others by its bootstrap list alone.
+fn mdns_behaviour(peer: PeerId) -> Option<mdns::tokio::Behaviour> {
+    mdns::tokio::Behaviour::new(mdns::Config::default(), peer)
+        .inspect_err(|error| tracing::warn!(%error, "mDNS can't be used here"))
+        .ok()
 }
 
 fn connection_limits() -> ConnectionLimits {

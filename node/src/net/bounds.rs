@@ -54,7 +54,7 @@ pub const PEERS_WANTED: usize = 32;
 pub const DIALS_PER_TICK_MAX: usize = 8;
 
 /// Half-open incoming connections: garbage on the ports can hold no more.
-pub const PENDING_INCOMING_MAX: u32 = 64;
+pub const PENDING_INCOMING_MAX: u32 = 128;
 /// Half-open outgoing connections.
 pub const PENDING_OUTGOING_MAX: u32 = 64;
 /// Established incoming connections.
@@ -67,7 +67,7 @@ pub const CONNECTIONS_PER_PEER_MAX: u32 = 4;
 pub const MEMORY_PART_MAX: f64 = 0.9;
 
 /// A handshake takes longer only if the other side isn't one of us.
-pub const HANDSHAKE: Duration = Duration::from_secs(8);
+pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A connection without streams is closed after this.
 pub const IDLE_CONNECTION: Duration = Duration::from_secs(600);
 /// A connected peer that hasn't shown a valid advert of our realm by then is disconnected.

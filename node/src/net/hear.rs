@@ -77,6 +77,7 @@ impl Owner {
         for bytes in std::mem::take(&mut self.unsent) {
             self.publish_record(bytes);
         }
+        self.own.tell_again();
         let Some(node) = identity::node_id(&peer) else { return };
         if self.arrivals.try_send(node).is_err() {
             tracing::debug!(node = %node.short(), "too many arrivals at once; this one is caught up with later");
@@ -123,7 +124,16 @@ impl Owner {
             }
         };
         let now_ms = self.clock.now_ms();
-        match self.table().heard(now_ms, advert) {
+        let (heard, is_small_mesh) = {
+            let mut table = self.table();
+            let is_stranger = !table.has_advert(&advert.node);
+            (table.heard(now_ms, advert), is_stranger && table.count() < bounds::PEERS_WANTED)
+        };
+        if is_small_mesh && heard == Heard::Newer {
+            // A newcomer knows nobody yet; in a large mesh it can wait for everyone's next advert.
+            self.own.tell_again();
+        }
+        match heard {
             Heard::Newer => MessageAcceptance::Accept,
             Heard::Older | Heard::TooMany | Heard::Unwanted => MessageAcceptance::Ignore,
         }

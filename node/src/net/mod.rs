@@ -249,6 +249,11 @@ impl NetHandle {
         self.table().list(self.shared.clock.now_ms())
     }
 
+    /// Members with an open connection.
+    pub fn connected(&self) -> Vec<NodeId> {
+        self.table().connected_members()
+    }
+
     /// One member.
     pub fn peer(&self, node: NodeId) -> Option<PeerInfo> {
         self.table().get(self.shared.clock.now_ms(), &node)

@@ -194,6 +194,22 @@ impl PeerTable {
         self.peers.get(node).is_some_and(|peer| !peer.connections.is_empty())
     }
 
+    /// Members with an open connection.
+    pub fn connected_members(&self) -> Vec<NodeId> {
+        let is_here = |peer: &Peer| peer.is_member && !peer.connections.is_empty();
+        self.peers.iter().filter(|(_, peer)| is_here(peer)).map(|(node, _)| *node).collect()
+    }
+
+    /// Whether an advert of that node holds at present.
+    pub fn has_advert(&self, node: &NodeId) -> bool {
+        self.peers.get(node).is_some_and(|peer| peer.advert.is_some())
+    }
+
+    /// How many nodes are remembered.
+    pub fn count(&self) -> usize {
+        self.peers.len()
+    }
+
     /// How many peers are connected.
     pub fn connected_count(&self) -> usize {
         self.peers.values().filter(|peer| !peer.connections.is_empty()).count()

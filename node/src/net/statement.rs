@@ -80,6 +80,11 @@ impl Advertiser {
         self.is_changed = true;
     }
 
+    /// Somebody new listens: what was told before is told again, soon.
+    pub(super) fn tell_again(&mut self) {
+        self.is_told = false;
+    }
+
     /// Whether it is time to gossip: on a change, though not too soon after the last, and before the last runs out.
     pub(super) fn is_due(&self, now_ms: u64) -> bool {
         let age_ms = self.told_at_ms.map_or(u64::MAX, |at| now_ms.saturating_sub(at));

@@ -119,6 +119,44 @@ async fn listen_addresses_are_whole_and_one_for_each_listener() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_know_only_the_first_find_each_other_within_seconds() {
+    let first = node(1, &[]).await;
+    let start = Instant::now();
+    let others = [node(2, &[&first]).await, node(3, &[&first]).await, node(4, &[&first]).await];
+    for a in &others {
+        for b in others.iter().filter(|b| b.net.node_id() != a.net.node_id()) {
+            until_they_met(a, b).await;
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    println!("a mesh of four was complete after {:?}", start.elapsed());
+    join_all(others.iter().chain([&first]).map(|node| node.net.shutdown())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_node_finds_the_mesh_again_without_a_bootstrap_list() {
+    let a = node(1, &[]).await;
+    let home = tempfile::tempdir().expect("a folder");
+    let config = |bootstrap: Vec<String>| NetConfig {
+        realm: RealmId::PUBLIC,
+        listen: vec![TCP.to_owned()],
+        bootstrap,
+        mdns: false,
+        agent: "cairn/test".to_owned(),
+        home: home.path().to_path_buf(),
+    };
+    let identity = Keypair::from_seed([2; 32]);
+    for bootstrap in [a.net.listen_addresses(), Vec::new()] {
+        let (net, _inbox) = start(&identity, config(bootstrap), Statement::default()).await.expect("it starts");
+        until("it met the other", || net.peer(a.net.node_id()).is_some_and(|peer| peer.connected)).await;
+        net.shutdown().await;
+    }
+    let incarnation = || a.net.peer(identity.node_id()).and_then(|peer| peer.advert).map(|advert| advert.incarnation);
+    until("the second run is believed", || incarnation() == Some(2)).await;
+    a.net.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_load_is_heard_by_the_others_and_a_stop_is_noticed() {
     let a = node(1, &[]).await;
     let b = node(2, &[&a]).await;
