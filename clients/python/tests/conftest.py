@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 class Daemon:
     """A `cairn node` on loopback with a home of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, bootstrap: list[str] = ()) -> None:
         program = os.environ.get("CAIRN_BIN")
         if not program or not Path(program).is_file():
             pytest.fail(f"CAIRN_BIN={program!r} is no program: build it and say CAIRN_BIN=target/debug/cairn", pytrace=False)
@@ -29,6 +29,7 @@ class Daemon:
             "--listen", "/ip4/127.0.0.1/tcp/0", "--data-listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0",
             "--http-listen", "none", "--no-mdns", "--until-stdin-closes",
         ]
+        flags += [flag for address in bootstrap for flag in ("--bootstrap", address)]
         # The daemon ends with this process, even when a test is killed.
         with (home.parent / "daemon.log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -66,6 +67,14 @@ def daemon(tmp_path_factory):
     daemon = Daemon(tmp_path_factory.mktemp("daemon") / "home")
     yield daemon
     daemon.stop()
+
+
+@pytest.fixture
+def second(daemon, tmp_path):
+    """Another daemon that knows the first."""
+    second = Daemon(tmp_path / "home", daemon.ready["listen"])
+    yield second
+    second.stop()
 
 
 @pytest.fixture(scope="session")

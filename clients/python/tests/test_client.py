@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import time
 
 import pytest
 
@@ -105,7 +106,6 @@ def test_the_node_tells_of_itself(node, daemon, model):
     assert status.node_id == daemon.ready["node_id"] and status.repos >= 1 and status.bytes_stored > 0
     capacity = node.capacity()
     assert capacity.cores >= 1 and capacity.memory_bytes > 0 and capacity.level
-    assert list(node.peers()) == []
 
 
 def test_a_mirror_is_kept_and_let_go(node):
@@ -149,3 +149,29 @@ def test_a_daemon_is_found_by_its_home(daemon, monkeypatch):
     monkeypatch.setenv("CAIRN_HOME", os.fspath(daemon.home))
     with cairn.connect() as client:
         assert client.found.source == "ready.json" and client.status().node_id == daemon.ready["node_id"]
+
+
+def test_a_second_node_pulls_from_the_first_and_computes_with_it(daemon, second, model):
+    with cairn.connect(second.api, home=second.home) as node:
+        (peer,) = await_peers(node, 1)
+        assert peer.node_id == daemon.ready["node_id"] and peer.connected
+        pulled = node.pull(f"{model.publisher}/tiny", progress=False)
+        assert pulled.revision == model.revision
+        assert set(pulled.bytes_from) == {peer.node_id}
+        assert sum(pulled.bytes_from.values()) == pulled.bytes_fetched == model.bytes
+        words = node.generate(f"{model.publisher}/tiny", "Once", max_tokens=6, temperature=0, raw=True, stages=2)
+        assert {stage.node for stage in words.result.stages} == {daemon.ready["node_id"], second.ready["node_id"]}
+    with cairn.connect(daemon.api, home=daemon.home) as first:
+        alone = first.generate("acme/tiny", "Once", max_tokens=6, temperature=0, raw=True, stages=1).result
+    assert alone.tokens == words.result.tokens
+
+
+def await_peers(node, count):
+    """Waits for so many connected peers whose advert was heard."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        peers = [peer for peer in node.peers() if peer.connected and peer.capacity]
+        if len(peers) == count:
+            return peers
+        time.sleep(0.05)
+    raise AssertionError(f"not {count} peers after 30 s: {node.peers()}")

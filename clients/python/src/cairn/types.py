@@ -159,7 +159,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull brought: needed = local + fetched; `bytes_overhead` travelled beyond what was needed."""
+    """What a pull brought: needed = local + fetched; `bytes_from` sums to fetched; `bytes_overhead` travelled besides (hashes)."""
 
     repo: str
     revision: str
