@@ -82,7 +82,9 @@ pub async fn dial(
     }
 }
 
-fn transport() -> QuicTransportConfig {
+/// How connections of this node tell that the other end is gone. The whole endpoint uses it: while one connection to a
+/// node that died is thought alive, new ones go to its old address.
+pub(super) fn transport() -> QuicTransportConfig {
     let idle = IDLE_MAX.try_into().ok();
     QuicTransportConfig::builder()
         .max_idle_timeout(idle)

@@ -18,8 +18,9 @@ pub const LEASE: Duration = Duration::from_secs(10);
 /// Time a stranger has for the first message of a connection, and a data stream for its session to be opened.
 pub const INTRODUCTION: Duration = Duration::from_secs(5);
 
-/// Time to reach another node. Dead nodes answer nothing, and a replacement must be found within a second or two.
-pub const DIAL: Duration = Duration::from_millis(2500);
+/// Time to reach another node: many round trips of the farthest that serves a stage (80 ms). A dead one answers nothing, and
+/// a replacement must be found within two seconds.
+pub const DIAL: Duration = Duration::from_millis(1200);
 
 /// Most sessions on a node, all peers together. Memory bounds them long before; this bounds what else they hold.
 pub const SESSIONS_MAX: usize = 32;

@@ -8,6 +8,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use cairn_compute::StepInput;
 use cairn_protocol::{
+    id::NodeId,
     limits,
     peer_pb::{self, stage_command::Command, stage_event::Event},
     refusal::{Reason, Refusal},
@@ -61,12 +62,27 @@ async fn admitted(
     let mut session = Session::new(control);
     let events = session.events.clone();
     let prepared = tokio::select! {
-        prepared = prepare(node, rooms, &request, &events, &asker) => prepared?,
+        prepared = prepare(node, rooms, &request, &events, &asker) => prepared,
         why = session.idle() => return Err(cancelled(&why)),
         () = place.cancelled() => return Err(cancelled("a newer plan took its place")),
     };
-    session.run(node, place, &request, prepared).await;
+    match prepared {
+        Ok(prepared) => session.run(node, place, &request, prepared).await,
+        Err(Unprepared::Refused(refusal)) => return Err(refusal),
+        Err(Unprepared::NextLost(next, why)) => {
+            session.say(Event::Lost(peer_pb::StageLost { node: next.to_vec(), why }));
+            session.idle().await;
+        }
+    }
     Ok(())
+}
+
+/// Why a stage is not ready.
+enum Unprepared {
+    /// This node will not.
+    Refused(Refusal),
+    /// The next stage's node cannot be reached: its loss, not this one's refusal.
+    NextLost(NodeId, String),
 }
 
 fn cancelled(why: &str) -> Refusal {
@@ -85,20 +101,15 @@ async fn prepare(
     request: &StageRequest,
     events: &mpsc::Sender<peer_pb::StageEvent>,
     asker: &Asker,
-) -> Result<Prepared, Refusal> {
+) -> Result<Prepared, Unprepared> {
     let linking = async {
-        match &request.next {
-            Some(next) => Some(open_link(node, request, next).await).transpose(),
-            None => Ok(None),
-        }
+        let Some(next) = &request.next else { return Ok(None) };
+        let opened = open_link(node, request, next).await;
+        opened.map(Some).map_err(|error| Unprepared::NextLost(next.node, error.to_string()))
     };
-    let (loaded, link) = tokio::join!(load::load(node, rooms, request, events, asker), linking);
-    let loaded = loaded?;
-    let link = link.map_err(|error| {
-        let next = request.next.as_ref().map(|n| n.node.short()).unwrap_or_default();
-        Refusal::new(Reason::Unreachable, format!("the link to {next}"), error.to_string()).try_this("a plan without that node")
-    });
-    Ok(Prepared { loaded, link: link? })
+    let loading = async { load::load(node, rooms, request, events, asker).await.map_err(Unprepared::Refused) };
+    let (loaded, link) = tokio::try_join!(loading, linking)?;
+    Ok(Prepared { loaded, link })
 }
 
 async fn open_link(node: &Arc<Node>, request: &StageRequest, next: &Neighbour) -> Result<FrameWriter, LinkError> {
@@ -143,9 +154,12 @@ impl Session {
 
     fn say_beat(&mut self, step_ns: u64) {
         self.beats += 1;
-        let beat = peer_pb::StageBeat { count: self.beats, step_ns };
-        // A full queue holds an event that will be taken for a beat.
-        let _ = self.events.try_send(peer_pb::StageEvent { event: Some(Event::Beat(beat)) });
+        self.say(Event::Beat(peer_pb::StageBeat { count: self.beats, step_ns }));
+    }
+
+    /// A full queue holds what will be taken for a sign of life; its reader is gone, or the lease ends this.
+    fn say(&self, event: Event) {
+        let _ = self.events.try_send(peer_pb::StageEvent { event: Some(event) });
     }
 
     async fn run(mut self, node: &Arc<Node>, place: Place, request: &StageRequest, prepared: Prepared) {
@@ -251,7 +265,7 @@ async fn send_frames(
     run: Arc<Run>,
     mut writer: FrameWriter,
     mut outgoing: mpsc::Receiver<Outgoing>,
-    next: cairn_protocol::id::NodeId,
+    next: NodeId,
 ) {
     let stopped = writer.stopped();
     tokio::pin!(stopped);
