@@ -151,7 +151,8 @@ async fn pull(
     let sources: Vec<Source> = providers.iter().map(Peer::source).collect();
     let started = Instant::now();
     let fetch = Fetch { data: &puller.data, blobs: puller.registry.blobs(), net: None, hash, size };
-    let fetched = fetch.run(&[0..size], &sources, |_| {}).await;
+    let whole = 0..size;
+    let fetched = fetch.run(std::slice::from_ref(&whole), &sources, |_| {}).await;
     let took = started.elapsed();
     puller.stop().await;
     Ok((took, fetched?))

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use cairn_protocol::id::{BlobHash, NodeId, RealmId};
@@ -33,8 +33,10 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 /// Connections that fetch blobs here, of all peers: each costs a few windows of memory.
 const CONNECTIONS_MAX: usize = 256;
-/// Connections of one peer; a puller needs one, a restarted one leaves another behind for a while.
-const CONNECTIONS_PER_PEER_MAX: usize = 8;
+/// Connections of one peer; a puller needs one, and each restart leaves another behind for half a minute.
+const CONNECTIONS_PER_PEER_MAX: usize = 16;
+/// A peer that asks for nothing for so long gives its connections back.
+const IDLE_MAX: Duration = Duration::from_secs(90);
 /// Requests served at the same time; they share one disk.
 const REQUESTS_MAX: usize = 128;
 /// Requests of one peer at the same time: some blobs of some pieces each.
@@ -46,6 +48,8 @@ const REQUESTS_BURST: f64 = 2_000.0;
 const MESSAGES_MAX: usize = 64;
 /// Application code of a connection that is turned away.
 const TOO_MANY: u32 = 2;
+/// Application code of a connection that nobody used.
+const IDLE: u32 = 0;
 
 /// What the gate needs to know of the rest of the node, once that exists.
 pub struct Surroundings {
@@ -119,7 +123,10 @@ impl ProtocolHandler for BlobDoor {
             connection.close(TOO_MANY.into(), b"too many connections");
             return Ok(());
         };
-        provider::handle_connection(connection, self.store.clone(), self.events.clone()).await;
+        tokio::select! {
+            () = provider::handle_connection(connection.clone(), self.store.clone(), self.events.clone()) => {}
+            () = self.gate.idle(peer) => connection.close(IDLE.into(), b"idle"),
+        }
         Ok(())
     }
 }
@@ -133,6 +140,22 @@ impl Gate {
     fn served(&self, bytes: u64) {
         if let Some(around) = self.surroundings.get() {
             (around.served)(bytes);
+        }
+    }
+
+    /// Resolves when this peer has asked for nothing for [`IDLE_MAX`].
+    async fn idle(&self, peer: NodeId) {
+        let mut active = Instant::now();
+        loop {
+            tokio::time::sleep(IDLE_MAX / 3).await;
+            match self.guests().peers.get(&peer) {
+                Some(guest) if guest.requests > 0 => active = Instant::now(),
+                Some(guest) => active = guest.allowance.map_or(active, |(_, asked)| active.max(asked)),
+                None => return,
+            }
+            if active.elapsed() > IDLE_MAX {
+                return;
+            }
         }
     }
 
@@ -301,8 +324,6 @@ async fn answer(gate: Arc<Gate>, mut messages: mpsc::Receiver<ProviderMessage>) 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

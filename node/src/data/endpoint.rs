@@ -25,6 +25,7 @@ use iroh::{
     protocol::{DynProtocolHandler, Router},
 };
 use iroh_blobs::api::Store;
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -32,7 +33,13 @@ use super::{
     link,
     stage_door::StageDoor,
 };
-use crate::{config::Config, shell::Node, stages::StageHost, telemetry::Counters};
+use crate::{
+    config::Config,
+    net::{NetHandle, PeerEvent},
+    shell::Node,
+    stages::StageHost,
+    telemetry::Counters,
+};
 
 /// How long a peer may take to answer the first packets, over all of its addresses.
 pub const DIAL: Duration = Duration::from_secs(5);
@@ -133,6 +140,7 @@ impl DataHandle {
         let failed = |why: String| DataError::Listen { address: listen, why };
         let endpoint = Builder::new(presets::Minimal)
             .secret_key(SecretKey::from_bytes(&identity.seed()))
+            .transport_config(link::transport())
             .clear_ip_transports()
             .bind_addr(listen)
             .map_err(|error| failed(error.to_string()))?
@@ -162,15 +170,8 @@ impl DataHandle {
                 }
             }),
         });
-        let (data, net) = (self.clone(), node.net.clone());
         let stop = self.inner.stop.clone();
-        self.inner.tasks.spawn(stop.run_until_cancelled_owned(async move {
-            let mut addresses = data.inner.endpoint.watch_addr();
-            while addresses.updated().await.is_ok() {
-                let now = data.addresses();
-                net.state(|statement| statement.data_addresses = now);
-            }
-        }));
+        self.inner.tasks.spawn(stop.run_until_cancelled_owned(follow(self.clone(), node.net.clone())));
     }
 
     /// Tells the blob door of its surroundings; only the first telling counts.
@@ -229,6 +230,12 @@ impl DataHandle {
         Ok(new)
     }
 
+    /// Makes the next want dial anew: the peer may be gone although the connection does not say so yet. Requests under way
+    /// keep the old connection.
+    pub(crate) fn forget(&self, node: NodeId) {
+        self.inner.pool.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+    }
+
     fn place(&self, node: NodeId) -> Arc<Place> {
         let mut pool = self.inner.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.len() > POOLED_MAX {
@@ -249,6 +256,25 @@ impl DataHandle {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
+    }
+}
+
+/// Tells peers of this machine's new addresses, and forgets connections of peers that have gone.
+async fn follow(data: DataHandle, net: NetHandle) {
+    let mut addresses = data.inner.endpoint.watch_addr();
+    let mut peers = net.peer_events();
+    loop {
+        tokio::select! {
+            updated = addresses.updated() => match updated {
+                Ok(_) => net.state(|statement| statement.data_addresses = data.addresses()),
+                Err(_) => return,
+            },
+            event = peers.recv() => match event {
+                Ok(PeerEvent::Gone(node)) => data.forget(node),
+                Ok(PeerEvent::Connected(_)) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            },
+        }
     }
 }
 

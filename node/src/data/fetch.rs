@@ -434,6 +434,9 @@ impl Running<'_> {
             }
         };
         tracing::debug!(source = %node.short(), blob = %self.fetch.hash.short(), range = ?flying.range, %failure, "a piece failed");
+        if matches!(failure, Failure::Stalled | Failure::Lost(_)) {
+            self.fetch.data.forget(node);
+        }
         if failure == Failure::False
             && let Some(net) = self.fetch.net
         {

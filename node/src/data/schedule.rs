@@ -153,6 +153,8 @@ struct Piece {
     range: Range<u64>,
     /// Sources that failed at it.
     tried: BTreeSet<usize>,
+    /// Sources that were slow or lost with it: asked again only when nobody else is left.
+    avoided: BTreeSet<usize>,
 }
 
 #[derive(Debug)]
@@ -172,7 +174,7 @@ impl Schedule {
         let queue = wanted.into_iter().filter(|range| !range.is_empty());
         Schedule {
             sources: (0..sources).map(|_| Candidate::default()).collect(),
-            queue: queue.map(|range| Piece { range, tried: BTreeSet::new() }).collect(),
+            queue: queue.map(|range| Piece { range, tried: BTreeSet::new(), avoided: BTreeSet::new() }).collect(),
             flights: BTreeMap::new(),
             next_flight: 0,
             stole_ms: 0,
@@ -206,15 +208,21 @@ impl Schedule {
     }
 
     fn is_stuck(&self) -> bool {
-        !self.queue.iter().any(|piece| {
-            let can = |(index, source): (usize, &Candidate)| !source.is_dropped && source.overlap(index, piece).is_some();
-            self.sources.iter().enumerate().any(can)
-        })
+        !self.queue.iter().any(|piece| has_taker(&self.sources, piece))
     }
 
     fn assign(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        for piece in self.queue.iter_mut().filter(|piece| !piece.avoided.is_empty()) {
+            if !has_taker(&self.sources, piece) {
+                piece.avoided.clear();
+            }
+        }
+        let is_lone = self.sources.iter().filter(|source| !source.is_dropped).count() == 1;
         for room in 1..=FLIGHTS_PER_SOURCE {
             for source in 0..self.sources.len() {
+                // A source that has delivered nothing yet gets one piece, unless it is the only one: it may be dead.
+                let is_tried = is_lone || self.sources[source].bytes_per_s > 0.0;
+                let room = if is_tried { room } else { 1 };
                 while self.sources[source].is_free(now_ms, room) && self.flights.len() < FLIGHTS_MAX {
                     let Some(piece) = self.take(source) else { break };
                     self.launch(now_ms, source, piece, effects);
@@ -242,9 +250,9 @@ impl Schedule {
         let end = overlap.end.min(overlap.start + bytes_max);
         let rest = [whole.range.start..overlap.start, end..whole.range.end];
         for range in rest.into_iter().rev().filter(|range| !range.is_empty()) {
-            self.queue.insert(at, Piece { range, tried: whole.tried.clone() });
+            self.queue.insert(at, Piece { range, ..whole.clone() });
         }
-        Some(Piece { range: overlap.start..end, tried: whole.tried })
+        Some(Piece { range: overlap.start..end, ..whole })
     }
 
     /// About a second's worth, and not so much that the others stand idle.
@@ -289,16 +297,18 @@ impl Schedule {
         holdings: Option<Vec<Range<u64>>>,
     ) {
         let Some(flight) = self.flights.remove(&id) else { return };
-        let others = self.sources.iter().enumerate().any(|(at, source)| at != flight.source && !source.is_dropped);
         let source = &mut self.sources[flight.source];
         source.flights -= 1;
         source.holdings = holdings.or(source.holdings.take());
-        let mut tried = flight.piece.tried;
-        if source.blame(now_ms, &failure, left.first().unwrap_or(&flight.piece.range), others) {
-            tried.insert(flight.source);
-        }
+        let mut piece = flight.piece;
+        source.blame(now_ms, &failure, left.first().unwrap_or(&piece.range));
+        match failure {
+            Failure::Busy => false,
+            Failure::Lost(_) | Failure::Stalled | Failure::TooSlow => piece.avoided.insert(flight.source),
+            _ => piece.tried.insert(flight.source),
+        };
         for range in left.into_iter().rev().filter(|range| !range.is_empty()) {
-            self.queue.push_front(Piece { range, tried: tried.clone() });
+            self.queue.push_front(Piece { range, ..piece.clone() });
         }
     }
 
@@ -333,6 +343,11 @@ impl Schedule {
     }
 }
 
+/// Whether a source is left that may be asked for some of the piece.
+fn has_taker(sources: &[Candidate], piece: &Piece) -> bool {
+    sources.iter().enumerate().any(|(at, source)| !source.is_dropped && source.overlap(at, piece).is_some())
+}
+
 impl Candidate {
     fn is_free(&self, now_ms: u64, room: usize) -> bool {
         !self.is_dropped && self.flights < room && now_ms >= self.paused_until_ms
@@ -340,7 +355,7 @@ impl Candidate {
 
     /// The first part of the piece that this source may be asked for.
     fn overlap(&self, index: usize, piece: &Piece) -> Option<Range<u64>> {
-        if piece.tried.contains(&index) {
+        if piece.tried.contains(&index) || piece.avoided.contains(&index) {
             return None;
         }
         let Some(holdings) = &self.holdings else { return Some(piece.range.clone()) };
@@ -348,8 +363,8 @@ impl Candidate {
         parts.into_iter().find(|part| !part.is_empty())
     }
 
-    /// Takes note of a failure; true if the piece should not come back here.
-    fn blame(&mut self, now_ms: u64, failure: &Failure, range: &Range<u64>, others: bool) -> bool {
+    /// Takes note of a failure.
+    fn blame(&mut self, now_ms: u64, failure: &Failure, range: &Range<u64>) {
         let weight = |failure: &Failure| match failure {
             Failure::False => 4,
             Failure::Damaged => 3,
@@ -372,11 +387,6 @@ impl Candidate {
             _ => self.strikes += 1,
         }
         self.is_dropped |= self.strikes >= STRIKES_MAX;
-        match failure {
-            Failure::Busy => false,
-            Failure::Lost(_) | Failure::Stalled => others,
-            _ => true,
-        }
     }
 }
 

@@ -226,6 +226,13 @@ fn a_busy_source_is_asked_again_a_moment_later_and_not_for_ever() {
 }
 
 #[test]
+fn a_slow_source_gets_its_piece_back_when_the_fast_one_lies_about_it() {
+    let mut sim = Sim::new(vec![0..8 * MIB], &[Behaviour::Lies(5 * MIB..5 * MIB + 9), Behaviour::Serves(100)]);
+    assert_eq!(sim.run(), Outcome::Done);
+    assert_eq!(sim.joined(), [0..8 * MIB]);
+}
+
+#[test]
 fn a_lone_source_that_stalls_once_is_asked_again() {
     let mut schedule = Schedule::new(vec![0..MIB], 1);
     let mut effects = Vec::new();

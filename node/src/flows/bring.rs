@@ -165,9 +165,12 @@ pub async fn fetch_all(
     wanted: &[Wanted],
     progress: impl Fn(u64, &str) + Send + Sync,
 ) -> Result<FetchReport, Refusal> {
-    let sources = match is_here(node, wanted).await? {
-        true => Vec::new(),
-        false => holders::find(node, revision).await,
+    let sources = match bytes_missing(node, wanted).await? {
+        0 => Vec::new(),
+        bytes => {
+            refuse_full_disk(node, bytes)?;
+            holders::find(node, revision).await
+        }
     };
     let here = Arc::new(AtomicU64::new(0));
     let mut files = Vec::with_capacity(wanted.len());
@@ -207,14 +210,26 @@ async fn fetch_one(
     }
 }
 
-async fn is_here(node: &Node, wanted: &[Wanted]) -> Result<bool, Refusal> {
+async fn bytes_missing(node: &Node, wanted: &[Wanted]) -> Result<u64, Refusal> {
+    let mut bytes = 0;
     for want in wanted {
         let missing = node.registry.blobs().missing(want.hash, want.size, &want.ranges).await;
-        if !missing.map_err(|error| Refusal::internal(&want.path, error))?.is_empty() {
-            return Ok(false);
-        }
+        let missing = missing.map_err(|error| Refusal::internal(&want.path, error))?;
+        bytes += missing.iter().map(|range| range.end - range.start).sum::<u64>();
     }
-    Ok(true)
+    Ok(bytes)
+}
+
+/// Better said before hours of fetching than after.
+fn refuse_full_disk(node: &Node, bytes: u64) -> Result<(), Refusal> {
+    let root = node.home.root();
+    let Ok(disk) = rustix::fs::statvfs(root) else { return Ok(()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free >= bytes {
+        return Ok(());
+    }
+    let why = format!("{bytes} bytes are to be fetched and {free} are free on its disk");
+    Err(Refusal::new(Reason::DiskFull, root.display().to_string(), why).try_this("making room, or --include"))
 }
 
 /// What a holding that can't be told or changed means for people.

@@ -70,7 +70,9 @@ pub async fn ensure_manifest_from(node: &Node, revision: RevisionId, sources: &[
     let hash = revision.blob();
     let _pin = node.registry.blobs().temp_pin(hash).await;
     let size = manifest_size(node, revision, &all).await?;
-    node.data.fetch_ranges(node, hash, size, &[0..size], &all, |_| {}).await.map_err(|error| named(revision, error))?;
+    let whole = 0..size;
+    let fetched = node.data.fetch_ranges(node, hash, size, std::slice::from_ref(&whole), &all, |_| {});
+    fetched.await.map_err(|error| named(revision, error))?;
     match local_manifest(node, revision).await? {
         Some(manifest) => Ok(manifest),
         None => Err(Refusal::internal(revision.to_string(), "the manifest was fetched and is not here")),

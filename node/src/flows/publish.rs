@@ -85,7 +85,7 @@ async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent
     let repo = RepoId { publisher: signer.key.public(), kind: wish.path.kind, name: wish.path.name.clone() };
     if let Some(tag) = &wish.tag {
         names::learn(node, &wish.path, tag).await;
-        refuse_taken_tag(node, &repo, tag).await?;
+        refuse_taken_tag(node, &wish.path, &repo, tag).await?;
     }
     let what = wish.path.to_string();
     let failed = |error| publish_refusal(&what, error);
@@ -143,13 +143,13 @@ async fn signer_of(node: &Node, path: &RepoPath, handle: &Handle) -> Result<Sign
     Ok(Signer { key, claim: Some(handle.clone()) })
 }
 
-async fn refuse_taken_tag(node: &Node, repo: &RepoId, tag: &RefName) -> Result<(), Refusal> {
+async fn refuse_taken_tag(node: &Node, path: &RepoPath, repo: &RepoId, tag: &RefName) -> Result<(), Refusal> {
     let is_free = *tag != RefName::main() && next(node, repo, tag).await?.previous.is_none();
     if is_free {
         return Ok(());
     }
     let why = format!("{tag} exists already, and tags never move");
-    Err(Refusal::new(Reason::Exists, repo.name.to_string(), why).try_this("another tag"))
+    Err(Refusal::new(Reason::Exists, path.to_string(), why).try_this("another tag"))
 }
 
 async fn next(node: &Node, repo: &RepoId, name: &RefName) -> Result<NextHead, Refusal> {

@@ -40,7 +40,8 @@ pub async fn pull(node: Arc<Node>, request: api::PullRequest, events: Sender<api
         Some(to) => Some(pull.export(&wish, to, &mut report).await?),
         None => None,
     };
-    let done = pulled(&resolved, &manifest, report, exported, started);
+    let files = whole_files(&manifest, &wish.selection)?.len() as u64;
+    let done = pulled(&resolved, &manifest, files, report, exported, started);
     // A client that hung up has its bytes here all the same.
     let _ = events.send(api::PullEvent { event: Some(api::pull_event::Event::Done(done)) }).await;
     Ok(())
@@ -158,6 +159,7 @@ fn needed(wanted: &[Wanted]) -> u64 {
 fn pulled(
     resolved: &Resolved,
     manifest: &Manifest,
+    files: u64,
     report: FetchReport,
     exported: Option<ExportReport>,
     started: Instant,
@@ -173,8 +175,8 @@ fn pulled(
         bytes_overhead: report.bytes_overhead,
         bytes_from: bytes_from.collect(),
         seconds: started.elapsed().as_secs_f64(),
-        path: exported.as_ref().map(|exported| exported.path.display().to_string()).unwrap_or_default(),
-        files: exported.map_or(manifest.files.len() as u64, |exported| exported.files),
+        path: exported.map(|exported| exported.path.display().to_string()).unwrap_or_default(),
+        files,
     }
 }
 
