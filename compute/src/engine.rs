@@ -8,19 +8,22 @@
 //! one is answered `Busy` at once. Callbacks run on the engine's threads and must not block. A panic while computing
 //! loses that stage only: its session answers `Lost` from then on, and the engine goes on.
 
+mod device;
 mod handle;
 mod threads;
 
 pub use crate::cpu::level::{Level, UnknownLevel};
+pub use device::DeviceError;
 pub use handle::StageHandle;
 
 use crate::{
     arch::{self, StageError, StagePart},
     cpu::{acts::Planes, pool::Pool},
-    stage::Hands,
+    stage::{GpuError, Hands},
     weights::{Conversion, TensorSource, WeightsError},
 };
 use cairn_protocol::manifest::{Model, TensorEntry};
+use candle_core::Device;
 use std::{
     io,
     sync::{
@@ -59,6 +62,9 @@ pub enum StartError {
     /// A forced level that does not exist.
     #[error("CAIRN_LEVEL: {0}")]
     UnknownLevel(#[from] UnknownLevel),
+    /// A device that this build or this machine has not.
+    #[error("CAIRN_DEVICE: {0}")]
+    Device(#[from] DeviceError),
     /// No thread could be started.
     #[error("a thread could not be started: {0}")]
     Thread(#[from] io::Error),
@@ -88,6 +94,9 @@ pub enum LoadError {
     /// Its tensors could not be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// It could not be put on the GPU.
+    #[error("{0}")]
+    Gpu(String),
     /// More memory than stages may have.
     #[error("the stage takes {needed} bytes, {free} of {max} are free")]
     Memory {
@@ -115,6 +124,15 @@ pub enum LoadError {
     /// Loading panicked; nothing is held.
     #[error("loading failed: {0}")]
     Panicked(String),
+}
+
+impl From<GpuError> for LoadError {
+    fn from(error: GpuError) -> Self {
+        match error {
+            GpuError::Stage(error) => Self::Stage(error),
+            other => Self::Gpu(other.to_string()),
+        }
+    }
 }
 
 /// What loading did.
@@ -168,7 +186,10 @@ pub struct Engine {
 }
 
 struct Inner {
+    /// Of the CPU engine.
     level: Level,
+    /// Where candle computes instead.
+    device: Option<Device>,
     threads: usize,
     memory: Arc<Memory>,
     loads: SyncSender<LoadJob>,
@@ -180,6 +201,7 @@ impl Engine {
     /// Starts the threads.
     pub fn start(config: EngineConfig) -> Result<Self, StartError> {
         let level = chosen(config.level)?;
+        let device = device::chosen()?;
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if config.threads == 0 { cores } else { config.threads };
         let hands = Hands { pool: Pool::new(threads)?, level };
@@ -194,12 +216,12 @@ impl Engine {
         let back = commands.clone();
         thread::Builder::new().name("cairn-load".into()).spawn(move || threads::load(&jobs, &back))?;
         tracing::info!(level = level.name(), threads, "engine started");
-        Ok(Self { inner: Arc::new(Inner { level, threads, memory, loads, commands, stop }) })
+        Ok(Self { inner: Arc::new(Inner { level, device, threads, memory, loads, commands, stop }) })
     }
 
-    /// The instruction-set level in use.
+    /// The instruction-set level in use, or the kind of GPU: stages of one generation have to agree in it.
     pub fn level(&self) -> &'static str {
-        self.inner.level.name()
+        self.inner.device.as_ref().map_or(self.inner.level.name(), device::kind)
     }
 
     /// Threads that compute.
@@ -233,8 +255,9 @@ impl Engine {
         };
         let context = arch::context(&model, options.context);
         let planes = if options.planes == 1 { Planes::One } else { Planes::Two };
+        let device = self.inner.device.clone();
         let answer = Answer::new(done, || LoadError::Stopped);
-        let job = LoadJob { model, tensors, part, context, planes, source, share, answer };
+        let job = LoadJob { model, tensors, part, context, planes, device, source, share, answer };
         if let Err(TrySendError::Full(job)) = self.inner.loads.try_send(job) {
             job.answer.give(Err(LoadError::Busy));
         }

@@ -1,25 +1,22 @@
-//! One session of a stage: its keys and values, its sampling, and what a step does. Pure computing on the caller's
-//! thread; the engine gives it one.
+//! One session of a stage: what it holds, how it samples, and what a step does. Pure computing on the caller's thread;
+//! the engine gives it one.
+//!
+//! Two engines stand behind [`Stage`]: our own on the CPU ([`cpu`]) and candle's on a GPU ([`gpu`]).
 //!
 //! Invariant: after a step that failed, the session holds the positions it held before, so the step may be sent again.
 
+mod cpu;
+mod gpu;
+
+pub(crate) use cpu::CpuWeights;
+pub(crate) use gpu::{GpuError, GpuWeights};
+
 use crate::{
-    cpu::{
-        acts::Planes,
-        cache::Cache,
-        level::Level,
-        model::Model,
-        pass::{Pass, Slot},
-        pool::Pool,
-        work::{PASS_TOKENS_MAX, Work},
-    },
+    cpu::{level::Level, pool::Pool},
     engine::Share,
     sample::{self, Sampling},
 };
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 /// What a stage is given to compute.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,52 +121,109 @@ pub enum StepError {
     Stopped,
 }
 
-/// Loaded weights and the buffers of their passes; sessions share them.
-pub(crate) struct Weights {
-    pub model: Model,
-    pub planes: Planes,
-    /// Positions that the table of angles covers.
-    pub context: usize,
-    /// Guards the buffers of one pass; held by the engine thread for a pass, so never contended.
-    work: Mutex<Option<Work>>,
-    /// The memory they take, given back with them.
-    _share: Option<Share>,
-}
-
-impl Weights {
-    pub fn new(model: Model, planes: Planes, context: usize, share: Option<Share>) -> Self {
-        Self { model, planes, context, work: Mutex::new(None), _share: share }
-    }
-}
-
 /// Threads and instructions.
 pub(crate) struct Hands {
     pub pool: Pool,
     pub level: Level,
 }
 
-/// A session of a stage.
-pub(crate) struct Session {
-    weights: Arc<Weights>,
-    cache: Cache,
-    sampling: Sampling,
-    /// Ids by position, as far as they are known: what a penalty reads.
-    history: Vec<u32>,
-    slots: Vec<Slot>,
+/// What is known of a loaded stage, whatever computes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    pub width: usize,
+    pub vocabulary: usize,
+    pub has_embedding: bool,
+    /// Positions that the table of angles covers.
+    pub context: usize,
+    /// Bytes of keys and values that one position takes.
+    pub position_bytes: u64,
+}
+
+/// Loaded weights; sessions share them.
+pub(crate) struct Weights {
+    kind: Kind,
+    /// The memory they take, given back with them.
+    _share: Option<Share>,
+}
+
+pub(crate) enum Kind {
+    Cpu(Arc<CpuWeights>),
+    Gpu(Arc<GpuWeights>),
+}
+
+impl Weights {
+    pub fn new(kind: Kind, share: Option<Share>) -> Self {
+        Self { kind, _share: share }
+    }
+
+    pub fn facts(&self) -> Facts {
+        match &self.kind {
+            Kind::Cpu(weights) => weights.facts(),
+            Kind::Gpu(weights) => weights.facts(),
+        }
+    }
+
+    fn open(&self, context: usize) -> Result<Box<dyn Stage>, StepError> {
+        Ok(match &self.kind {
+            Kind::Cpu(weights) => Box::new(weights.open(context)),
+            Kind::Gpu(weights) => Box::new(weights.open(context)?),
+        })
+    }
+}
+
+/// What computes the positions of one session.
+pub(crate) trait Stage: Send {
+    /// Computes `run.count` positions after the `run.held` that came before, overwriting what may be there. `choose` is
+    /// given the logits of the last position.
+    fn compute(&mut self, hands: &Hands, run: Run, choose: &mut dyn FnMut(&[f32]) -> u32) -> Result<Made, StepError>;
+}
+
+/// Positions to compute. Every number and value was checked.
+#[derive(Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub input: Checked<'a>,
+    pub held: usize,
+    pub count: usize,
+    pub sample: bool,
 }
 
 /// A step's input after every check.
-enum Checked<'a> {
+#[derive(Clone, Copy)]
+pub(crate) enum Checked<'a> {
     Ids(&'a [u32]),
     Values(&'a [f32]),
 }
 
+/// What was computed.
+pub(crate) enum Made {
+    Hidden(Vec<f32>),
+    Token(u32),
+    Nothing,
+}
+
+/// A session of a stage.
+pub(crate) struct Session {
+    stage: Box<dyn Stage>,
+    facts: Facts,
+    /// Positions held.
+    held: usize,
+    /// Most positions.
+    context: usize,
+    sampling: Sampling,
+    /// Ids by position, as far as they are known: what a penalty reads.
+    history: Vec<u32>,
+    /// Keeps the weights' memory reserved.
+    _weights: Arc<Weights>,
+}
+
 impl Session {
     /// A session of up to `context` positions.
-    pub fn new(weights: Arc<Weights>, context: usize) -> Self {
-        let s = &weights.model.shape;
-        let cache = Cache::new(weights.model.layers.len(), s.kv_heads, s.head_width, context.min(weights.context));
-        Self { weights, cache, sampling: Sampling::GREEDY, history: Vec::new(), slots: Vec::new() }
+    pub fn new(weights: Arc<Weights>, context: usize) -> Result<Self, StepError> {
+        let facts = weights.facts();
+        let context = context.min(facts.context);
+        let stage = weights.open(context)?;
+        let (sampling, history) = (Sampling::GREEDY, Vec::new());
+        Ok(Self { stage, facts, held: 0, context, sampling, history, _weights: weights })
     }
 
     pub fn set_sampling(&mut self, sampling: Sampling) {
@@ -179,46 +233,54 @@ impl Session {
     /// Ids of positions from 0 on: the prompt, for a last stage that does not see tokens.
     pub fn set_history(&mut self, ids: Vec<u32>) {
         self.history = ids;
-        self.history.truncate(self.cache.context);
+        self.history.truncate(self.context);
     }
 
     /// Forgets positions from `len` on. More than are held changes nothing.
     pub fn truncate(&mut self, len: usize) {
-        self.cache.len = self.cache.len.min(len);
+        self.held = self.held.min(len);
     }
 
     /// Computes one step.
     pub fn step(&mut self, hands: &Hands, input: &StepInput) -> Result<StepOutput, StepError> {
         let start = Instant::now();
-        let (input, count, sample) = self.check(input)?;
-        let held = self.cache.len;
-        if let Checked::Ids(ids) = input {
-            self.history.truncate(held);
-            if self.history.len() == held {
+        let run = self.check(input)?;
+        if let Checked::Ids(ids) = run.input {
+            self.history.truncate(self.held);
+            if self.history.len() == self.held {
                 self.history.extend_from_slice(ids);
             }
         }
-        let weights = self.weights.clone();
-        let mut work = weights.work.lock().unwrap_or_else(PoisonError::into_inner);
-        // Taken out, so that a pass that panics leaves no half-written buffers behind.
-        let mut taken = work.take().unwrap_or_else(|| Work::new(&weights.model, weights.planes, PASS_TOKENS_MAX, 1));
-        let hidden = self.passes(hands, &weights, &mut taken, input, count, sample);
-        let token = (weights.model.head.is_some() && sample).then(|| self.choose(&weights, &taken));
-        *work = Some(taken);
+        let position = self.held + run.count;
+        let (history, sampling) = (&self.history[..self.history.len().min(position)], &self.sampling);
+        let mut choose = |logits: &[f32]| sample::choose(logits, sampling, position as u64, history);
+        let made = self.stage.compute(hands, run, &mut choose)?;
+        self.held = position;
         let compute_ns = start.elapsed().as_nanos() as u64;
-        Ok(match (hidden, token) {
-            (Some(values), _) => StepOutput::Hidden { values, compute_ns },
-            (None, Some(token)) => StepOutput::Token { token, compute_ns },
-            (None, None) => StepOutput::Nothing { compute_ns },
+        Ok(match made {
+            Made::Hidden(values) => StepOutput::Hidden { values, compute_ns },
+            Made::Nothing => StepOutput::Nothing { compute_ns },
+            Made::Token(token) => {
+                self.remember(token);
+                StepOutput::Token { token, compute_ns }
+            }
         })
     }
 
-    fn check<'a>(&self, input: &'a StepInput) -> Result<(Checked<'a>, usize, bool), StepError> {
+    /// Notes the token of the position after the last.
+    fn remember(&mut self, token: u32) {
+        if self.history.len() >= self.held {
+            self.history.truncate(self.held);
+            self.history.push(token);
+        }
+    }
+
+    fn check<'a>(&self, input: &'a StepInput) -> Result<Run<'a>, StepError> {
         let (first, count, sample) = match input {
             StepInput::Tokens { first_position, ids, sample } => (*first_position, ids.len(), *sample),
             StepInput::Hidden { first_position, count, sample, .. } => (*first_position, *count as usize, *sample),
         };
-        let (held, context) = (self.cache.len as u64, self.cache.context as u64);
+        let (held, context) = (self.held as u64, self.context as u64);
         if count == 0 {
             return Err(StepError::WrongInput("the input holds no position"));
         }
@@ -229,11 +291,11 @@ impl Session {
         if needed > context {
             return Err(StepError::TooLong { needed, context });
         }
-        Ok((self.checked_values(input)?, count, sample))
+        Ok(Run { input: self.checked_values(input)?, held: self.held, count, sample })
     }
 
     fn checked_values<'a>(&self, input: &'a StepInput) -> Result<Checked<'a>, StepError> {
-        let (shape, has_embedding) = (&self.weights.model.shape, self.weights.model.embedding.is_some());
+        let Facts { width, vocabulary, has_embedding, .. } = self.facts;
         match input {
             StepInput::Tokens { .. } if !has_embedding => {
                 Err(StepError::WrongInput("tokens came to a stage without the embedding"))
@@ -241,12 +303,12 @@ impl Session {
             StepInput::Hidden { .. } if has_embedding => {
                 Err(StepError::WrongInput("hidden states came to a stage that begins with tokens"))
             }
-            StepInput::Tokens { ids, .. } => match ids.iter().find(|id| **id as usize >= shape.vocabulary) {
-                Some(id) => Err(StepError::UnknownToken { id: *id, vocabulary: shape.vocabulary as u32 }),
+            StepInput::Tokens { ids, .. } => match ids.iter().find(|id| **id as usize >= vocabulary) {
+                Some(id) => Err(StepError::UnknownToken { id: *id, vocabulary: vocabulary as u32 }),
                 None => Ok(Checked::Ids(ids)),
             },
             StepInput::Hidden { values, count, .. } => {
-                let (got, width) = (values.len(), shape.width);
+                let got = values.len();
                 if got != *count as usize * width {
                     return Err(StepError::WrongSize { got, count: *count, width });
                 }
@@ -256,52 +318,5 @@ impl Session {
                 Ok(Checked::Values(values))
             }
         }
-    }
-
-    /// Walks all positions, a pass at a time; gives the hidden states of a stage that is not last.
-    fn passes(
-        &mut self,
-        hands: &Hands,
-        weights: &Weights,
-        work: &mut Work,
-        input: Checked,
-        count: usize,
-        sample: bool,
-    ) -> Option<Vec<f32>> {
-        let (model, held) = (&weights.model, self.cache.len);
-        let width = model.shape.width;
-        let mut hidden = model.head.is_none().then(|| vec![0f32; count * width]);
-        for start in (0..count).step_by(PASS_TOKENS_MAX) {
-            let end = count.min(start + PASS_TOKENS_MAX);
-            self.slots.clear();
-            self.slots.extend((start..end).map(|i| Slot { sequence: 0, position: held + i }));
-            let (pool, level, planes) = (&hands.pool, hands.level, weights.planes);
-            let pass = Pass { model, pool, level, planes, slots: &self.slots };
-            match input {
-                Checked::Ids(ids) => pass.embed(work, &ids[start..end]),
-                Checked::Values(values) => pass.receive(work, &values[start * width..end * width]),
-            }
-            pass.walk(work, std::slice::from_mut(&mut self.cache));
-            match &mut hidden {
-                Some(values) => pass.send(work, &mut values[start * width..end * width]),
-                None if sample && end == count => pass.logits(work, &[end - start - 1]),
-                None => {}
-            }
-        }
-        self.cache.len = held + count;
-        hidden
-    }
-
-    /// The token of the position after the last.
-    fn choose(&mut self, weights: &Weights, work: &Work) -> u32 {
-        let position = self.cache.len;
-        let known = &self.history[..self.history.len().min(position)];
-        let logits = &work.logits[..weights.model.shape.vocabulary];
-        let token = sample::choose(logits, &self.sampling, position as u64, known);
-        if self.history.len() >= position {
-            self.history.truncate(position);
-            self.history.push(token);
-        }
-        token
     }
 }

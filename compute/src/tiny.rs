@@ -197,6 +197,9 @@ impl Tiny {
                 bytes =
                     (0..dimensions[0] as usize).flat_map(|r| self.bytes[&from][row(r)..][..size].to_vec()).collect();
             }
+            let mut values = Vec::new();
+            assert!(quant::dequantise(old.dtype, &bytes, &mut values));
+            tiny.values.insert(to.clone(), values);
             if tiny.bytes.insert(to.clone(), bytes).is_none() {
                 tiny.tensors.push(TensorEntry { name: to, ..old.clone() });
             }

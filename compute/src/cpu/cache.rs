@@ -15,10 +15,6 @@ pub struct Cache {
     head_halves: usize,
     /// Halves of a layer.
     layer_halves: usize,
-    /// Positions held.
-    pub len: usize,
-    /// Most positions that may be held.
-    pub context: usize,
 }
 
 impl Cache {
@@ -30,13 +26,18 @@ impl Cache {
         let layer_halves = head_halves * kv_heads;
         let mut bits = vec![0u16; layers * layer_halves];
         super::pages::prefer_huge(&mut bits);
-        Self { bits, key_halves, head_halves, layer_halves, len: 0, context }
+        Self { bits, key_halves, head_halves, layer_halves }
     }
 
     /// Bytes that a cache of these sizes takes when full.
     pub fn bytes(layers: u64, kv_heads: u64, width: usize, context: u64) -> u64 {
         let room = context.next_multiple_of(KV_TILE as u64);
-        layers * kv_heads * room * (width + padded_head(width)) as u64 * 2
+        room * Self::position_bytes(layers, kv_heads, width)
+    }
+
+    /// Bytes that a position takes.
+    pub fn position_bytes(layers: u64, kv_heads: u64, width: usize) -> u64 {
+        layers * kv_heads * (width + padded_head(width)) as u64 * 2
     }
 
     /// Halves of keys of one head; values follow.

@@ -7,7 +7,7 @@ use super::{
     threads::{Answer, Command, SessionId},
 };
 use crate::{
-    cpu::cache::Cache,
+    cpu::kernels::KV_TILE,
     sample::Sampling,
     stage::{StepError, StepInput, StepOutput, Weights},
 };
@@ -83,13 +83,12 @@ impl StageHandle {
 
     /// Another session on the same weights, empty, of up to `context` positions (not more than these were loaded for).
     pub fn another(&self, context: u32) -> Result<StageHandle, LoadError> {
-        let (inner, shape) = (&self.inner, &self.inner.weights.model.shape);
-        let (asked, loaded) = (u64::from(context).max(1), inner.weights.context as u64);
+        let (inner, facts) = (&self.inner, self.inner.weights.facts());
+        let (asked, loaded) = (u64::from(context).max(1), facts.context as u64);
         if asked > loaded {
             return Err(LoadError::Context { asked, loaded });
         }
-        let layers = inner.weights.model.layers.len() as u64;
-        let bytes = Cache::bytes(layers, shape.kv_heads as u64, shape.head_width, asked);
+        let bytes = facts.position_bytes * asked.next_multiple_of(KV_TILE as u64);
         let share = inner.memory.reserve(bytes)?;
         let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
         let (weights, context) = (inner.weights.clone(), asked as usize);

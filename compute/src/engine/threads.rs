@@ -10,10 +10,11 @@ use crate::{
     arch::StagePart,
     cpu::acts::Planes,
     sample::Sampling,
-    stage::{Hands, Session, StepError, StepInput, StepOutput, Weights},
+    stage::{CpuWeights, GpuWeights, Hands, Kind, Session, StepError, StepInput, StepOutput, Weights},
     weights::{self, Loaded, TensorSource},
 };
 use cairn_protocol::manifest::{Model, TensorEntry};
+use candle_core::Device;
 use std::{
     any::Any,
     collections::BTreeMap,
@@ -108,6 +109,8 @@ pub(super) struct LoadJob {
     pub part: StagePart,
     pub context: usize,
     pub planes: Planes,
+    /// None is the CPU.
+    pub device: Option<Device>,
     pub source: Box<dyn TensorSource>,
     pub share: Share,
     pub answer: LoadAnswer,
@@ -137,8 +140,10 @@ pub(super) fn compute(hands: &Hands, queue: &Receiver<Command>, stop: &AtomicBoo
 fn take(hands: &Hands, sessions: &mut BTreeMap<SessionId, Open>, command: Command) {
     match command {
         Command::Open { session, weights, context, share, closed } => {
-            let opened = catch_unwind(AssertUnwindSafe(|| Session::new(weights, context)));
-            let state = opened.map_err(|panic| said(&*panic));
+            let state = match catch_unwind(AssertUnwindSafe(|| Session::new(weights, context))) {
+                Ok(opened) => opened.map_err(|error| error.to_string()),
+                Err(panic) => Err(said(&*panic)),
+            };
             sessions.insert(session, Open { session: state, closed, _share: share });
         }
         Command::Step { session, input, answer } => {
@@ -177,32 +182,47 @@ fn step(hands: &Hands, open: &mut Open, input: &StepInput) -> Result<StepOutput,
 /// The loader thread: loads one stage after the other until nobody can ask for any.
 pub(super) fn load(jobs: &Receiver<LoadJob>, commands: &SyncSender<Command>) {
     for job in jobs.iter() {
-        let LoadJob { model, tensors, part, context, planes, mut source, share, answer } = job;
-        let loaded = catch_unwind(AssertUnwindSafe(|| weights::load(&model, &tensors, &part, context, &mut *source)));
+        let LoadJob { model, tensors, part, context, planes, device, mut source, share, answer } = job;
+        let source = &mut *source;
+        let loaded = catch_unwind(AssertUnwindSafe(|| -> Result<_, LoadError> {
+            match device {
+                None => Ok(on_cpu(weights::load(&model, &tensors, &part, context, source)?, planes, context)),
+                Some(device) => Ok(on_gpu(GpuWeights::load(&model, &tensors, &part, context, source, device)?)),
+            }
+        }));
         answer.give(match loaded {
-            Ok(Ok(loaded)) => open(loaded, planes, context, share, commands),
-            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok((kind, report))) => open(kind, report, context, share, commands),
+            Ok(Err(error)) => Err(error),
             Err(panic) => Err(LoadError::Panicked(said(&*panic))),
         });
     }
 }
 
+fn on_cpu(loaded: Loaded, planes: Planes, context: usize) -> (Kind, LoadReport) {
+    let report = LoadReport {
+        weights_bytes: loaded.model.bytes(),
+        bytes_a_token: loaded.model.bytes_a_token(),
+        memory_bytes: 0,
+        conversions: loaded.conversions,
+    };
+    (Kind::Cpu(CpuWeights::new(loaded.model, planes, context)), report)
+}
+
+fn on_gpu(weights: Arc<GpuWeights>) -> (Kind, LoadReport) {
+    (Kind::Gpu(weights), LoadReport::default())
+}
+
 /// Opens the first session on loaded weights.
 fn open(
-    loaded: Loaded,
-    planes: Planes,
+    kind: Kind,
+    report: LoadReport,
     context: usize,
     share: Share,
     commands: &SyncSender<Command>,
 ) -> Result<StageHandle, LoadError> {
-    let report = LoadReport {
-        weights_bytes: loaded.model.bytes(),
-        bytes_a_token: loaded.model.bytes_a_token(),
-        memory_bytes: share.bytes,
-        conversions: loaded.conversions,
-    };
+    let report = LoadReport { memory_bytes: share.bytes, ..report };
     let memory = share.memory.clone();
-    let weights = Arc::new(Weights::new(loaded.model, planes, context, Some(share)));
+    let weights = Arc::new(Weights::new(kind, Some(share)));
     let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
     let open = Command::Open { session, weights: weights.clone(), context, share: None, closed: closed.clone() };
     commands.send(open).map_err(|_| LoadError::Stopped)?;
@@ -229,7 +249,7 @@ mod tests {
     fn broken(tiny: &Tiny) -> Arc<Weights> {
         let loaded =
             weights::load(&tiny.model, &tiny.tensors, &tiny.headless(), 4, &mut *tiny.source()).expect("loads");
-        Arc::new(Weights::new(loaded.model, Planes::Two, 64, None))
+        Arc::new(Weights::new(Kind::Cpu(CpuWeights::new(loaded.model, Planes::Two, 64)), None))
     }
 
     fn ask(
