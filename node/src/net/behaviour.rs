@@ -155,6 +155,8 @@ fn kademlia(peer: PeerId, names: &Names) -> kad::Behaviour<kad::store::MemorySto
     };
     let mut config = kad::Config::new(names.protocol("kad"));
     config.set_query_timeout(bounds::QUESTION_DEADLINE).set_max_packet_size(16 * 1024);
+    // The swarm's task refreshes the table itself, when there is anybody to ask.
+    config.set_periodic_bootstrap_interval(None);
     let store = kad::store::MemoryStore::with_config(peer, store);
     let mut kad = kad::Behaviour::with_config(peer, store, config);
     kad.set_mode(Some(kad::Mode::Server));

@@ -107,3 +107,6 @@ pub const REDIAL_ATTEMPTS_MAX: u32 = 8;
 
 /// Records that no one was there to hear, kept for another attempt.
 pub const UNSENT_MAX: usize = 256;
+
+/// How often the distributed table looks for nodes near its own.
+pub const TABLE_REFRESH_MS: u64 = 300_000;

@@ -1,5 +1,8 @@
 //! How questions and answers travel: one protobuf message each way on a stream of its own, ended by closing it.
 //!
+//! A question that can't be read is handed on as such: libp2p drops the errors of this codec without telling anyone, and
+//! who sent it would never pay.
+//!
 //! Invariant: no more bytes than the protocol's ceiling are read, whatever the other side sends, and what was read is
 //! only handed on after `cairn_protocol::talk` accepted it.
 
@@ -15,20 +18,27 @@ use libp2p::{StreamProtocol, request_response};
 
 use super::bounds::QUESTION_READ_BYTES_MAX;
 
+/// A question as it came: readable, or why it isn't.
+pub(super) type Received = Result<Question, String>;
+
 /// The codec of the question protocol.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct QuestionCodec;
 
 impl request_response::Codec for QuestionCodec {
     type Protocol = StreamProtocol;
-    type Request = Question;
+    type Request = Received;
     type Response = Answer;
 
-    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Question>
+    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Received>
     where
         T: AsyncRead + Unpin + Send,
     {
-        talk::decode_question(&read_to_end(io, QUESTION_READ_BYTES_MAX).await?).map_err(invalid)
+        let bytes = match read_to_end(io, QUESTION_READ_BYTES_MAX).await {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Err(error.to_string())),
+            bytes => bytes?,
+        };
+        Ok(talk::decode_question(&bytes).map_err(|error| error.to_string()))
     }
 
     async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Answer>
@@ -38,10 +48,11 @@ impl request_response::Codec for QuestionCodec {
         talk::decode_answer(&read_to_end(io, ANSWER_BYTES_MAX).await?).map_err(invalid)
     }
 
-    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, question: Question) -> io::Result<()>
+    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, question: Received) -> io::Result<()>
     where
         T: AsyncWrite + Unpin + Send,
     {
+        let question = question.map_err(invalid)?;
         io.write_all(&talk::encode_question(&question).map_err(invalid)?).await
     }
 

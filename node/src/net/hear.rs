@@ -16,14 +16,16 @@ use libp2p::{
     identify,
     kad::{self, GetProvidersOk, QueryResult},
     mdns, ping,
-    request_response::{self, InboundFailure, InboundRequestId, Message, OutboundFailure, ResponseChannel},
+    request_response::{self, InboundRequestId, Message, OutboundFailure, ResponseChannel},
     swarm::SwarmEvent,
 };
 
 use super::{
     AskError, PeerEvent, Severity,
     behaviour::BehaviourEvent,
-    bounds, identity,
+    bounds,
+    codec::Received,
+    identity,
     inbox::{GossipedRecord, InboundQuestion, Reply, refused},
     peers::Heard,
     rate::Rate,
@@ -139,7 +141,7 @@ impl Owner {
         }
     }
 
-    fn on_question_event(&mut self, event: request_response::Event<Question, Answer>) {
+    fn on_question_event(&mut self, event: request_response::Event<Received, Answer>) {
         match event {
             request_response::Event::Message { peer, message, .. } => match message {
                 Message::Request { request_id, request, channel } => {
@@ -152,16 +154,17 @@ impl Owner {
                 }
             },
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
+                let error = ask_error(peer, error);
+                if let AskError::Garbled { node, why } = &error {
+                    self.penalise(*node, Severity::Fault, &format!("its answer can't be read: {why}"));
+                }
                 if let Some(Asked::By(_, reply)) = self.ask_is_over(&request_id) {
                     // The asker may be gone: then there is nobody to tell.
-                    let _ = reply.send(Err(ask_error(peer, error)));
+                    let _ = reply.send(Err(error));
                 }
             }
-            request_response::Event::InboundFailure { peer, request_id, error, .. } => {
-                self.question_is_over(request_id);
-                self.on_bad_question(peer, &error);
-            }
-            request_response::Event::ResponseSent { request_id, .. } => self.question_is_over(request_id),
+            request_response::Event::InboundFailure { request_id, .. }
+            | request_response::Event::ResponseSent { request_id, .. } => self.question_is_over(request_id),
         }
     }
 
@@ -169,7 +172,7 @@ impl Owner {
         &mut self,
         peer: PeerId,
         id: InboundRequestId,
-        question: Question,
+        received: Received,
         channel: ResponseChannel<Answer>,
     ) {
         let now_ms = self.clock.now_ms();
@@ -186,6 +189,11 @@ impl Owner {
         if !is_allowed || is_crowded {
             return self.say(channel, refused(Reason::Busy, "you have too many questions under way here"));
         }
+        let question = match received {
+            Ok(question) => question,
+            // The channel is dropped: that closes the stream.
+            Err(why) => return self.penalise(from, Severity::Fault, &format!("its question can't be read: {why}")),
+        };
         match question.ask {
             Some(Ask::Hello(hello)) => {
                 let answer = self.hello(from, hello);
@@ -217,13 +225,6 @@ impl Owner {
             if *waiting == 0 {
                 self.questions_of.remove(&peer);
             }
-        }
-    }
-
-    fn on_bad_question(&mut self, peer: PeerId, error: &InboundFailure) {
-        let InboundFailure::Io(error) = error else { return };
-        if let (io::ErrorKind::InvalidData, Some(node)) = (error.kind(), identity::node_id(&peer)) {
-            self.penalise(node, Severity::Fault, &format!("its question can't be read: {error}"));
         }
     }
 
@@ -263,7 +264,7 @@ impl Owner {
         let (statement, talk) = self.said_of_self();
         let Some(signed) = self.own.current(&statement, talk) else { return };
         let question = Question { ask: Some(Ask::Hello(Hello { advert: Some(signed.to_pb()) })) };
-        let id = self.swarm.behaviour_mut().questions.send_request(&peer, question);
+        let id = self.swarm.behaviour_mut().questions.send_request(&peer, Ok(question));
         self.asks.insert(id, Asked::Hello);
     }
 

@@ -96,6 +96,7 @@ pub(super) struct Owner {
     pub(super) rates: HashMap<PeerId, Rates>,
     pub(super) searches: HashMap<kad::QueryId, mpsc::Sender<Vec<NodeId>>>,
     pub(super) unsent: VecDeque<Vec<u8>>,
+    pub(super) refresh_at_ms: u64,
     pub(super) questions: mpsc::Sender<InboundQuestion>,
     pub(super) records: mpsc::Sender<GossipedRecord>,
     pub(super) arrivals: mpsc::Sender<NodeId>,
@@ -195,6 +196,7 @@ fn assemble(
         rates: HashMap::new(),
         searches: HashMap::new(),
         unsent: VecDeque::new(),
+        refresh_at_ms: bounds::TABLE_REFRESH_MS,
         questions,
         records,
         arrivals,
@@ -311,6 +313,11 @@ impl Owner {
             self.advertise(now_ms);
         }
         self.searches.retain(|_, reply| !reply.is_closed());
+        if now_ms >= self.refresh_at_ms {
+            self.refresh_at_ms = now_ms + bounds::TABLE_REFRESH_MS;
+            // An error says that nobody is known yet; newcomers trigger a refresh of their own.
+            let _ = self.swarm.behaviour_mut().kad.bootstrap();
+        }
         self.dial_due(now_ms);
     }
 
@@ -324,7 +331,7 @@ impl Owner {
             }
         };
         let addresses = self.table().addresses(&node);
-        let id = self.swarm.behaviour_mut().questions.send_request_with_addresses(&peer, question, addresses);
+        let id = self.swarm.behaviour_mut().questions.send_request_with_addresses(&peer, Ok(question), addresses);
         *self.asks_of.entry(peer).or_default() += 1;
         self.asks.insert(id, Asked::By(peer, reply));
     }

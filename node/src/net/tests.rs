@@ -1,6 +1,8 @@
 //! Two, three and four networks in one process on loopback, with free ports and without mDNS. No catalogue: the tests
 //! hold the inbox and judge by themselves.
 
+mod raw;
+
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
