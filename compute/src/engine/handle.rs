@@ -54,10 +54,10 @@ impl StageHandle {
     /// Computes a step. `done` is called once, on the engine thread, or at once on this one when the step is refused.
     pub fn step(&self, input: StepInput, done: Box<dyn FnOnce(Result<StepOutput, StepError>) + Send>) {
         let answer = Answer::new(done, || StepError::Stopped);
-        match self.inner.commands.try_send(Command::Step { session: self.inner.session, input, answer }) {
-            Err(TrySendError::Full(Command::Step { answer, .. })) => answer.give(Err(StepError::Busy)),
-            // Dropped, a step is answered that the engine has stopped.
-            Ok(()) | Err(_) => {}
+        let command = Command::Step { session: self.inner.session, input, answer };
+        // A stopped engine drops the step, which answers so.
+        if let Err(TrySendError::Full(Command::Step { answer, .. })) = self.inner.commands.try_send(command) {
+            answer.give(Err(StepError::Busy));
         }
     }
 

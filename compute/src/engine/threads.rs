@@ -38,14 +38,16 @@ impl SessionId {
     }
 }
 
+pub(super) type Done<T, E> = Box<dyn FnOnce(Result<T, E>) + Send>;
+
 /// A callback that is called exactly once: with an answer, or with `stopped` when it is dropped without one.
 pub(super) struct Answer<T, E> {
-    done: Option<Box<dyn FnOnce(Result<T, E>) + Send>>,
+    done: Option<Done<T, E>>,
     stopped: fn() -> E,
 }
 
 impl<T, E> Answer<T, E> {
-    pub fn new(done: Box<dyn FnOnce(Result<T, E>) + Send>, stopped: fn() -> E) -> Self {
+    pub fn new(done: Done<T, E>, stopped: fn() -> E) -> Self {
         Self { done: Some(done), stopped }
     }
 

@@ -8,7 +8,7 @@
 
 use super::{
     super::{
-        acts::{Acts, PLANE_SHIFT, Planes},
+        acts::{Acts, PLANE_SHIFT, Planes, Rows},
         packed::{LANES, Packed, PackedFormat},
         plain::Plain,
     },
@@ -53,19 +53,9 @@ pub unsafe fn to_halves(x: &[f32], out: &mut [f16]) {
 /// # Safety
 /// Features, bounds.
 #[target_feature(enable = "avx2,fma,f16c")]
-#[allow(clippy::too_many_arguments)]
-pub unsafe fn product_plain(
-    w: Plain,
-    first: usize,
-    count: usize,
-    x: &[f32],
-    stride: usize,
-    tokens: usize,
-    out: &mut [f32],
-    post: Post,
-) {
+pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &Rows, out: &mut [f32], post: Post) {
     // SAFETY: as the contract.
-    unsafe { text::product_plain::<Wide>(w, first, count, x, stride, tokens, out, post) }
+    unsafe { text::product_plain::<Wide>(w, first, count, x, out, post) }
 }
 
 /// # Safety

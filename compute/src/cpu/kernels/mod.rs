@@ -118,7 +118,7 @@ pub fn product_plain(level: Level, w: Plain, first: usize, rows: &Rows, out: &mu
     assert!(out.len().is_multiple_of(panel) && first + count <= w.groups() && post != Post::SwiGlu);
     assert!(rows.stride >= w.k && rows.values.len() >= rows.tokens * rows.stride);
     assert!(w.group_lines == w.format.group_lines(w.k));
-    at_level!(level, product_plain(w, first, count, &rows.values, rows.stride, rows.tokens, out, post));
+    at_level!(level, product_plain(w, first, count, rows, out, post));
 }
 
 /// Quantises `k` values (whole blocks) to a record of [`Acts`], after normalisation where asked.

@@ -138,13 +138,13 @@ fn scalar_packed_products_are_dot_products() {
         quantise(Level::Scalar, View { values: &x, step: LANES }, k, Planes::Two, None, &mut record.words);
         let mut out = vec![0.0; w.groups() * LANES];
         product_packed(Level::Scalar, w, 0, &record, &mut out, Post::Store);
-        for row in 0..rows {
+        for (row, got) in out[..rows].iter().enumerate() {
             let (mut want, mut size) = (0.0, 0.0);
             w.row(row, |i, v| {
                 want += v as f64 * x[i] as f64;
                 size += (v as f64 * x[i] as f64).abs();
             });
-            close(want, out[row], size, 2e-4);
+            close(want, *got, size, 2e-4);
         }
         assert!(out[rows..].iter().all(|v| *v == 0.0), "rows past the last are zero");
     }
@@ -365,10 +365,10 @@ fn check_attention(q: &[f32], d: usize, kv: KvHead, n: usize, got: &[f32]) {
     let scores: Vec<f64> = (0..n).map(|p| (0..d).map(|i| q[i] as f64 * key(p, i)).sum()).collect();
     let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
     let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
-    for i in 0..d {
+    for (i, got) in got[..d].iter().enumerate() {
         let value = |p: usize| kv.values[p * padded_head(d) + i].to_f64();
         let want: f64 = (0..n).map(|p| (scores[p] - top).exp() / total * value(p)).sum();
-        close(want, got[i], 1.0, 1e-5);
+        close(want, *got, 1.0, 1e-5);
     }
 }
 

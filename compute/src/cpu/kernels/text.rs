@@ -9,7 +9,7 @@
 
 use super::{
     super::{
-        acts::Planes,
+        acts::{Planes, Rows},
         packed::{BLOCK, LANES},
         plain::{Plain, PlainFormat},
     },
@@ -172,22 +172,13 @@ pub unsafe fn finish<V: Vector>(sum: V, out: *mut f32, post: Post) {
 /// # Safety
 /// Features; bounds as asserted there.
 #[inline(always)]
-pub unsafe fn product_plain<V: Vector>(
-    w: Plain,
-    first: usize,
-    count: usize,
-    x: &[f32],
-    stride: usize,
-    tokens: usize,
-    out: &mut [f32],
-    post: Post,
-) {
+pub unsafe fn product_plain<V: Vector>(w: Plain, first: usize, count: usize, x: &Rows, out: &mut [f32], post: Post) {
     // SAFETY: as the contract.
     unsafe {
         match w.format {
-            PlainFormat::F32 => groups::<V, f32>(w, first, count, x, stride, tokens, out, post),
-            PlainFormat::F16 => groups::<V, f16>(w, first, count, x, stride, tokens, out, post),
-            PlainFormat::Bf16 => groups::<V, bf16>(w, first, count, x, stride, tokens, out, post),
+            PlainFormat::F32 => groups::<V, f32>(w, first, count, x, out, post),
+            PlainFormat::F16 => groups::<V, f16>(w, first, count, x, out, post),
+            PlainFormat::Bf16 => groups::<V, bf16>(w, first, count, x, out, post),
         }
     }
 }
@@ -224,17 +215,8 @@ impl Element for bf16 {
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn groups<V: Vector, E: Element>(
-    w: Plain,
-    first: usize,
-    count: usize,
-    x: &[f32],
-    stride: usize,
-    tokens: usize,
-    out: &mut [f32],
-    post: Post,
-) {
+unsafe fn groups<V: Vector, E: Element>(w: Plain, first: usize, count: usize, x: &Rows, out: &mut [f32], post: Post) {
+    let (stride, tokens) = (x.stride, x.tokens);
     let mut g = 0;
     while g < count {
         let rows = if V::WIDE && count - g >= 2 { 2 } else { 1 };
@@ -243,7 +225,7 @@ unsafe fn groups<V: Vector, E: Element>(
         while t < tokens {
             // SAFETY: groups g.. and tokens t.. are in bounds, as is their panel.
             unsafe {
-                let x = x.as_ptr().add(t * stride);
+                let x = x.values.as_ptr().add(t * stride);
                 let out = out.as_mut_ptr().add((g * tokens + t) * LANES);
                 let tile = Tile { k: w.k, stride, panel: tokens * LANES, post };
                 t += match (rows, tokens - t) {
