@@ -60,7 +60,8 @@ pub struct BlobsReport {
 
 /// Measures with a random file of so many MiB, in a temporary folder below `folder`.
 pub async fn measure(mib: u64, folder: &Path) -> Result<BlobsReport, Refusal> {
-    let folder = tempfile::Builder::new().prefix("cairn-bench-").tempdir_in(folder).map_err(failed("a temporary folder"))?;
+    let folder =
+        tempfile::Builder::new().prefix("cairn-bench-").tempdir_in(folder).map_err(failed("a temporary folder"))?;
     let file = folder.path().join("random.bin");
     let bytes = mib << 20;
     let (disk, hash) = blocking({
@@ -217,9 +218,7 @@ fn stream_over_tcp(from: &Path, to: &Path) -> std::io::Result<Duration> {
     Ok(took)
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<T, Refusal> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other).and_then(|done| done);
     done.map_err(failed("the measurement"))
 }

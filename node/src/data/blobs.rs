@@ -255,9 +255,8 @@ impl Drop for Service {
 impl Guests {
     /// Nobody is remembered who neither is here nor used up an allowance lately.
     fn forget(&mut self, peer: NodeId) {
-        let is_spent = |(left, since): (f64, Instant)| {
-            left + REQUESTS_PER_S * since.elapsed().as_secs_f64() < REQUESTS_BURST
-        };
+        let is_spent =
+            |(left, since): (f64, Instant)| left + REQUESTS_PER_S * since.elapsed().as_secs_f64() < REQUESTS_BURST;
         let done = |guest: &Guest| guest.connections == 0 && guest.requests == 0;
         if self.peers.get(&peer).is_some_and(|guest| done(guest) && !guest.allowance.is_some_and(is_spent)) {
             self.peers.remove(&peer);

@@ -215,11 +215,17 @@ impl DataHandle {
         let address = addresses.iter().fold(EndpointAddr::new(id), |all, one| all.with_ip_addr(*one));
         let connecting = self.inner.endpoint.connect(address, alpn);
         let connected = tokio::time::timeout(DIAL, connecting).await;
-        connected.map_err(|_| unreachable(format!("no answer within {DIAL:?}")))?.map_err(|e| unreachable(e.to_string()))
+        connected
+            .map_err(|_| unreachable(format!("no answer within {DIAL:?}")))?
+            .map_err(|e| unreachable(e.to_string()))
     }
 
     /// The connection for blobs to this peer: the one that is open, else a new one.
-    pub(crate) async fn blob_connection(&self, node: NodeId, addresses: &[SocketAddr]) -> Result<Connection, DataError> {
+    pub(crate) async fn blob_connection(
+        &self,
+        node: NodeId,
+        addresses: &[SocketAddr],
+    ) -> Result<Connection, DataError> {
         let place = self.place(node);
         let mut connection = place.connection.lock().await;
         if let Some(open) = connection.as_ref().filter(|connection| connection.close_reason().is_none()) {

@@ -218,7 +218,8 @@ impl DataHandle {
 impl DataHandle {
     /// Asks a source how large a blob is; the answer is proven by the blob's last bytes.
     pub async fn blob_size(&self, source: &Source, hash: BlobHash) -> Result<u64, FetchError> {
-        let undelivered = |failure| FetchError::Undelivered { hash, bytes_missing: 1, failures: vec![(source.node, failure)] };
+        let undelivered =
+            |failure| FetchError::Undelivered { hash, bytes_missing: 1, failures: vec![(source.node, failure)] };
         let connection = self.blob_connection(source.node, &source.addresses).await;
         let connection = connection.map_err(|error| undelivered(Failure::Unreachable(error.to_string())))?;
         let raw = Hash::from_bytes(*hash.as_bytes());
@@ -332,11 +333,7 @@ enum Trouble {
 }
 
 impl Running<'_> {
-    async fn run(
-        mut self,
-        ranges: &[Range<u64>],
-        progress: impl Fn(u64) + Send,
-    ) -> Result<FetchReport, FetchError> {
+    async fn run(mut self, ranges: &[Range<u64>], progress: impl Fn(u64) + Send) -> Result<FetchReport, FetchError> {
         let mut effects = Vec::new();
         self.schedule.wake(self.now_ms(), &mut effects);
         let mut looks = interval(LOOK);
@@ -442,7 +439,8 @@ impl Running<'_> {
         {
             net.report(node, Severity::Breach).await;
         }
-        let left = self.fetch.blobs.missing(self.fetch.hash, self.fetch.size, std::slice::from_ref(&flying.range)).await?;
+        let left =
+            self.fetch.blobs.missing(self.fetch.hash, self.fetch.size, std::slice::from_ref(&flying.range)).await?;
         let left = whole_groups(&left, self.fetch.size);
         self.schedule.step(self.now_ms(), Input::Failed { flight, failure, left, holdings }, effects);
         Ok(())
@@ -473,7 +471,8 @@ impl Running<'_> {
     }
 
     fn bad_sources(&self) -> Vec<(NodeId, String)> {
-        let bad = self.schedule.failures().filter(|(_, failure, _)| !matches!(failure, Failure::Busy | Failure::TooSlow));
+        let bad =
+            self.schedule.failures().filter(|(_, failure, _)| !matches!(failure, Failure::Busy | Failure::TooSlow));
         bad.map(|(source, failure, _)| (self.sources[source].node, failure.to_string())).collect()
     }
 }
@@ -529,10 +528,15 @@ impl Request {
 /// Whose fault an error is. `closed` says why the connection ended, if it did.
 fn trouble(error: &GetError, closed: Option<String>) -> Trouble {
     match error {
-        GetError::Decode { source: DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. }, .. } => {
+        GetError::Decode {
+            source: DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. },
+            ..
+        } => {
             return Trouble::Remote(Failure::False);
         }
-        GetError::Decode { source: DecodeError::Write { source, .. }, .. } => return Trouble::Local(source.to_string()),
+        GetError::Decode { source: DecodeError::Write { source, .. }, .. } => {
+            return Trouble::Local(source.to_string());
+        }
         _ => {}
     }
     match error.iroh_error_code() {

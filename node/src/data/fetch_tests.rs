@@ -54,7 +54,8 @@ impl Peer {
     }
 
     async fn fetch(&self, blob: &Blob, ranges: &[Range<u64>], sources: &[Source]) -> Result<FetchReport, FetchError> {
-        let fetch = Fetch { data: &self.data, blobs: self.registry.blobs(), net: None, hash: blob.hash, size: blob.size };
+        let fetch =
+            Fetch { data: &self.data, blobs: self.registry.blobs(), net: None, hash: blob.hash, size: blob.size };
         fetch.run(ranges, sources, |_| {}).await
     }
 
@@ -234,10 +235,7 @@ async fn a_silent_provider_and_a_dead_one_do_not_stop_the_others() {
         .bind()
         .await
         .unwrap();
-    let silent = Source {
-        node: Keypair::from_seed([7; 32]).node_id(),
-        addresses: endpoint.bound_sockets(),
-    };
+    let silent = Source { node: Keypair::from_seed([7; 32]).node_id(), addresses: endpoint.bound_sockets() };
     let router = Router::builder(endpoint).accept(iroh_blobs::ALPN, Silent).spawn();
     let dead = Source { node: Keypair::from_seed([8; 32]).node_id(), addresses: vec![] };
     let puller = Peer::new(3).await;
@@ -273,7 +271,10 @@ async fn a_private_realm_serves_members_only() {
         }),
     });
     let refused = stranger.fetch(&blob, &[0..blob.size], &[provider.source()]).await.unwrap_err();
-    assert!(matches!(&refused, FetchError::Undelivered { failures, .. } if failures[0].1 == Failure::Refused), "{refused}");
+    assert!(
+        matches!(&refused, FetchError::Undelivered { failures, .. } if failures[0].1 == Failure::Refused),
+        "{refused}"
+    );
     assert_eq!(Refusal::from(refused).reason, Reason::NoGrant);
     member.fetch(&blob, &[0..blob.size], &[provider.source()]).await.unwrap();
     assert_held(&member, &blob, 0..blob.size).await;

@@ -281,8 +281,7 @@ impl Schedule {
         let source = &mut self.sources[flight.source];
         // Its other pieces share the way, so what one piece got is that part of the source's speed.
         let sample = bytes as f64 * 1000.0 / (now_ms - flight.started_ms).max(1) as f64 * source.flights as f64;
-        source.bytes_per_s =
-            if source.bytes_per_s > 0.0 { 0.7 * source.bytes_per_s + 0.3 * sample } else { sample };
+        source.bytes_per_s = if source.bytes_per_s > 0.0 { 0.7 * source.bytes_per_s + 0.3 * sample } else { sample };
         source.flights -= 1;
         source.strikes = 0;
         source.busy = 0;
@@ -329,8 +328,10 @@ impl Schedule {
     fn steal(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let idle = self.sources.iter().enumerate();
         let idle = idle.filter(|(_, source)| source.flights == 0 && source.is_free(now_ms, 1));
-        let Some((thief, speed)) =
-            idle.map(|(at, source)| (at, source.bytes_per_s)).filter(|(_, speed)| *speed > 0.0).max_by(|a, b| a.1.total_cmp(&b.1))
+        let Some((thief, speed)) = idle
+            .map(|(at, source)| (at, source.bytes_per_s))
+            .filter(|(_, speed)| *speed > 0.0)
+            .max_by(|a, b| a.1.total_cmp(&b.1))
         else {
             return;
         };

@@ -147,7 +147,8 @@ impl Sim {
 #[test]
 fn every_byte_is_fetched_once_and_all_sources_take_part() {
     let wanted = vec![0..100 * MIB, 200 * MIB..200 * MIB + 48 * 1024];
-    let mut sim = Sim::new(wanted.clone(), &[Behaviour::Serves(50_000), Behaviour::Serves(50_000), Behaviour::Serves(50_000)]);
+    let mut sim =
+        Sim::new(wanted.clone(), &[Behaviour::Serves(50_000), Behaviour::Serves(50_000), Behaviour::Serves(50_000)]);
     assert_eq!(sim.run(), Outcome::Done);
     assert_eq!(sim.joined(), wanted);
     for source in 0..3 {

@@ -205,7 +205,9 @@ async fn fetch_one(
     let fetched = node.data.fetch_ranges(node, want.hash, want.size, &want.ranges, sources, progress).await;
     match fetched {
         Ok(report) => Ok(report),
-        Err(FetchError::NoSource { .. }) => Err(Refusal { what: want.path.clone(), ..holders::no_holder(node, revision).await }),
+        Err(FetchError::NoSource { .. }) => {
+            Err(Refusal { what: want.path.clone(), ..holders::no_holder(node, revision).await })
+        }
         Err(error) => Err(Refusal { what: want.path.clone(), ..error.into() }),
     }
 }

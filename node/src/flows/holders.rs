@@ -88,7 +88,11 @@ pub async fn local_manifest(node: &Node, revision: RevisionId) -> Result<Option<
         Err(HoldError::Manifest { error, .. }) => Err(invalid(revision, &error)),
         Err(HoldError::Blobs(BlobError::Corrupt { hash, .. })) => {
             tracing::warn!(revision = %revision.short(), "the manifest on disk is damaged and is fetched anew");
-            node.registry.blobs().quarantine(hash).await.map_err(|error| Refusal::internal(revision.to_string(), error))?;
+            node.registry
+                .blobs()
+                .quarantine(hash)
+                .await
+                .map_err(|error| Refusal::internal(revision.to_string(), error))?;
             Ok(None)
         }
         Err(error) => Err(Refusal::internal(revision.to_string(), error)),
@@ -142,7 +146,9 @@ async fn ask(node: &Node, revision: RevisionId) -> Vec<Source> {
 async fn holds(node: &Node, peer: NodeId, hash: BlobHash) -> bool {
     let question = Question { ask: Some(Ask::Holds(Holds { hashes: vec![hash.to_vec()] })) };
     match node.net.ask(peer, question, ASK_DEADLINE).await {
-        Ok(Answer { say: Some(Say::Held(held)) }) => held.holdings.iter().any(|holding| holding.hash == hash.as_bytes()),
+        Ok(Answer { say: Some(Say::Held(held)) }) => {
+            held.holdings.iter().any(|holding| holding.hash == hash.as_bytes())
+        }
         _ => false,
     }
 }
@@ -167,6 +173,10 @@ fn named(revision: RevisionId, error: FetchError) -> Refusal {
 }
 
 fn invalid(revision: RevisionId, why: impl ToString) -> Refusal {
-    Refusal::new(Reason::Corrupt, format!("revision {revision}"), format!("its manifest is not valid: {}", why.to_string()))
-        .try_this("its publisher, to publish it again")
+    Refusal::new(
+        Reason::Corrupt,
+        format!("revision {revision}"),
+        format!("its manifest is not valid: {}", why.to_string()),
+    )
+    .try_this("its publisher, to publish it again")
 }

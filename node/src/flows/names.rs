@@ -132,7 +132,9 @@ fn others_may_know(error: &ResolveError) -> bool {
 
 fn refusal(name: &RepoRef, error: &ResolveError) -> Refusal {
     let (reason, advice) = match error {
-        ResolveError::UnknownHandle(_) | ResolveError::UnknownRepo(_) => (Reason::NotFound, "cairn ls, cairn peers".to_owned()),
+        ResolveError::UnknownHandle(_) | ResolveError::UnknownRepo(_) => {
+            (Reason::NotFound, "cairn ls, cairn peers".to_owned())
+        }
         ResolveError::UnknownRef { path, .. } | ResolveError::UnknownPrefix { path, .. } => {
             (Reason::NotFound, format!("cairn show {path}"))
         }

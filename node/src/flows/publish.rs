@@ -16,7 +16,9 @@ use cairn_protocol::{
     record::{Keypair, Profile, Record, RecordError},
     refusal::{Reason, Refusal},
 };
-use cairn_registry::{Committed, InsertError, ModelSources, NextHead, PrepareOptions, Prepared, PublishError, Transfer};
+use cairn_registry::{
+    Committed, InsertError, ModelSources, NextHead, PrepareOptions, Prepared, PublishError, Transfer,
+};
 use tokio::sync::mpsc::Sender;
 
 use super::{announce, names};
@@ -92,7 +94,8 @@ async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent
     let prepared = prepare(node, &wish, repo.clone(), events.clone()).await.map_err(failed)?;
     let (files, bytes) = (prepared.manifest.files.len() as u64, prepared.manifest.bytes());
     let main = next(node, &repo, &RefName::main()).await?;
-    let records = sign(node, &signer, &prepared, main, wish.tag.clone()).map_err(|error| Refusal::internal(&what, error))?;
+    let records =
+        sign(node, &signer, &prepared, main, wish.tag.clone()).map_err(|error| Refusal::internal(&what, error))?;
     let Committed { revision, .. } = node.registry.commit(prepared, records.clone()).await.map_err(failed)?;
     for record in records {
         node.net.publish_record(record).await;

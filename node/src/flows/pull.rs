@@ -18,11 +18,11 @@ use cairn_registry::{BlobError, ExportError, ExportReport, Resolved, Transfer};
 use tokio::sync::mpsc::Sender;
 
 use super::bring::{self, Selection, Wanted, bring, select, whole_files};
+use super::{announce, names};
 pub use super::{
     holders::{ensure_manifest, ensure_manifest_from, holders},
     names::resolve_anywhere,
 };
-use super::{announce, names};
 use crate::{data::fetch::FetchReport, shell::Node};
 
 /// Answers `Pull`.
@@ -58,7 +58,8 @@ impl Wish {
         let layers = match (request.layers_from, request.layers_to) {
             (0, 0) => None,
             (from, to) => Some(LayerRange::new(from, to).filter(|range| !range.is_empty()).ok_or_else(|| {
-                Refusal::new(Reason::BadInput, format!("layers {from}..{to}"), "the range is empty").try_this("--layers 0..10")
+                Refusal::new(Reason::BadInput, format!("layers {from}..{to}"), "the range is empty")
+                    .try_this("--layers 0..10")
             })?),
         };
         let to = (!request.to.is_empty()).then(|| PathBuf::from(&request.to));
@@ -92,7 +93,12 @@ impl Pull<'_> {
     }
 
     /// Writes the whole files; a damaged one is thrown away and fetched once more.
-    async fn export(&self, wish: &Wish, to: &std::path::Path, report: &mut FetchReport) -> Result<ExportReport, Refusal> {
+    async fn export(
+        &self,
+        wish: &Wish,
+        to: &std::path::Path,
+        report: &mut FetchReport,
+    ) -> Result<ExportReport, Refusal> {
         let files = whole_files(self.manifest, &wish.selection)?;
         let files: Vec<FilePath> = files.into_iter().map(|file| file.path.clone()).collect();
         match self.write(&files, to, wish.transfer).await {
@@ -131,12 +137,8 @@ impl Pull<'_> {
     }
 
     fn tell(&self, phase: &str, done: u64, total: u64, item: &str) {
-        let progress = api::Progress {
-            phase: phase.to_owned(),
-            bytes_done: done,
-            bytes_total: total,
-            item: item.to_owned(),
-        };
+        let progress =
+            api::Progress { phase: phase.to_owned(), bytes_done: done, bytes_total: total, item: item.to_owned() };
         // A reader that lags sees fewer steps.
         let _ = self.events.try_send(api::PullEvent { event: Some(api::pull_event::Event::Progress(progress)) });
     }
@@ -147,8 +149,12 @@ pub(crate) async fn throw_away(node: &Node, revision: RevisionId, blob: BlobHash
     announce::lost(node, revision).await;
     let thrown = node.registry.blobs().quarantine(blob).await;
     thrown.map_err(|error| {
-        Refusal::new(Reason::Corrupt, format!("blob {}", blob.short()), format!("it is damaged on this disk, and {error}"))
-            .try_this("restarting the daemon, then the same again")
+        Refusal::new(
+            Reason::Corrupt,
+            format!("blob {}", blob.short()),
+            format!("it is damaged on this disk, and {error}"),
+        )
+        .try_this("restarting the daemon, then the same again")
     })
 }
 

@@ -54,7 +54,8 @@ pub async fn list(node: &Node, request: api::ListRequest) -> Result<api::ListRes
 pub async fn show(node: &Node, request: api::ShowRequest) -> Result<api::ShowResponse, Refusal> {
     let resolved = names::resolve_anywhere(node, &parse(&request.repo)?).await?;
     let summary = node.registry.summary(&resolved.repo).await.map_err(catalog)?;
-    let summary = summary.ok_or_else(|| Refusal::internal(&resolved.path, "a repo that resolves is not in the catalogue"))?;
+    let summary =
+        summary.ok_or_else(|| Refusal::internal(&resolved.path, "a repo that resolves is not in the catalogue"))?;
     let refs = node.registry.refs(&resolved.repo).await.map_err(catalog)?;
     let mut warnings: Vec<String> = resolved.warning.iter().cloned().collect();
     let manifest = match holders::ensure_manifest(node, resolved.revision).await {
@@ -104,11 +105,7 @@ async fn repo(node: &Node, summary: RepoSummary) -> Result<api::Repo, Refusal> {
     Ok(repo)
 }
 
-fn repo_of(
-    summary: &RepoSummary,
-    body: Option<&cairn_protocol::record::Revision>,
-    revision: RevisionId,
-) -> api::Repo {
+fn repo_of(summary: &RepoSummary, body: Option<&cairn_protocol::record::Revision>, revision: RevisionId) -> api::Repo {
     let handle = summary.path.parse::<RepoPath>().ok().and_then(|path| match path.publisher {
         Publisher::Handle(handle) => Some(handle.to_string()),
         Publisher::Key(_) => None,

@@ -25,7 +25,8 @@ pub async fn verify(
     events: Sender<api::VerifyEvent>,
 ) -> Result<(), Refusal> {
     let name: RepoRef = request.repo.parse().map_err(|error: NameError| {
-        Refusal::new(Reason::BadInput, &request.repo, error.to_string()).try_this("PUBLISHER/NAME or PUBLISHER/NAME@REF")
+        Refusal::new(Reason::BadInput, &request.repo, error.to_string())
+            .try_this("PUBLISHER/NAME or PUBLISHER/NAME@REF")
     })?;
     let resolved = names::resolve_anywhere(&node, &name).await?;
     if holders::local_manifest(&node, resolved.revision).await?.is_none() {
