@@ -109,9 +109,15 @@ impl Node {
             data_addresses: data.addresses(),
             ..Statement::default()
         };
-        let (net, inbox) = net::start(&identity, net_config(&config), statement).await.map_err(|error| {
-            Refusal::new(Reason::Conflict, "the network", error.to_string()).try_this("--listen /ip4/0.0.0.0/tcp/0")
-        })?;
+        let (net, inbox) = match net::start(&identity, net_config(&config), statement).await {
+            Ok(started) => started,
+            Err(error) => {
+                data.shutdown().await;
+                engine.stop();
+                let refusal = Refusal::new(Reason::Conflict, "the network", error.to_string());
+                return Err(refusal.try_this("--listen /ip4/0.0.0.0/tcp/0"));
+            }
+        };
         let node = Arc::new(Node {
             doors: bound.addresses(),
             config,

@@ -86,11 +86,15 @@ pub(super) async fn run(global: &Global, args: RunArgs) -> Outcome {
     match prompt {
         Some(prompt) => {
             let request = api::GenerateRequest { prompt, ..args.request() };
-            let told = Telling::new(global).follow(client.generate(request).await?).await?;
+            let told = turn(global, &client, request).await?;
             Ok(told.finish != "cancelled")
         }
         None => chat(global, &client, &args).await,
     }
+}
+
+async fn turn(global: &Global, client: &Client, request: api::GenerateRequest) -> Result<api::Done, Refusal> {
+    Telling::new(global).follow(client.generate(request).await?).await
 }
 
 fn piped_prompt() -> Result<String, Refusal> {
@@ -122,8 +126,15 @@ async fn chat(global: &Global, client: &Client, args: &RunArgs) -> Outcome {
         }
         messages.push(message("user", line));
         let request = api::GenerateRequest { messages: messages.clone(), ..args.request() };
-        let told = Telling::new(global).follow(client.generate(request).await?).await?;
-        messages.push(message("assistant", told.text));
+        match turn(global, client, request).await {
+            Ok(told) => messages.push(message("assistant", told.text)),
+            // The person may go on, perhaps with a shorter question.
+            Err(refusal) if refusal.reason != Reason::Unavailable => {
+                output.refusal(&refusal);
+                messages.pop();
+            }
+            Err(refusal) => return Err(refusal),
+        }
     }
 }
 

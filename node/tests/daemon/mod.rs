@@ -1,7 +1,7 @@
 //! A real `cairn node` process for tests: started, spoken to, stopped.
 //!
 //! Invariant: the process is gone and its folder removed when a [`Daemon`] is dropped.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
