@@ -35,7 +35,8 @@ async fn one_two_and_three_stages_say_the_same() {
         assert_eq!(done.stages.len(), stages as usize);
         assert_eq!((done.finish.as_str(), done.recoveries), ("length", 0));
         let cold = &done.stages[stages as usize - 1];
-        assert_eq!(cold.bytes_needed, cold.bytes_local + cold.bytes_fetched, "{cold:?}");
+        assert!(cold.bytes_local + cold.bytes_fetched >= cold.bytes_needed, "{cold:?}");
+        assert!(cold.bytes_fetched <= cold.bytes_needed + cold.bytes_needed / 100 + (1 << 20), "{cold:?}");
     }
     let elsewhere = generate(&mesh.nodes[2], request(3, 24), |_, _| {}).await.unwrap();
     assert_eq!(elsewhere.ids, one.ids, "from a node that never held the model");

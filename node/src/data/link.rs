@@ -257,7 +257,10 @@ impl FrameReader {
             return Err(LinkError::Garbage(format!("a frame {} wide, the model is {width}", header.width)));
         }
         if header.count > count_max {
-            return Err(LinkError::Garbage(format!("a frame of {} positions, at most {count_max} are taken", header.count)));
+            return Err(LinkError::Garbage(format!(
+                "a frame of {} positions, at most {count_max} are taken",
+                header.count
+            )));
         }
         self.buffer.resize(header.payload_bytes(), 0);
         self.stream.read_exact(&mut self.buffer).await.map_err(|e| LinkError::Closed(e.to_string()))?;

@@ -24,6 +24,9 @@ use crate::{net::PeerInfo, shell::Node, stages};
 /// Prompt length assumed where no prompt is known yet.
 const PROMPT_TOKENS: u64 = 128;
 
+/// A round trip between two processes of one machine takes less.
+const SAME_HOST_RTT_US: u64 = 500;
+
 /// Context assumed where none is asked for.
 const CONTEXT: u32 = 2048;
 
@@ -95,7 +98,8 @@ pub(crate) fn served_model<'a>(repo: &str, manifest: &'a Manifest) -> Result<&'a
 
 /// What the parts of a model cost.
 pub(crate) fn cost(model: &Model, manifest: &Manifest) -> Result<ModelCost, Refusal> {
-    let unusable = |e: arch::StageError| Refusal::new(Reason::Unsupported, "the model", e.to_string()).try_this("another model");
+    let unusable =
+        |e: arch::StageError| Refusal::new(Reason::Unsupported, "the model", e.to_string()).try_this("another model");
     let bytes = arch::layer_bytes(model, &manifest.tensors).map_err(unusable)?;
     let whole = StagePart::whole(model.layers);
     let in_memory = arch::stage_memory(model, &manifest.tensors, &whole, 1).map_err(unusable)?;
@@ -143,12 +147,18 @@ fn candidate(node: &Node, revision: RevisionId, peer: &PeerInfo) -> Option<Candi
         memory_free_bytes: advert.load.stage_memory_free_bytes,
         bandwidth_bytes_per_s: advert.capacity.bandwidth_bytes_per_s,
         macs_per_s: advert.capacity.macs_per_s,
-        rtt_us: peer.rtt.map(|rtt| rtt.as_micros() as u64),
+        rtt_us: rtt_us(peer),
         level: advert.capacity.level.clone(),
         sessions: advert.load.sessions,
         sessions_max: advert.load.sessions_max,
         holds: advert.holds.contains(&revision),
     })
+}
+
+/// The round trip to a peer. On one host a longer ping measures how busy its scheduler is, not a distance.
+fn rtt_us(peer: &PeerInfo) -> Option<u64> {
+    let measured = peer.rtt.map(|rtt| rtt.as_micros() as u64);
+    if peer.same_host { Some(measured.unwrap_or(SAME_HOST_RTT_US).min(SAME_HOST_RTT_US)) } else { measured }
 }
 
 /// Whether a peer will probably serve this node. Whom it lists it does not say; owners who list each other's nodes do
@@ -231,5 +241,6 @@ pub(crate) fn refusal(repo: &str, error: &PlanError) -> Refusal {
 }
 
 pub(crate) fn bad_repo(repo: &str, error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::new(Reason::BadInput, format!("{repo:?}"), error.to_string()).try_this("PUBLISHER/NAME, with @REF if you like")
+    Refusal::new(Reason::BadInput, format!("{repo:?}"), error.to_string())
+        .try_this("PUBLISHER/NAME, with @REF if you like")
 }

@@ -87,7 +87,11 @@ fn grant(asker: &Asker, house: &House) -> Result<(), Refusal> {
     if is_granted {
         return Ok(());
     }
-    let why = format!("this node computes for {}, and node {} is not among them", grant_words(house.grant), asker.node.short());
+    let why = format!(
+        "this node computes for {}, and node {} is not among them",
+        grant_words(house.grant),
+        asker.node.short()
+    );
     Err(refusal(Reason::NoGrant, why, "ask its owner to list your node under [grant] in its config.toml"))
 }
 

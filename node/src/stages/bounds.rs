@@ -12,6 +12,9 @@ pub const ADDRESSES_MAX: usize = 32;
 /// How often each end of a control stream says that it lives (see the walls: QUIC by itself tells nothing for 15 s).
 pub const BEAT: Duration = Duration::from_millis(100);
 
+/// Silence that, after a node's talk connections closed, says that it is gone: two beats and a half.
+pub const GONE: Duration = Duration::from_millis(250);
+
 /// A stage that hears nothing from its coordinator for this long closes: the state is worth nothing without it.
 pub const LEASE: Duration = Duration::from_secs(10);
 

@@ -4,14 +4,23 @@
 //! say arrives as [`News`], tagged with epoch and index. Not here: what to say ([`cairn_compute::session`] decides).
 //! Invariant: dropping [`Links`], or closing an epoch, ends every stage of it.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use cairn_protocol::{
     id::NodeId,
     peer_pb::{self, stage_command::Command},
 };
 use tokio::{
-    sync::mpsc,
+    sync::{
+        broadcast::{self, error::RecvError},
+        mpsc,
+    },
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
@@ -19,6 +28,7 @@ use tokio::{
 use super::bounds;
 use crate::{
     data::link::{self, LinkError, MessageReader, MessageWriter},
+    net::PeerEvent,
     shell::Node,
 };
 
@@ -147,9 +157,13 @@ async fn converse(
     commands: &mut mpsc::Receiver<peer_pb::StageCommand>,
     teller: &Teller,
 ) -> Result<(), LinkError> {
+    let heard = AtomicU64::new(0);
+    let gone = departed(node.net.peer_events(), opening.node, &heard);
+    tokio::pin!(gone);
     let connection = tokio::select! {
         connection = link::dial(node.data.endpoint(), opening.node, &opening.addresses, bounds::DIAL) => connection?,
         () = closed(commands) => return Ok(()),
+        error = &mut gone => return Err(error),
     };
     let (send, receive) = connection.open_bi().await.map_err(|e| LinkError::Closed(e.to_string()))?;
     let mut writer = MessageWriter::new(send);
@@ -158,15 +172,34 @@ async fn converse(
     let hearing = async {
         loop {
             let event = reader.read::<peer_pb::StageEvent>().await?;
+            heard.fetch_add(1, Ordering::Relaxed);
             teller.event(event).await;
         }
     };
     let done = tokio::select! {
         heard = hearing => heard,
         said = speak(&mut writer, commands, teller) => said,
+        error = &mut gone => Err(error),
     };
     connection.close(0u32.into(), b"closed");
     done
+}
+
+/// Resolves when a node is gone: its talk connections closed, as they do at once when a process dies, and nothing was
+/// heard on the stream for a moment after. The one alone is a hint, and so is the other.
+async fn departed(mut events: broadcast::Receiver<PeerEvent>, node: NodeId, heard: &AtomicU64) -> LinkError {
+    loop {
+        match events.recv().await {
+            Ok(PeerEvent::Gone(other)) if other == node => {}
+            Ok(_) | Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+        let before = heard.load(Ordering::Relaxed);
+        tokio::time::sleep(bounds::GONE).await;
+        if heard.load(Ordering::Relaxed) == before {
+            return LinkError::Closed("the node closed its other connections and is silent".to_owned());
+        }
+    }
 }
 
 /// Resolves when nobody can command the stage any more. Commands before it is open cannot be.

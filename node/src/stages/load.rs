@@ -108,7 +108,10 @@ fn load_refusal(error: &LoadError) -> Refusal {
         LoadError::Busy => (Reason::Busy, "again in a moment"),
         LoadError::Stopped => (Reason::Unavailable, "another node"),
         LoadError::Panicked(_) => (Reason::Internal, "the node's log"),
-        LoadError::Stage(_) | LoadError::Weights(_) | LoadError::Context { .. } => (Reason::Unsupported, "another model"),
+        LoadError::Gpu(_) => (Reason::Unsupported, "another node"),
+        LoadError::Stage(_) | LoadError::Weights(_) | LoadError::Context { .. } => {
+            (Reason::Unsupported, "another model")
+        }
     };
     Refusal::new(reason, "loading a stage", error.to_string()).try_this(attempt)
 }
@@ -127,7 +130,8 @@ async fn load_cold(
     check(request, &manifest, &model)?;
     let tensors = arch::stage_tensors(&model, &manifest.tensors, &request.part).map_err(|e| corrupt(&e))?;
     let tensors: Vec<TensorEntry> = tensors.into_iter().cloned().collect();
-    let memory = arch::stage_memory(&model, &manifest.tensors, &request.part, request.context).map_err(|e| corrupt(&e))?;
+    let memory =
+        arch::stage_memory(&model, &manifest.tensors, &request.part, request.context).map_err(|e| corrupt(&e))?;
     let _turn = rooms.turn(asker.node).await;
     // Another session of this peer may have loaded it in its turn.
     if let Some(base) = rooms.find_warm(&key) {
@@ -136,7 +140,8 @@ async fn load_cold(
     let reservation = rooms.reserve(memory)?;
     let report = fetch(node, request.revision, &manifest, &tensors, &sources, events).await?;
     let files = manifest.files.iter().map(|f| f.blake3).collect();
-    let source = BlobTensors { blobs: node.registry.blobs().clone(), files, runtime: tokio::runtime::Handle::current() };
+    let source =
+        BlobTensors { blobs: node.registry.blobs().clone(), files, runtime: tokio::runtime::Handle::current() };
     let handle = load_engine(node, request, &model, &tensors, &source).await?;
     let base = Base::new(handle, reservation, model.width, report.bytes_needed);
     rooms.keep_warm(key, base.clone());
@@ -200,6 +205,7 @@ async fn fetch(
     let bytes_needed: u64 = wanted.values().flatten().map(|r| r.end - r.start).sum();
     let mut report = peer_pb::StageReady { bytes_needed, ..Default::default() };
     let blobs = node.registry.blobs();
+    check_disk(node, manifest, &wanted).await?;
     let mut pins = Vec::new();
     let mut hashes = vec![revision.blob()];
     for (index, ranges) in wanted {
@@ -217,13 +223,33 @@ async fn fetch(
         report.bytes_fetched += fetched.bytes_fetched;
         report.bytes_overhead += fetched.bytes_overhead;
     }
-    let now_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
-    blobs
-        .protect_stage(&hashes, now_ms, node.config.stage_disk_bytes)
-        .await
-        .map_err(|e| Refusal::new(Reason::Internal, "the stage cache", e.to_string()).try_this("the node's log"))?;
+    keep(node, &hashes).await?;
     drop(pins);
     Ok(report)
+}
+
+/// Whether what is missing fits the disk that stages may take.
+async fn check_disk(node: &Node, manifest: &Manifest, wanted: &BTreeMap<u32, Vec<Range<u64>>>) -> Result<(), Refusal> {
+    let mut bytes_missing = 0;
+    for (index, ranges) in wanted {
+        let file = manifest.files.get(*index as usize).ok_or_else(|| corrupt(&"a tensor of no file"))?;
+        let missing = node.registry.blobs().missing(file.blake3, file.size, ranges).await;
+        let missing = missing.map_err(|error| Refusal::internal("the blob store", error))?;
+        bytes_missing += missing.iter().map(|r| r.end - r.start).sum::<u64>();
+    }
+    let bytes_max = node.config.stage_disk_bytes;
+    if bytes_missing <= bytes_max {
+        return Ok(());
+    }
+    let why = format!("{bytes_missing} bytes are missing here, and stages may take {bytes_max} of the disk");
+    Err(Refusal::new(Reason::Limit, "a stage", why).try_this("more stages, or a higher stage_disk_bytes"))
+}
+
+/// Keeps blobs in the stage cache, where those that were used longest ago make room.
+pub(crate) async fn keep(node: &Node, hashes: &[BlobHash]) -> Result<(), Refusal> {
+    let now_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64);
+    let kept = node.registry.blobs().protect_stage(hashes, now_ms, node.config.stage_disk_bytes).await;
+    kept.map(drop).map_err(|error| Refusal::internal("the stage cache", error))
 }
 
 /// Loads. Memory of weights that were just dropped comes back when the engine's thread gets to it, so its refusal for

@@ -30,6 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 pub(crate) use admission::Asker;
 pub use advertise::advertise;
+pub(crate) use load::keep;
 pub use request::{parse_privacy, privacy_word};
 pub use rooms::Occupancy;
 use rooms::Rooms;

@@ -22,10 +22,8 @@ pub fn parse_privacy(word: &str) -> Result<Privacy, Refusal> {
         "local" => Ok(Privacy::Local),
         "realm" => Ok(Privacy::Realm),
         "open" => Ok(Privacy::Open),
-        other => Err(Refusal::new(
-            Reason::BadInput,
-            format!("privacy {other:?}"),
-            "there is no such class").try_this("local, trusted, realm or open")),
+        other => Err(Refusal::new(Reason::BadInput, format!("privacy {other:?}"), "there is no such class")
+            .try_this("local, trusted, realm or open")),
     }
 }
 
@@ -97,7 +95,8 @@ impl StageRequest {
         if open.context == 0 || open.context > limits::CONTEXT_MAX || open.history.len() > open.context as usize {
             return Err(bad(format!("a context of {} with {} ids before it", open.context, open.history.len())));
         }
-        let next = if open.next_node.is_empty() { None } else { Some(neighbour(&open.next_node, &open.next_addresses)?) };
+        let next =
+            if open.next_node.is_empty() { None } else { Some(neighbour(&open.next_node, &open.next_addresses)?) };
         if next.is_none() != open.head {
             return Err(bad("exactly the stage with the head is the last".to_owned()));
         }
@@ -123,9 +122,14 @@ impl StageRequest {
 
 fn neighbour(node: &[u8], addresses: &[String]) -> Result<Neighbour, Refusal> {
     if addresses.len() > bounds::ADDRESSES_MAX {
-        return Err(bad(format!("{} addresses of one node, at most {} are taken", addresses.len(), bounds::ADDRESSES_MAX)));
+        return Err(bad(format!(
+            "{} addresses of one node, at most {} are taken",
+            addresses.len(),
+            bounds::ADDRESSES_MAX
+        )));
     }
-    let addresses = addresses.iter().map(|a| a.parse().map_err(|_| bad(format!("address {a:?}")))).collect::<Result<_, _>>()?;
+    let addresses =
+        addresses.iter().map(|a| a.parse().map_err(|_| bad(format!("address {a:?}")))).collect::<Result<_, _>>()?;
     Ok(Neighbour { node: id(node, "node")?, addresses })
 }
 

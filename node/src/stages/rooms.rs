@@ -82,7 +82,9 @@ impl Rooms {
         Occupancy {
             sessions: state.seats.len() as u32,
             loads: state.loading.len() as u32,
-            memory_free_bytes: self.memory_max.saturating_sub(state.memory_used.saturating_sub(state.warm.idle_bytes())),
+            memory_free_bytes: self
+                .memory_max
+                .saturating_sub(state.memory_used.saturating_sub(state.warm.idle_bytes())),
         }
     }
 
@@ -206,7 +208,9 @@ impl Rooms {
                 Some(base) => drop(base),
                 None => {
                     let why = format!("it needs {bytes} bytes of memory, {free} of {} are free", self.memory_max);
-                    return Err(Refusal::new(Reason::NoMemory, "a stage", why).try_this("more stages, or a shorter context"));
+                    return Err(
+                        Refusal::new(Reason::NoMemory, "a stage", why).try_this("more stages, or a shorter context")
+                    );
                 }
             }
             state = self.state();

@@ -22,8 +22,8 @@ use tokio::{
 use super::{
     admission::Asker,
     bounds, load,
-    rooms::{Place, Rooms},
     request::{Neighbour, StageRequest},
+    rooms::{Place, Rooms},
     run::{Outgoing, Run, RunParts, Step},
 };
 use crate::{
@@ -39,7 +39,13 @@ pub(crate) struct Control {
 
 /// Serves one stage until its coordinator closes it, is silent for the lease, or a link breaks. A refusal has been told
 /// to the coordinator. Dropping the future ends the session.
-pub(super) async fn serve(node: &Arc<Node>, rooms: &Arc<Rooms>, asker: Asker, open: peer_pb::OpenStage, control: Control) {
+pub(super) async fn serve(
+    node: &Arc<Node>,
+    rooms: &Arc<Rooms>,
+    asker: Asker,
+    open: peer_pb::OpenStage,
+    control: Control,
+) {
     let events = control.events.clone();
     if let Err(refusal) = admitted(node, rooms, asker, open, control).await {
         tracing::info!(peer = %asker.node.short(), reason = refusal.reason.code(), why = %refusal.why, "stage refused");
@@ -261,12 +267,7 @@ fn submit_input(run: &Arc<Run>, input: peer_pb::StageInput, permit: tokio::sync:
 }
 
 /// Sends what the engine makes to the next stage; tells the coordinator at once when that fails.
-async fn send_frames(
-    run: Arc<Run>,
-    mut writer: FrameWriter,
-    mut outgoing: mpsc::Receiver<Outgoing>,
-    next: NodeId,
-) {
+async fn send_frames(run: Arc<Run>, mut writer: FrameWriter, mut outgoing: mpsc::Receiver<Outgoing>, next: NodeId) {
     let stopped = writer.stopped();
     tokio::pin!(stopped);
     loop {

@@ -3,7 +3,11 @@
 //! One task, which never waits for a stage or for the client: stages are written to through bounded queues, and what
 //! the client has not read yet waits in an outbox that is no longer than the generation. Not here: any decision.
 
-use std::{collections::{BTreeSet, VecDeque}, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use cairn_compute::{
     plan::Plan,
@@ -30,11 +34,7 @@ use crate::{
 const NEWS_MAX: usize = 256;
 
 /// Runs a generation to its end.
-pub(super) async fn drive(
-    node: Arc<Node>,
-    job: Job,
-    events: mpsc::Sender<api::GenerateEvent>,
-) -> Result<(), Refusal> {
+pub(super) async fn drive(node: Arc<Node>, job: Job, events: mpsc::Sender<api::GenerateEvent>) -> Result<(), Refusal> {
     let (teller, mut news) = mpsc::channel(NEWS_MAX);
     let mut session = job.session();
     let mut drive = Drive {
@@ -214,7 +214,8 @@ impl Drive {
     fn refusal(&self, index: usize, refused: peer_pb::Refused) -> Refusal {
         let reason = Reason::from_code(&refused.reason).unwrap_or(Reason::Unavailable);
         let who = self.story.node(index).map_or_else(String::new, |node| node.short());
-        Refusal::new(reason, format!("a stage on node {who}"), refused.why).try_this("cairn plan, which says who may compute")
+        Refusal::new(reason, format!("a stage on node {who}"), refused.why)
+            .try_this("cairn plan, which says who may compute")
     }
 
     /// Says the last words, once the client has read the others.

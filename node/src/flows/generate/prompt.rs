@@ -18,7 +18,7 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 
-use crate::{data::fetch::Source, shell::Node};
+use crate::{data::fetch::Source, shell::Node, stages};
 
 /// Tokenizers that are kept read: a node rarely serves more models at once, and one takes up to 100 MB.
 const TEXTS_MAX: usize = 4;
@@ -84,7 +84,8 @@ pub(super) async fn texts(
     }
     let material = material(node, manifest, sources).await?;
     let read = tokio::task::spawn_blocking(move || material.read()).await;
-    let tokenizer = read.map_err(|e| Refusal::new(Reason::Internal, "the tokenizer", e.to_string()).try_this("the node's log"))??;
+    let tokenizer =
+        read.map_err(|e| Refusal::new(Reason::Internal, "the tokenizer", e.to_string()).try_this("the node's log"))??;
     let texts = Arc::new(Texts { tokenizer });
     node.stages.texts().put(revision, texts.clone());
     Ok(texts)
@@ -132,16 +133,15 @@ fn file<'a>(manifest: &'a Manifest, name: &str) -> Option<&'a ManifestFile> {
 }
 
 /// The first `bytes` of a file, fetched if they are not here.
-async fn read(
-    node: &Arc<Node>,
-    file: &ManifestFile,
-    bytes: u64,
-    sources: &[Source],
-) -> Result<Bytes, Refusal> {
+async fn read(node: &Arc<Node>, file: &ManifestFile, bytes: u64, sources: &[Source]) -> Result<Bytes, Refusal> {
     let blobs = node.registry.blobs();
     let pin = blobs.temp_pin(file.blake3).await;
     let range = 0..bytes;
-    node.data.fetch_ranges(node, file.blake3, file.size, std::slice::from_ref(&range), sources, |_| {}).await?;
+    let wanted = std::slice::from_ref(&range);
+    let fetched = node.data.fetch_ranges(node, file.blake3, file.size, wanted, sources, |_| {}).await?;
+    if fetched.bytes_fetched > 0 {
+        stages::keep(node, &[file.blake3]).await?;
+    }
     let read = blobs.read(file.blake3, range).await;
     drop(pin);
     read.map_err(|e| Refusal::new(Reason::Corrupt, file.path.to_string(), e.to_string()).try_this("cairn verify"))
@@ -169,7 +169,8 @@ impl Material {
 }
 
 fn unreadable(error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::new(Reason::Unsupported, "the model's tokenizer", error.to_string()).try_this("a model with a byte-level or SPM BPE")
+    Refusal::new(Reason::Unsupported, "the model's tokenizer", error.to_string())
+        .try_this("a model with a byte-level or SPM BPE")
 }
 
 /// The ids of a request: those given, or its messages or prompt encoded.

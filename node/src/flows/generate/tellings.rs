@@ -10,7 +10,7 @@ use cairn_compute::{
 };
 use cairn_protocol::{api, id::NodeId, peer_pb};
 
-use super::{Job, super::plan};
+use super::{super::plan, Job};
 
 /// Progress is told when this much more has come, or all of it.
 const PROGRESS_BYTES: u64 = 4 << 20;
