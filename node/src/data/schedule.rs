@@ -326,18 +326,17 @@ impl Schedule {
     }
 
     fn steal(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
-        let idle = self.sources.iter().enumerate();
-        let idle = idle.filter(|(_, source)| source.flights == 0 && source.is_free(now_ms, 1));
-        let Some((thief, speed)) = idle
-            .map(|(at, source)| (at, source.bytes_per_s))
-            .filter(|(_, speed)| *speed > 0.0)
-            .max_by(|a, b| a.1.total_cmp(&b.1))
-        else {
-            return;
-        };
-        let thief = (thief, speed);
-        let slowest = self.flights.iter_mut().filter(|(_, flight)| flight.is_worth_stealing(now_ms, thief));
-        if let Some((id, flight)) = slowest.max_by_key(|(_, flight)| flight.left_ms(now_ms)) {
+        let sources = &self.sources;
+        let is_idle = |source: &Candidate| source.flights == 0 && source.is_free(now_ms, 1);
+        let worth = self.flights.iter_mut().filter(|(_, flight)| {
+            let mut thieves = sources.iter().enumerate().filter(|(_, source)| is_idle(source));
+            thieves.any(|(at, thief)| {
+                at != flight.source
+                    && thief.overlap(at, &flight.piece).is_some()
+                    && flight.is_worth_stealing(now_ms, thief.bytes_per_s)
+            })
+        });
+        if let Some((id, flight)) = worth.max_by_key(|(_, flight)| flight.left_ms(now_ms)) {
             flight.cancelled = Some(Failure::TooSlow);
             effects.push(Effect::Cancel { flight: *id });
         }
@@ -398,14 +397,14 @@ impl Flight {
         left.saturating_mul(now_ms - self.started_ms) / self.bytes.max(1)
     }
 
-    fn is_worth_stealing(&self, now_ms: u64, (thief, speed): (usize, f64)) -> bool {
+    /// By a source of that speed; one whose speed is not known takes only what does not move at all.
+    fn is_worth_stealing(&self, now_ms: u64, bytes_per_s: f64) -> bool {
         let left = (self.piece.range.end - self.piece.range.start).saturating_sub(self.bytes);
-        let elsewhere_ms = (left as f64 * 1000.0 / speed) as u64;
-        self.cancelled.is_none()
-            && self.source != thief
-            && !self.piece.tried.contains(&thief)
-            && now_ms >= self.started_ms + STEAL_PATIENCE_MS
-            && self.left_ms(now_ms) > 2 * elsewhere_ms + STEAL_PATIENCE_MS
+        let is_faster = match bytes_per_s > 0.0 {
+            true => self.left_ms(now_ms) > 2 * (left as f64 * 1000.0 / bytes_per_s) as u64 + STEAL_PATIENCE_MS,
+            false => self.bytes == 0,
+        };
+        self.cancelled.is_none() && now_ms >= self.started_ms + STEAL_PATIENCE_MS && is_faster
     }
 }
 

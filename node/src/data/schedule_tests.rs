@@ -227,6 +227,20 @@ fn a_busy_source_is_asked_again_a_moment_later_and_not_for_ever() {
 }
 
 #[test]
+fn a_small_blob_does_not_wait_for_a_dead_source_to_stall() {
+    let mut sim = Sim::new(vec![0..500], &[Behaviour::Silent, Behaviour::Serves(1_000)]);
+    assert_eq!(sim.run(), Outcome::Done);
+    assert!(sim.now_ms < 2 * STEAL_PATIENCE_MS, "took {} ms", sim.now_ms);
+}
+
+#[test]
+fn silent_sources_alone_are_given_up() {
+    let mut sim = Sim::new(vec![0..8 * MIB], &[Behaviour::Silent, Behaviour::Silent]);
+    assert_eq!(sim.run(), Outcome::Stuck);
+    assert!(sim.now_ms < 60_000, "took {} ms", sim.now_ms);
+}
+
+#[test]
 fn a_slow_source_gets_its_piece_back_when_the_fast_one_lies_about_it() {
     let mut sim = Sim::new(vec![0..8 * MIB], &[Behaviour::Lies(5 * MIB..5 * MIB + 9), Behaviour::Serves(100)]);
     assert_eq!(sim.run(), Outcome::Done);
