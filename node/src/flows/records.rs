@@ -27,6 +27,8 @@ use crate::net::{GossipedRecord, InboundQuestion, Inbox, NetHandle, Severity, Ve
 
 /// Questions answered at the same time: they only read, and the catalogue is one file.
 const ANSWERING_MAX: usize = 8;
+/// Gossiped records that are taken into the catalogue in one step.
+const BATCH_MAX: usize = 64;
 /// Peers caught up with at the same time.
 const CATCHING_UP_MAX: usize = 3;
 /// Pages taken of one peer in one go: 512 pages of up to 512 KiB, about a million records.
@@ -62,37 +64,50 @@ pub async fn run(registry: Registry, net: NetHandle, inbox: Inbox, stop: Cancell
     loops.shutdown().await;
 }
 
-/// One record after another: the catalogue takes one writer.
+/// Takes what has come in by now, at most [`BATCH_MAX`] records, in one durable step: syncing the disk is what costs.
 async fn judge_gossip(registry: Registry, mut records: mpsc::Receiver<GossipedRecord>) {
-    while let Some(gossiped) = records.recv().await {
-        let verdict = match Record::verify(&gossiped.bytes) {
-            Ok(record) => take(&registry, record).await,
-            Err(error) if !is_false(&error) => Verdict::Ignore,
-            Err(error) => {
-                tracing::debug!(from = %gossiped.from.short(), %error, "a gossiped record is false");
-                Verdict::Reject
+    let mut batch = Vec::new();
+    while records.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        let (mut verified, mut waiting) = (Vec::new(), Vec::new());
+        for gossiped in batch.drain(..) {
+            match Record::verify(&gossiped.bytes) {
+                Ok(record) => {
+                    verified.push(record);
+                    waiting.push(gossiped);
+                }
+                Err(error) => {
+                    tracing::debug!(from = %gossiped.from.short(), %error, "a gossiped record can't be taken");
+                    let verdict = if is_false(&error) { Verdict::Reject } else { Verdict::Ignore };
+                    gossiped.judge(verdict).await;
+                }
             }
-        };
-        gossiped.judge(verdict).await;
+        }
+        let verdicts = take(&registry, verified).await;
+        for (gossiped, verdict) in waiting.into_iter().zip(verdicts) {
+            gossiped.judge(verdict).await;
+        }
     }
 }
 
-/// Hands a verified record to the catalogue and says whether others should hear of it.
-async fn take(registry: &Registry, record: Record) -> Verdict {
-    if record.realm() != registry.realm() {
-        return Verdict::Reject;
+/// Hands verified records to the catalogue and says of each whether others should hear of it.
+async fn take(registry: &Registry, records: Vec<Record>) -> Vec<Verdict> {
+    let count = records.len();
+    match registry.insert_page(records).await {
+        Ok(inserted) => inserted.iter().map(verdict_on).collect(),
+        Err(error) => {
+            tracing::warn!(%error, count, "gossiped records were not kept");
+            vec![Verdict::Ignore; count]
+        }
     }
-    let id = record.id();
-    match registry.insert(record).await {
+}
+
+fn verdict_on(inserted: &Result<Inserted, InsertError>) -> Verdict {
+    match inserted {
         Ok(Inserted::New | Inserted::Known) => Verdict::Accept,
         Ok(Inserted::Stale) => Verdict::Ignore,
-        Err(error) if is_forged(&error) => {
-            tracing::debug!(record = %id.short(), %error, "a record is refused");
-            Verdict::Reject
-        }
         Err(error) => {
-            tracing::debug!(record = %id.short(), %error, "a record is not kept");
-            Verdict::Ignore
+            tracing::debug!(%error, "a gossiped record is not kept");
+            if is_forged(error) { Verdict::Reject } else { Verdict::Ignore }
         }
     }
 }

@@ -150,6 +150,21 @@ async fn a_published_record_reaches_every_catalogue_of_a_chain() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_records_published_at_once_all_arrive() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    let published = records(0..150);
+    let start = Instant::now();
+    a.publish(&published).await;
+    let told = start.elapsed();
+    b.until_it_has(&published).await;
+    println!("{} records: published in {told:?}, all there after {:?}", published.len(), start.elapsed());
+    for node in [a, b] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_joins_late_catches_up_over_several_pages() {
     let a = Node::start(1, &[]).await;
     let published = records(0..1500);
@@ -157,8 +172,10 @@ async fn a_node_that_joins_late_catches_up_over_several_pages() {
         let verdicts = a.registry.insert_page(page.to_vec()).await.expect("kept");
         assert!(verdicts.iter().all(Result::is_ok));
     }
+    let start = Instant::now();
     let b = Node::start(2, &[&a]).await;
     b.until_it_has(&published).await;
+    println!("{} records caught up with in {:?}", published.len(), start.elapsed());
     for node in [a, b] {
         node.stop().await;
     }
