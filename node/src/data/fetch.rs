@@ -21,6 +21,7 @@ use std::{
 use bytes::Bytes;
 use cairn_protocol::{
     id::{BlobHash, NodeId},
+    limits::HOLDING_RANGES_MAX,
     machine::Machine,
     peer_pb::{Answer, Holds, Question, answer::Say, question::Ask},
     refusal::{Reason, Refusal},
@@ -131,6 +132,14 @@ pub enum FetchError {
         /// Why, by source.
         failures: Vec<(NodeId, Failure)>,
     },
+    /// All that its holders have of it is here, and it is not as large as was said: the revision's manifest is false.
+    #[error("blob {} does not have the {size} bytes that the revision states", hash.short())]
+    WrongSize {
+        /// The blob.
+        hash: BlobHash,
+        /// As stated.
+        size: u64,
+    },
     /// The fault is here.
     #[error("writing blob {}: {why}", hash.short())]
     Local {
@@ -185,6 +194,9 @@ impl From<FetchError> for Refusal {
                 let refused = !failures.is_empty() && failures.iter().all(|(_, failure)| *failure == Failure::Refused);
                 let reason = if refused { Reason::NoGrant } else { Reason::NoHolder };
                 Refusal::new(reason, "fetching", why).try_this("the same again: what has arrived is kept")
+            }
+            FetchError::WrongSize { .. } => {
+                Refusal::new(Reason::Corrupt, "fetching", why).try_this("its publisher, to publish it again")
             }
             FetchError::Local { why: text, .. } if text.contains("No space left") || text.contains("os error 28") => {
                 Refusal::new(Reason::DiskFull, "fetching", why).try_this("making room, then the same again")
@@ -294,7 +306,7 @@ impl Fetch<'_> {
         if holding.complete {
             return Some(std::iter::once(0..self.size).collect());
         }
-        let pairs = holding.ranges.chunks_exact(2).filter(|pair| pair[0] < pair[1]);
+        let pairs = holding.ranges.chunks_exact(2).take(HOLDING_RANGES_MAX / 2).filter(|pair| pair[0] < pair[1]);
         Some(pairs.filter_map(|pair| inner_groups(&(pair[0]..pair[1]), self.size)).collect())
     }
 }
@@ -449,9 +461,13 @@ impl Running<'_> {
     /// The store's word is the last one.
     async fn settle(&self, ranges: &[Range<u64>]) -> Result<(), FetchError> {
         let missing = self.fetch.blobs.missing(self.fetch.hash, self.fetch.size, ranges).await?;
-        match total(&missing) {
-            0 => Ok(()),
-            bytes => Err(self.local(format!("{bytes} bytes arrived and are not in the store"))),
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let (hash, size) = (self.fetch.hash, self.fetch.size);
+        match self.fetch.blobs.size(hash).await? {
+            Some(actual) if actual != size => Err(FetchError::WrongSize { hash, size }),
+            _ => Err(self.local(format!("{} bytes arrived and are not in the store", total(&missing)))),
         }
     }
 

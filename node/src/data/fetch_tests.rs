@@ -301,6 +301,19 @@ async fn an_empty_blob_and_a_tiny_one_arrive() {
     provider.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revision_that_overstates_a_size_is_told_so() {
+    let blob = blob(11, 3 * MIB);
+    let (provider, puller) = (Peer::with_file(1, blob.file.path()).await, Peer::new(2).await);
+    let _pin = puller.pin(&blob).await;
+    let false_size = Blob { size: 5 * MIB, ..blob };
+    let refused = puller.fetch(&false_size, &[0..5 * MIB], &[provider.source()]).await.unwrap_err();
+    assert!(matches!(refused, FetchError::WrongSize { .. }), "{refused}");
+    assert_eq!(Refusal::from(refused).reason, Reason::Corrupt);
+    puller.stop().await;
+    provider.stop().await;
+}
+
 #[test]
 fn ranges_grow_to_groups_and_holdings_shrink_to_them() {
     let group = GROUP_BYTES;
