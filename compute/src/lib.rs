@@ -17,8 +17,8 @@ mod stage;
 pub mod text;
 #[cfg(test)]
 mod tiny;
-mod weights;
 pub mod train;
+mod weights;
 
 pub use arch::StagePart;
 pub use engine::{Engine, EngineConfig, LoadError, LoadOptions, LoadReport, StageHandle};

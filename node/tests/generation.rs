@@ -73,7 +73,12 @@ async fn any_stage_may_be_killed_at_any_moment_and_no_token_changes() -> Result<
         pauses.extend(disturbed.done.pauses_ms);
     }
     pauses.sort_by(f64::total_cmp);
-    eprintln!("{} pauses: median {:.0} ms, longest {:.0} ms", pauses.len(), pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
+    eprintln!(
+        "{} pauses: median {:.0} ms, longest {:.0} ms",
+        pauses.len(),
+        pauses[pauses.len() / 2],
+        pauses[pauses.len() - 1]
+    );
     net.stop().await;
     Ok(())
 }

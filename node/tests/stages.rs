@@ -1,6 +1,10 @@
 //! Generation over stages: whole nodes in one process, real endpoints, a tiny random model.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that can't set up its scene fails there and then")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that can't set up its scene fails there and then"
+)]
 
 mod support;
 

@@ -111,8 +111,12 @@ async fn a_node_that_joins_late_and_mirrors_everything_gets_everything() -> Resu
     let mut net = Testnet::start(CAIRN, 2, &[]).await?;
     let work = tempfile::tempdir()?;
     for i in 0..5 {
-        net.publish(i % 2, &random_file(work.path(), &format!("f{i}.bin"), 100_000 + i)?, &format!("p{}/repo{i}", i % 2))
-            .await?;
+        net.publish(
+            i % 2,
+            &random_file(work.path(), &format!("f{i}.bin"), 100_000 + i)?,
+            &format!("p{}/repo{i}", i % 2),
+        )
+        .await?;
     }
     let late = net.add(&[]).await?;
     net.all_know_each_other().await?;

@@ -26,12 +26,7 @@ impl Testnet {
     }
 
     /// The same, with a `config.toml` for the first nodes.
-    pub async fn start_configured(
-        program: &str,
-        count: usize,
-        arguments: &[&str],
-        configs: &[&str],
-    ) -> Result<Self> {
+    pub async fn start_configured(program: &str, count: usize, arguments: &[&str], configs: &[&str]) -> Result<Self> {
         let realm: [u8; 32] = rand::random();
         let options = MeshOptions {
             program: PathBuf::from(program),

@@ -114,10 +114,7 @@ impl Llama {
         let shares = candle_nn::ops::softmax(&scores.broadcast_add(&self.mask)?, D::Minus1)?;
         let mixed = shares.reshape((batch, kv_heads, share * window, window))?.matmul(&v)?;
         let mixed = mixed.reshape((batch, heads, window, head_width))?.transpose(1, 2)?.contiguous()?;
-        self.linear(
-            &mixed.reshape((batch, window, width))?,
-            &format!("model.layers.{layer}.self_attn.o_proj.weight"),
-        )
+        self.linear(&mixed.reshape((batch, window, width))?, &format!("model.layers.{layer}.self_attn.o_proj.weight"))
     }
 
     fn feed_forward(&self, x: &Tensor, layer: usize) -> Result<Tensor> {

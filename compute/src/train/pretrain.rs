@@ -159,9 +159,7 @@ impl Pretrained {
             "tokenizer_config.json",
             json!({ "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "add_bos_token": false }),
         )?;
-        self.tokenizer
-            .save(folder.join("tokenizer.json"), true)
-            .map_err(|e| CorpusError::Tokenizer(e.to_string()))?;
+        self.tokenizer.save(folder.join("tokenizer.json"), true).map_err(|e| CorpusError::Tokenizer(e.to_string()))?;
         fs::write(folder.join("loss.csv"), self.curve_csv())?;
         Ok(())
     }

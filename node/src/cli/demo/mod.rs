@@ -33,7 +33,8 @@ pub struct DemoArgs {
 /// Tells the story; `json` prints one object a step and the result last.
 pub async fn run(args: DemoArgs, json: bool) -> Result<(), Refusal> {
     let program = std::env::current_exe().map_err(|error| {
-        Refusal::new(Reason::Internal, "cairn demo", format!("can't find its own program: {error}")).try_this("a path without links")
+        Refusal::new(Reason::Internal, "cairn demo", format!("can't find its own program: {error}"))
+            .try_this("a path without links")
     })?;
     let mut story = Story::begin(&args, program, Teller::new(json)).await?;
     let told = tokio::select! {

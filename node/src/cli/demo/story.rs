@@ -64,7 +64,8 @@ impl Story {
     /// Starts the nodes.
     pub(super) async fn begin(args: &DemoArgs, program: PathBuf, mut teller: Teller) -> Result<Self, Refusal> {
         let started = Instant::now();
-        let realm = blake3::hash(format!("cairn demo {} {:?}", std::process::id(), std::time::SystemTime::now()).as_bytes());
+        let realm =
+            blake3::hash(format!("cairn demo {} {:?}", std::process::id(), std::time::SystemTime::now()).as_bytes());
         let options = MeshOptions {
             program,
             realm: realm.to_hex().to_string(),
@@ -146,8 +147,11 @@ impl Story {
 
     async fn publish(&mut self, path: &Path) -> Result<(), Refusal> {
         let started = Instant::now();
-        let ask =
-            api::PublishRequest { path: path.display().to_string(), repo: REPO.into(), ..api::PublishRequest::default() };
+        let ask = api::PublishRequest {
+            path: path.display().to_string(),
+            repo: REPO.into(),
+            ..api::PublishRequest::default()
+        };
         let mut events = self.clients[0].publish(ask).await?;
         let done = last(&mut events, |e| match e.event {
             Some(api::publish_event::Event::Done(done)) => Some(done),
@@ -175,7 +179,8 @@ impl Story {
 
     async fn plan(&mut self) -> Result<(), Refusal> {
         let started = Instant::now();
-        let ask = api::PlanRequest { repo: REPO.into(), stages: self.clients.len() as u32, ..api::PlanRequest::default() };
+        let ask =
+            api::PlanRequest { repo: REPO.into(), stages: self.clients.len() as u32, ..api::PlanRequest::default() };
         let plan = self.clients[0].plan(ask).await?;
         let stages: Vec<Value> = plan
             .stages
@@ -200,7 +205,11 @@ impl Story {
 
     async fn cold_generation(&mut self, prompt: &Prompt) -> Result<(), Refusal> {
         let started = Instant::now();
-        self.teller.step("a generation, split over cold nodes: each fetches just its layers", 0.0, &json!({ "event": "cold" }));
+        self.teller.step(
+            "a generation, split over cold nodes: each fetches just its layers",
+            0.0,
+            &json!({ "event": "cold" }),
+        );
         let heard = self.generate(prompt, None).await?;
         for stage in &heard.done.stages {
             if stage.bytes_fetched > stage.bytes_needed + stage.bytes_needed / 100 + EXTRA_BYTES_MAX {
@@ -251,10 +260,15 @@ impl Story {
                 from.iter().map(|f| format!("{} from {}", size(f.bytes), self.node_name(&f.node))).collect();
             lines.push(format!("node {}  {}; verified, {} files", i + 1, sources.join(", "), verified.files));
             let from: serde_json::Map<_, _> = from.iter().map(|f| (f.node.clone(), json!(f.bytes))).collect();
-            mirrors.push(json!({ "node": self.mesh.nodes()[i].ready().node_id, "bytes_from": from, "ok": verified.ok }));
+            mirrors
+                .push(json!({ "node": self.mesh.nodes()[i].ready().node_id, "bytes_from": from, "ok": verified.ok }));
         }
         let value = json!({ "event": "mirrored", "mirrors": mirrors, "seconds": self.figures.mirror_seconds });
-        self.teller.step("the others mirror it: what they lack, from all who have it", self.figures.mirror_seconds, &value);
+        self.teller.step(
+            "the others mirror it: what they lack, from all who have it",
+            self.figures.mirror_seconds,
+            &value,
+        );
         lines.iter().for_each(|line| self.teller.detail(line));
         Ok(())
     }
@@ -362,8 +376,7 @@ impl Story {
 /// Pulls `repo` through the daemon that this person runs, into `folder`.
 async fn pull_from_own_daemon(repo: &str, folder: &Path) -> Result<(), Refusal> {
     let client = Client::connect(&ConnectOptions::default()).await?;
-    let ask =
-        api::PullRequest { repo: repo.into(), to: folder.display().to_string(), ..api::PullRequest::default() };
+    let ask = api::PullRequest { repo: repo.into(), to: folder.display().to_string(), ..api::PullRequest::default() };
     let mut events = client.pull(ask).await?;
     last(&mut events, |e| match e.event {
         Some(api::pull_event::Event::Done(done)) => Some(done),
@@ -393,11 +406,15 @@ async fn last<T, R>(events: &mut Events<T>, pick: impl Fn(T) -> Option<R>) -> Re
 }
 
 /// Looks until `holds` does, or [`PATIENCE`] ends.
-async fn wait_until<F: Future<Output = Result<bool, Refusal>>>(what: &str, holds: impl Fn() -> F) -> Result<(), Refusal> {
+async fn wait_until<F: Future<Output = Result<bool, Refusal>>>(
+    what: &str,
+    holds: impl Fn() -> F,
+) -> Result<(), Refusal> {
     let started = Instant::now();
     while !holds().await? {
         if started.elapsed() > PATIENCE {
-            return Err(Refusal::new(Reason::Deadline, what, format!("not so after {} s", PATIENCE.as_secs())).try_this("cairn demo --keep"));
+            return Err(Refusal::new(Reason::Deadline, what, format!("not so after {} s", PATIENCE.as_secs()))
+                .try_this("cairn demo --keep"));
         }
         tokio::time::sleep(LOOK).await;
     }
