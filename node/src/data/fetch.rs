@@ -52,6 +52,8 @@ use crate::{
 
 /// How often the progress of pieces is looked at: fine enough for a progress bar, and for a stall of 5 s.
 const LOOK: Duration = Duration::from_millis(100);
+/// Bytes after which a blob under way is worth a flush: below, fetching again costs less.
+const KNOWN_AFTER_BYTES: u64 = 1 << 20;
 /// Time for a source to say what it holds after it failed.
 const HOLDS_DEADLINE: Duration = Duration::from_secs(2);
 /// Time for a source to prove a blob's size.
@@ -291,6 +293,7 @@ impl Fetch<'_> {
             report,
             started: Instant::now(),
             told: 0,
+            is_known: false,
         }
         .run(ranges, progress)
         .await
@@ -321,6 +324,8 @@ struct Running<'a> {
     report: FetchReport,
     started: Instant,
     told: u64,
+    /// Whether the store's database knows of the blob, so that what has come outlives a kill.
+    is_known: bool,
 }
 
 struct Flying {
@@ -364,6 +369,7 @@ impl Running<'_> {
                 },
                 _ = looks.tick() => self.look(&mut effects, &progress),
             }
+            self.make_known().await?;
         }
         self.settle(ranges).await?;
         progress(self.report.bytes_needed);
@@ -417,6 +423,18 @@ impl Running<'_> {
         self.told = self.told.max(here.min(self.report.bytes_needed));
         progress(self.told);
         self.schedule.wake(now_ms, effects);
+    }
+
+    /// Flushes the store's database once bytes have come. It batches for up to half a second, and a blob that it does not
+    /// know is thrown away at the next start; one that it knows is read back from its files, however much came since.
+    async fn make_known(&mut self) -> Result<(), FetchError> {
+        let come =
+            self.report.bytes_fetched + self.flights.values().map(|f| f.bytes.load(Ordering::Relaxed)).sum::<u64>();
+        if self.is_known || come < KNOWN_AFTER_BYTES {
+            return Ok(());
+        }
+        self.is_known = true;
+        self.fetch.blobs.store().sync_db().await.map_err(|error| self.local(error))
     }
 
     async fn land(&mut self, landed: Landed, effects: &mut Vec<Effect>) -> Result<(), FetchError> {
