@@ -10,7 +10,7 @@ use std::{
 };
 
 use cairn_compute::{
-    plan::Plan,
+    plan::{Bound, Plan},
     session::{Effect, Finish, Input, Recovery, Session},
     text,
 };
@@ -32,6 +32,8 @@ use crate::{
 
 /// What stages have said and the session has not heard: beats of sixteen stages for a while, and one token.
 const NEWS_MAX: usize = 256;
+/// Times that a session looks again at nodes it had given up: a node that is truly broken must not keep it busy.
+const PARDONS_MAX: u32 = 3;
 
 /// Runs a generation to its end.
 pub(super) async fn drive(node: Arc<Node>, job: Job, events: mpsc::Sender<api::GenerateEvent>) -> Result<(), Refusal> {
@@ -45,6 +47,7 @@ pub(super) async fn drive(node: Arc<Node>, job: Job, events: mpsc::Sender<api::G
         started: Instant::now(),
         has_started: false,
         excluded: BTreeSet::new(),
+        pardons: 0,
         node,
         job,
     };
@@ -88,6 +91,8 @@ struct Drive {
     has_started: bool,
     /// Nodes that died or refused, as the last plan was told.
     excluded: BTreeSet<NodeId>,
+    /// How often the excluded were looked at again.
+    pardons: u32,
 }
 
 impl Drive {
@@ -114,12 +119,25 @@ impl Drive {
         }
     }
 
+    /// Plans without the excluded. A node may have been blamed for a neighbour's death: when nobody else is left, one that
+    /// still talks to us gets another chance, a few times a session.
+    fn plan(&mut self, session: &Session, bound: Bound, excluded: BTreeSet<NodeId>) -> Result<Plan, Refusal> {
+        let planned = self.job.plan(&self.node, bound, excluded.clone(), session.plan());
+        if planned.is_ok() || excluded.is_empty() || self.pardons == PARDONS_MAX {
+            return planned;
+        }
+        self.pardons += 1;
+        let gone = |id: &NodeId| !self.node.net.peer(*id).is_some_and(|peer| peer.connected);
+        self.excluded = excluded.into_iter().filter(gone).collect();
+        self.job.plan(&self.node, bound, self.excluded.clone(), session.plan())
+    }
+
     /// Does what the machine wants; an answer goes back at once.
     fn carry_out(&mut self, session: &Session, effect: Effect) -> Option<Input> {
         match effect {
             Effect::MakePlan { epoch, excluded, bound } => {
                 self.excluded.clone_from(&excluded);
-                Some(match self.job.plan(&self.node, bound, excluded, session.plan()) {
+                Some(match self.plan(session, bound, excluded) {
                     Ok(plan) => Input::PlanMade { epoch, plan },
                     Err(refusal) => Input::PlanFailed { epoch, refusal },
                 })
