@@ -54,7 +54,7 @@ impl Default for PretrainOptions {
             feed_forward: 352,
             window: 192,
             batch: 12,
-            steps: 3000,
+            steps: 800,
             learning_rate: 3e-3,
             seed: 7,
         }
