@@ -30,6 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     blobs::{BlobDoor, Surroundings},
+    connections::Connections,
     link,
     stage_door::StageDoor,
 };
@@ -94,6 +95,7 @@ struct Inner {
     endpoint: Endpoint,
     router: Router,
     door: BlobDoor,
+    connections: Connections,
     /// Guards the map for look-ups; never held across an await. Each place has a lock of its own for dialling.
     pool: Mutex<BTreeMap<NodeId, Arc<Place>>>,
     stop: CancellationToken,
@@ -138,7 +140,9 @@ impl DataHandle {
         protocols: Vec<Protocol>,
     ) -> Result<DataHandle, DataError> {
         let failed = |why: String| DataError::Listen { address: listen, why };
+        let connections = Connections::default();
         let endpoint = Builder::new(presets::Minimal)
+            .hooks(connections.clone())
             .secret_key(SecretKey::from_bytes(&identity.seed()))
             .transport_config(link::transport())
             .clear_ip_transports()
@@ -154,7 +158,7 @@ impl DataHandle {
         }
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(stop.clone().run_until_cancelled_owned(answering));
-        let inner = Inner { endpoint, router: router.spawn(), door, pool: Mutex::default(), stop, tasks };
+        let inner = Inner { endpoint, router: router.spawn(), door, connections, pool: Mutex::default(), stop, tasks };
         Ok(DataHandle { inner: Arc::new(inner) })
     }
 
@@ -265,7 +269,7 @@ impl DataHandle {
     }
 }
 
-/// Tells peers of this machine's new addresses, and forgets connections of peers that have gone.
+/// Tells peers of this machine's new addresses, and ends connections of processes that have gone.
 async fn follow(data: DataHandle, net: NetHandle) {
     let mut addresses = data.inner.endpoint.watch_addr();
     let mut peers = net.peer_events();
@@ -276,8 +280,16 @@ async fn follow(data: DataHandle, net: NetHandle) {
                 Err(_) => return,
             },
             event = peers.recv() => match event {
-                Ok(PeerEvent::Gone(node)) => data.forget(node),
-                Ok(PeerEvent::Connected(_)) | Err(RecvError::Lagged(_)) => {}
+                Ok(PeerEvent::Gone(node)) => {
+                    data.forget(node);
+                    data.inner.connections.gone(node);
+                }
+                Ok(PeerEvent::Connected(node)) => {
+                    let advert = net.peer(node).and_then(|peer| peer.advert);
+                    let closed = advert.map_or(0, |advert| data.inner.connections.came(&advert));
+                    tracing::debug!(node = %node.short(), closed, "connections to former addresses");
+                }
+                Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             },
         }

@@ -11,6 +11,7 @@
 //! | [`link`] [`stage_door`] | streams between stages |
 
 pub mod blobs;
+mod connections;
 pub mod endpoint;
 pub mod fetch;
 pub mod link;
