@@ -204,7 +204,7 @@ impl Engine {
         let device = device::chosen()?;
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if config.threads == 0 { cores } else { config.threads };
-        let hands = Hands { pool: Pool::new(threads)?, level };
+        let hands = Hands { pool: Pool::bound(threads)?, level };
         let (commands, queue) = sync_channel(COMMANDS_MAX);
         let (loads, jobs) = sync_channel(LOADS_MAX);
         let stop = Arc::new(AtomicBool::new(false));

@@ -6,6 +6,7 @@
 
 pub mod acts;
 pub mod cache;
+pub mod cores;
 pub mod kernels;
 pub mod level;
 pub mod lines;

@@ -22,6 +22,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::cores;
+
 /// How long a thread spins (yielding) before it sleeps. Parking at once costs 4 times in decode; spinning for ever costs
 /// 3 times where processes share the cores.
 const SPIN: Duration = Duration::from_micros(50);
@@ -83,14 +85,26 @@ fn wait(asleep: &AtomicBool, ready: impl Fn() -> bool) {
 /// The threads; dropped, they end.
 pub struct Pool {
     shared: Arc<Shared>,
+    /// The core of each thread, the caller's first; empty where they are free.
+    cores: Vec<usize>,
     helpers: Vec<JoinHandle<()>>,
     /// Held for a whole job: one at a time.
     busy: Mutex<()>,
 }
 
 impl Pool {
-    /// A pool of `threads`, the caller counted.
+    /// A pool of `threads`, the caller counted, that run where the scheduler likes.
     pub fn new(threads: usize) -> io::Result<Self> {
+        Self::on_cores(threads, Vec::new())
+    }
+
+    /// A pool of `threads`, the caller counted, bound to the cores as [`super::cores`] says. The thread that will call
+    /// [`Pool::run`] has to be the same always, and calls [`Pool::bind_caller`] first.
+    pub fn bound(threads: usize) -> io::Result<Self> {
+        Self::on_cores(threads, cores::of_threads(threads))
+    }
+
+    fn on_cores(threads: usize, cores: Vec<usize>) -> io::Result<Self> {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
             epoch: Padded(AtomicU32::new(0)),
@@ -101,13 +115,21 @@ impl Pool {
             caller: Mutex::new(None),
             panic: Mutex::new(None),
         });
-        let mut pool = Self { shared, helpers: Vec::new(), busy: Mutex::new(()) };
+        let mut pool = Self { shared, cores, helpers: Vec::new(), busy: Mutex::new(()) };
         for id in 1..threads {
-            let shared = pool.shared.clone();
+            let (shared, core) = (pool.shared.clone(), pool.cores.get(id).copied());
             let name = format!("cairn-kernel-{id}");
-            pool.helpers.push(thread::Builder::new().name(name).spawn(move || help(&shared, id))?);
+            pool.helpers.push(thread::Builder::new().name(name).spawn(move || {
+                core.map(cores::bind);
+                help(&shared, id)
+            })?);
         }
         Ok(pool)
+    }
+
+    /// Binds the calling thread to the core that was left for it.
+    pub fn bind_caller(&self) {
+        self.cores.first().copied().map(cores::bind);
     }
 
     /// Threads, the caller counted.

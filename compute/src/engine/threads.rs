@@ -129,6 +129,7 @@ struct Open {
 
 /// The engine thread: takes commands until it is stopped or nobody can send any.
 pub(super) fn compute(hands: &Hands, queue: &Receiver<Command>, stop: &AtomicBool) {
+    hands.pool.bind_caller();
     let mut sessions: BTreeMap<SessionId, Open> = BTreeMap::new();
     for command in queue.iter() {
         if stop.load(Ordering::SeqCst) {

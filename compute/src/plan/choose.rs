@@ -1,14 +1,14 @@
 //! Chooses the nodes, their order and the level, and writes the plan out.
 //!
-//! Not a search over all subsets: nodes are ranked by how long a token would take if they carried everything, the best
-//! are taken, and members are exchanged for others where memory forces it or the result gets better. Bounded by
-//! [`CANDIDATES_MAX`], and the same for the same input.
+//! Not a search over all subsets: nodes are ranked by how long an answer would take if they carried everything, the best
+//! are taken, and members are exchanged for others where memory forces it or the result gets better. What was placed
+//! before stays unless that pays. Bounded by [`CANDIDATES_MAX`], and the same for the same input.
 
 use super::admit::admit;
-use super::split::{Goal, Score, split};
+use super::split::{Goal, split};
 use super::{
-    Bound, CANDIDATES_MAX, Candidate, Death, GAIN_PERCENT_MIN, Plan, PlanError, PlanInput, PlannedStage, Predicted,
-    RTT_UNKNOWN_US, RejectReason, Rejection, STAGES_MAX,
+    Bound, CANDIDATES_MAX, Candidate, Death, GAIN_PERCENT_MIN, Placement, Plan, PlanError, PlanInput, PlannedStage,
+    Predicted, RTT_UNKNOWN_US, RejectReason, Rejection, STAGES_MAX,
 };
 use cairn_protocol::id::NodeId;
 use cairn_protocol::layers::LayerRange;
@@ -40,7 +40,6 @@ fn refuse_impossible_bound(input: &PlanInput) -> Result<(), PlanError> {
 struct Draft<'a> {
     nodes: Vec<&'a Candidate>,
     ranges: Vec<LayerRange>,
-    score: Score,
 }
 
 impl Draft<'_> {
@@ -55,6 +54,35 @@ impl Draft<'_> {
     fn token_ns(&self, input: &PlanInput) -> u64 {
         self.compute_ns(input).saturating_add(self.links_ns(input))
     }
+
+    fn ready_ns(&self, input: &PlanInput) -> u64 {
+        self.nodes.iter().zip(&self.ranges).map(|(n, r)| input.ready_ns(*r, n)).fold(0, u64::saturating_add)
+    }
+
+    /// From the request to the last token.
+    fn answer_ns(&self, input: &PlanInput) -> u64 {
+        let stages = self.nodes.iter().zip(&self.ranges).map(|(n, r)| input.answer_ns(*r, n));
+        let links = self.links_ns(input).saturating_mul(input.answer_tokens);
+        stages.fold(links, u64::saturating_add)
+    }
+}
+
+impl PlanInput {
+    fn ready_ns(&self, layers: LayerRange, on: &Candidate) -> u64 {
+        let all = self.placed.iter().flatten();
+        let there = all.filter(|(node, _)| *node == on.node).map(|(_, layers)| *layers);
+        there
+            .map(|loaded| self.cost.ready_ns(layers, on, Some(loaded)))
+            .min()
+            .unwrap_or_else(|| self.cost.ready_ns(layers, on, None))
+    }
+
+    /// A stage's share of an answer: getting ready, the prompt, and all tokens.
+    pub(super) fn answer_ns(&self, layers: LayerRange, on: &Candidate) -> u64 {
+        let tokens = self.cost.decode_ns(layers, on).saturating_mul(self.answer_tokens);
+        let prompt = self.cost.prefill_ns(layers, self.prompt_tokens, on);
+        self.ready_ns(layers, on).saturating_add(prompt).saturating_add(tokens)
+    }
 }
 
 /// The coordinator's level if it can carry the model, else the level that is fastest.
@@ -68,7 +96,7 @@ fn draft<'a>(input: &PlanInput, bound: Bound, admitted: &[&'a Candidate]) -> Opt
     let others = levels.into_iter().filter(|level| *level != input.level);
     others
         .filter_map(|level| draft_on(input, bound, &of_level(input, admitted, level)))
-        .min_by_key(|d| d.token_ns(input))
+        .min_by_key(|d| d.answer_ns(input))
 }
 
 /// The candidates of one level, the best first.
@@ -76,7 +104,8 @@ fn of_level<'a>(input: &PlanInput, admitted: &[&'a Candidate], level: &str) -> V
     let whole = LayerRange { start: 0, end: input.cost.layer_count() as u32 };
     let mut ranked: Vec<&Candidate> = admitted.iter().copied().filter(|c| c.level == level).collect();
     ranked.sort_by_key(|c| {
-        let alone = input.cost.decode_ns(whole, c).saturating_add(rtt_ns(input, c));
+        let links = rtt_ns(input, c).saturating_mul(input.answer_tokens);
+        let alone = input.answer_ns(whole, c).saturating_add(links);
         (alone, c.node != input.coordinator, !c.holds, c.node)
     });
     ranked.truncate(CANDIDATES_MAX);
@@ -85,11 +114,50 @@ fn of_level<'a>(input: &PlanInput, admitted: &[&'a Candidate], level: &str) -> V
 
 fn draft_on<'a>(input: &PlanInput, bound: Bound, ranked: &[&'a Candidate]) -> Option<Draft<'a>> {
     let most = ranked.len().min(input.cost.layer_count()).min(STAGES_MAX);
-    match bound {
+    let made = match bound {
         Bound::Exactly(count) => pick(input, ranked, count, Goal::Slowest),
         Bound::AtMost(count) => (1..=count.min(most)).rev().find_map(|count| pick(input, ranked, count, Goal::Slowest)),
         Bound::Free => fastest(input, ranked, most),
+    };
+    let before = input.placed.iter().filter_map(|placement| as_before(input, bound, ranked, placement));
+    match (made, before.min_by_key(|draft| draft.answer_ns(input))) {
+        (Some(made), Some(before)) if made.answer_ns(input) < before.answer_ns(input) => Some(made),
+        (made, before) => before.or(made),
     }
+}
+
+/// A placement that the model had before, if the same nodes can still carry it.
+fn as_before<'a>(
+    input: &PlanInput,
+    bound: Bound,
+    ranked: &[&'a Candidate],
+    placement: &Placement,
+) -> Option<Draft<'a>> {
+    let count = placement.len();
+    let is_bound = match bound {
+        Bound::Exactly(wanted) => count == wanted,
+        Bound::AtMost(most) => (1..=most).contains(&count),
+        Bound::Free => (1..=STAGES_MAX).contains(&count),
+    };
+    let ranges: Vec<LayerRange> = placement.iter().map(|(_, layers)| *layers).collect();
+    if !is_bound || !covers(&ranges, input.cost.layer_count()) {
+        return None;
+    }
+    let found = placement.iter().map(|(node, _)| ranked.iter().find(|c| c.node == *node).copied());
+    let nodes = found.collect::<Option<Vec<&Candidate>>>()?;
+    let different: BTreeSet<NodeId> = nodes.iter().map(|c| c.node).collect();
+    let fits = |(c, r): (&&Candidate, &LayerRange)| input.cost.stage_memory(*r, input.context) <= c.memory_free_bytes;
+    if different.len() != nodes.len() || !nodes.iter().zip(&ranges).all(fits) {
+        return None;
+    }
+    Some(Draft { nodes, ranges })
+}
+
+/// Whether the ranges are all layers once, in order.
+fn covers(ranges: &[LayerRange], layers: usize) -> bool {
+    let mut next = 0;
+    let in_order = ranges.iter().all(|r| r.start == std::mem::replace(&mut next, r.end) && r.start < r.end);
+    in_order && next as usize == layers
 }
 
 fn fastest<'a>(input: &PlanInput, ranked: &[&'a Candidate], most: usize) -> Option<Draft<'a>> {
@@ -97,8 +165,8 @@ fn fastest<'a>(input: &PlanInput, ranked: &[&'a Candidate], most: usize) -> Opti
     for count in 1..=most {
         let Some(next) = pick(input, ranked, count, Goal::Sum) else { continue };
         let gains = |known: &Draft| {
-            let worth = u128::from(known.token_ns(input)) * u128::from(100 - GAIN_PERCENT_MIN) / 100;
-            u128::from(next.token_ns(input)) < worth
+            let worth = u128::from(known.answer_ns(input)) * u128::from(100 - GAIN_PERCENT_MIN) / 100;
+            u128::from(next.answer_ns(input)) < worth
         };
         if found.as_ref().is_none_or(gains) {
             found = Some(next);
@@ -136,14 +204,14 @@ fn exchange_smallest<'a>(members: &mut [&'a Candidate], spare: &mut [&'a Candida
     Some(())
 }
 
-/// One pass of exchanges that make the draft better.
+/// One pass of exchanges that make the answer come sooner.
 fn improve<'a>(input: &PlanInput, goal: Goal, spare: &[&'a Candidate], mut best: Draft<'a>) -> Option<Draft<'a>> {
     for outsider in spare.iter().take(OUTSIDERS_TRIED) {
         for place in 0..best.nodes.len() {
             let mut members = best.nodes.clone();
             members[place] = outsider;
             if let Some(other) = cut(input, &members, goal)
-                && better(input, goal, &other, &best)
+                && other.answer_ns(input) < best.answer_ns(input)
             {
                 best = other;
                 break;
@@ -151,13 +219,6 @@ fn improve<'a>(input: &PlanInput, goal: Goal, spare: &[&'a Candidate], mut best:
         }
     }
     Some(best)
-}
-
-fn better(input: &PlanInput, goal: Goal, a: &Draft, b: &Draft) -> bool {
-    match goal {
-        Goal::Slowest => (a.score, a.links_ns(input)) < (b.score, b.links_ns(input)),
-        Goal::Sum => a.token_ns(input) < b.token_ns(input),
-    }
 }
 
 /// Orders the members (the coordinator first, since it has the tokens) and cuts; where that does not fit, other nodes
@@ -169,8 +230,8 @@ fn cut<'a>(input: &PlanInput, members: &[&'a Candidate], goal: Goal) -> Option<D
         let mut order = nodes.clone();
         let last = order.remove(nodes.len() - 1 - turn);
         order.push(last);
-        if let Some((ranges, score)) = split(&input.cost, input.context, &order, goal) {
-            return Some(Draft { nodes: order, ranges, score });
+        if let Some(ranges) = split(input, &order, goal) {
+            return Some(Draft { nodes: order, ranges });
         }
     }
     None
@@ -215,8 +276,10 @@ fn predict(input: &PlanInput, draft: &Draft) -> Predicted {
     let (compute, links) = (draft.compute_ns(input), draft.links_ns(input));
     let prefill = draft.nodes.iter().zip(&draft.ranges).map(|(n, r)| input.cost.prefill_ns(*r, input.prompt_tokens, n));
     let token_ms = ms(compute.saturating_add(links)).max(1e-6);
+    let ready_ms = ms(draft.ready_ns(input));
     Predicted {
-        ttft_ms: ms(prefill.fold(0, u64::saturating_add)) + token_ms,
+        ttft_ms: ready_ms + ms(prefill.fold(0, u64::saturating_add)) + token_ms,
+        ready_ms,
         token_ms,
         compute_ms: ms(compute),
         links_ms: ms(links),

@@ -11,6 +11,11 @@ use cairn_protocol::manifest::Model;
 const STAGE_OVERHEAD_BYTES: u64 = 8 << 20;
 /// Read bandwidth assumed of a node that has not measured: an old desktop's.
 const BANDWIDTH_UNKNOWN: u64 = 5_000_000_000;
+/// Rate at which weights come from another node: a gigabit link, less its overhead. All stages fetch from the same few
+/// holders, so their times add up.
+const FETCH_BYTES_PER_S: u64 = 100_000_000;
+/// Rate at which weights that are there are read and packed: what small servers do.
+const LOAD_BYTES_PER_S: u64 = 250_000_000;
 /// Multiply-adds a second assumed of a node that has not measured.
 const MACS_UNKNOWN: u64 = 10_000_000_000;
 
@@ -102,6 +107,24 @@ impl ModelCost {
         let macs = self.layer_macs.saturating_mul(u64::from(layers.end - layers.start)).saturating_mul(tokens);
         let rate = if on.macs_per_s == 0 { MACS_UNKNOWN } else { on.macs_per_s };
         per_second_ns(macs, rate, on.sessions)
+    }
+
+    /// Nanoseconds until a stage could compute: what `on` lacks is fetched, and all of it loaded, unless it `loaded`
+    /// these very layers before.
+    pub fn ready_ns(&self, layers: LayerRange, on: &Candidate, loaded: Option<LayerRange>) -> u64 {
+        if loaded == Some(layers) {
+            return 0;
+        }
+        let bytes = self.stage_bytes(layers);
+        let had = if on.holds { bytes } else { loaded.map_or(0, |had| self.shared_bytes(layers, had)) };
+        let fetching = per_second_ns(bytes.saturating_sub(had), FETCH_BYTES_PER_S, 0);
+        fetching.saturating_add(per_second_ns(bytes, LOAD_BYTES_PER_S, 0))
+    }
+
+    /// Stored bytes that two stages have in common.
+    fn shared_bytes(&self, a: LayerRange, b: LayerRange) -> u64 {
+        let (start, end) = (a.start.max(b.start), a.end.min(b.end));
+        if start < end { self.stage_bytes(LayerRange { start, end }) } else { 0 }
     }
 
     fn is_first(&self, layers: LayerRange) -> bool {

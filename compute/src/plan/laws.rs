@@ -38,6 +38,8 @@ fn input(candidates: Vec<Candidate>, bound: Bound) -> PlanInput {
         },
         context: 2048,
         prompt_tokens: 128,
+        answer_tokens: 256,
+        placed: Vec::new(),
         coordinator: node(0),
         level: "avx2".into(),
         bound,
@@ -63,6 +65,51 @@ fn a_model_that_fits_stays_on_the_coordinator_when_nobody_is_faster() {
 fn a_much_faster_peer_gets_it_all() {
     let fast = Candidate { bandwidth_bytes_per_s: 200_000_000_000, ..peer(2) };
     assert_eq!(nodes_of(&plan(&input(vec![peer(0), peer(1), fast], Bound::Free)).unwrap()), [node(2)]);
+}
+
+#[test]
+fn a_peer_that_is_a_little_faster_is_not_worth_the_fetch_for_a_short_answer() {
+    let held = Candidate { holds: true, ..peer(0) };
+    let fast = Candidate { bandwidth_bytes_per_s: 40_000_000_000, ..peer(1) };
+    let place = |answer_tokens| {
+        let input = PlanInput { answer_tokens, ..input(vec![held.clone(), fast.clone()], Bound::Free) };
+        nodes_of(&plan(&input).unwrap())
+    };
+    assert_eq!(place(64), [node(0)]);
+    assert_eq!(place(100_000), [node(1)]);
+}
+
+#[test]
+fn what_is_placed_stays_while_that_is_no_slower() {
+    let all = |sessions| vec![peer(0), Candidate { sessions, ..peer(1) }, peer(2)];
+    let first = plan(&input(all(0), Bound::Exactly(3))).unwrap();
+    let placed: Vec<_> = first.stages.iter().map(|s| (s.node, s.layers)).collect();
+    let again = |sessions, answer_tokens| {
+        let input =
+            PlanInput { answer_tokens, placed: vec![placed.clone()], ..input(all(sessions), Bound::Exactly(3)) };
+        plan(&input).unwrap()
+    };
+    assert_eq!(again(1, 64).stages.iter().map(|s| (s.node, s.layers)).collect::<Vec<_>>(), placed);
+    assert_eq!(again(1, 64).predicted.ready_ms, 0.0);
+    assert!(first.predicted.ready_ms > 1000.0, "{:?}", first.predicted);
+    let moved = again(3, 1_000_000);
+    assert_ne!(moved.stages.iter().map(|s| (s.node, s.layers)).collect::<Vec<_>>(), placed, "a busy node loses layers");
+}
+
+#[test]
+fn a_former_placement_that_cannot_be_is_not_made() {
+    let whole = LayerRange { start: 0, end: 30 };
+    let half = LayerRange { start: 0, end: 15 };
+    let tail = LayerRange { start: 15, end: 30 };
+    for placed in [vec![(node(9), whole)], vec![(node(1), half)], vec![(node(1), half), (node(1), tail)]] {
+        let made = plan(&PlanInput { placed: vec![placed], ..input(vec![peer(0), peer(1)], Bound::Free) }).unwrap();
+        assert_eq!(made.stages.iter().map(|s| s.layers).collect::<Vec<_>>(), [whole]);
+        assert!(nodes_of(&made)[0] < node(2));
+    }
+    let small = Candidate { memory_free_bytes: 50_000_000, ..peer(1) };
+    let made =
+        plan(&PlanInput { placed: vec![vec![(node(1), whole)]], ..input(vec![peer(0), small], Bound::Free) }).unwrap();
+    assert_eq!(nodes_of(&made), [node(0)]);
 }
 
 #[test]

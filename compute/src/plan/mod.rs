@@ -13,9 +13,12 @@
 //!
 //! The model of time, for one stream of tokens: a stage reads its weights once a token (bytes ÷ bandwidth, times one
 //! more than the sessions already there) and multiplies once a prompt token (macs ÷ rate); each remote stage costs its
-//! round trip once a lap, half to reach it and half to leave it. A free plan minimises the sum, since one token passes
-//! all stages in turn; a plan bound to N nodes minimises the slowest stage (dynamic programming over cut points), which
-//! is what pipelining many sessions wants and what keeps every node's load small.
+//! round trip once a lap, half to reach it and half to leave it; and before all that, a node fetches and loads what it
+//! has not. An answer takes the sum: getting ready, the prompt, and a lap for each token expected. A free plan minimises
+//! that, since one token passes all stages in turn; a plan bound to N nodes takes the nodes that minimise it too, but cuts
+//! so that the slowest stage is as fast as can be (dynamic programming over cut points), which is what pipelining many
+//! sessions wants and what keeps every node's load small.
+//! The placement that this model had before, whose weights are loaded, is kept while an answer from it comes no later.
 
 mod admit;
 mod choose;
@@ -57,6 +60,10 @@ pub struct PlanInput {
     pub context: u64,
     /// Prompt tokens assumed for the time to the first token.
     pub prompt_tokens: u64,
+    /// Tokens of the answer, as far as they can be known: what getting ready is weighed against.
+    pub answer_tokens: u64,
+    /// Where this coordinator had the model loaded before, the last first. Weights may still be there.
+    pub placed: Vec<Placement>,
     /// The node that tokenises, sends and streams; usually a candidate as well.
     pub coordinator: NodeId,
     /// The coordinator's instruction-set level, preferred when it can carry the model.
@@ -70,6 +77,9 @@ pub struct PlanInput {
     /// Nodes that died or refused in this session.
     pub excluded: BTreeSet<NodeId>,
 }
+
+/// Which layers a model had on which node, in their order.
+pub type Placement = Vec<(NodeId, LayerRange)>;
 
 /// How many nodes a plan has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,11 +184,13 @@ pub struct PlannedStage {
     pub ms: f64,
 }
 
-/// What speed to expect, weights loaded.
+/// What speed to expect.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Predicted {
-    /// The prompt through all stages, and the first token home.
+    /// Getting ready, the prompt through all stages, and the first token home.
     pub ttft_ms: f64,
+    /// Fetching and loading what the nodes do not have, before the prompt.
+    pub ready_ms: f64,
     /// One token's lap: `compute_ms + links_ms`.
     pub token_ms: f64,
     /// Sum over the stages.

@@ -6,66 +6,63 @@
 //!
 //! State: the best way to put layers `0..end` on the first `i` nodes. O(nodes × layers²) steps.
 
-use super::Candidate;
-use super::cost::ModelCost;
+use super::{Candidate, PlanInput};
 use cairn_protocol::layers::LayerRange;
 
 /// What a good cut is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goal {
-    /// The slowest stage is as fast as can be, then the sum.
+    /// The slowest stage computes a token as fast as can be, then the sum.
     Slowest,
-    /// The sum is as small as can be, then the slowest.
+    /// An answer takes as short as can be over all stages together, then over the slowest.
     Sum,
 }
 
 /// How good a cut is; less is better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Score {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Score {
     first: u64,
     then: u64,
 }
 
 impl Score {
-    const ZERO: Score = Score { first: 0, then: 0 };
-
-    fn with(self, goal: Goal, stage_ns: u64) -> Score {
+    fn with(self, input: &PlanInput, goal: Goal, range: LayerRange, on: &Candidate) -> Score {
         match goal {
-            Goal::Slowest => Score { first: self.first.max(stage_ns), then: self.then.saturating_add(stage_ns) },
-            Goal::Sum => Score { first: self.first.saturating_add(stage_ns), then: self.then.max(stage_ns) },
+            Goal::Slowest => {
+                let token_ns = input.cost.decode_ns(range, on);
+                Score { first: self.first.max(token_ns), then: self.then.saturating_add(token_ns) }
+            }
+            Goal::Sum => {
+                let answer_ns = input.answer_ns(range, on);
+                Score { first: self.first.saturating_add(answer_ns), then: self.then.max(answer_ns) }
+            }
         }
     }
 }
 
 /// The best ranges for `nodes` in this order.
-pub(super) fn split(
-    cost: &ModelCost,
-    context: u64,
-    nodes: &[&Candidate],
-    goal: Goal,
-) -> Option<(Vec<LayerRange>, Score)> {
-    let layers = cost.layer_count();
+pub(super) fn split(input: &PlanInput, nodes: &[&Candidate], goal: Goal) -> Option<Vec<LayerRange>> {
+    let layers = input.cost.layer_count();
     if nodes.is_empty() || nodes.len() > layers {
         return None;
     }
     let mut best: Vec<Vec<Option<(Score, usize)>>> = vec![vec![None; layers + 1]; nodes.len() + 1];
-    best[0][0] = Some((Score::ZERO, 0));
+    best[0][0] = Some((Score::default(), 0));
     for (i, node) in nodes.iter().enumerate() {
         let last = i + 1 == nodes.len();
         let ends = if last { layers..=layers } else { i + 1..=layers - (nodes.len() - i - 1) };
         for end in ends {
-            best[i + 1][end] = best_start(cost, context, node, goal, &best[i], end);
+            best[i + 1][end] = best_start(input, node, goal, &best[i], end);
         }
     }
-    let (score, _) = best[nodes.len()][layers]?;
-    Some((trace(&best, nodes.len(), layers), score))
+    best[nodes.len()][layers]?;
+    Some(trace(&best, nodes.len(), layers))
 }
 
 /// The start from which `node` best carries layers up to `end`. Walks backwards, so it stops at the first range that
 /// does not fit.
 fn best_start(
-    cost: &ModelCost,
-    context: u64,
+    input: &PlanInput,
     node: &Candidate,
     goal: Goal,
     before: &[Option<(Score, usize)>],
@@ -74,11 +71,11 @@ fn best_start(
     let mut found: Option<(Score, usize)> = None;
     for start in (0..end).rev() {
         let range = LayerRange { start: start as u32, end: end as u32 };
-        if cost.stage_memory(range, context) > node.memory_free_bytes {
+        if input.cost.stage_memory(range, input.context) > node.memory_free_bytes {
             break;
         }
         let Some((sofar, _)) = before[start] else { continue };
-        let score = sofar.with(goal, cost.decode_ns(range, node));
+        let score = sofar.with(input, goal, range, node);
         if found.is_none_or(|(known, _)| score < known) {
             found = Some((score, start));
         }

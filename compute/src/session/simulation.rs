@@ -314,6 +314,8 @@ fn plan_input(nodes: u8) -> PlanInput {
     PlanInput {
         cost,
         context: 256,
+        answer_tokens: 64,
+        placed: Vec::new(),
         prompt_tokens: PROMPT as u64,
         coordinator: node(0),
         level: "avx2".into(),

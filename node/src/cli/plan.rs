@@ -41,7 +41,10 @@ pub(super) fn plan_value(plan: &api::PlanResponse) -> Value {
         "rejected": plan.rejected.iter().map(|node| json!({
             "node": node.node, "reason": node.reason, "why": node.why,
         })).collect::<Vec<_>>(),
-        "predicted": {"ttft_ms": plan.predicted_ttft_ms, "tokens_per_s": plan.predicted_tokens_per_s},
+        "predicted": {
+            "ttft_ms": plan.predicted_ttft_ms, "tokens_per_s": plan.predicted_tokens_per_s,
+            "ready_ms": plan.predicted_ready_ms,
+        },
         "deaths": plan.deaths.iter().map(|death| json!({
             "node": death.node, "survivable": death.survivable, "what": death.what,
         })).collect::<Vec<_>>(),
@@ -50,8 +53,8 @@ pub(super) fn plan_value(plan: &api::PlanResponse) -> Value {
 
 fn describe(plan: &api::PlanResponse) -> String {
     let mut lines = vec![format!(
-        "{} {:.10}: about {:.0} tokens/s, first token after {:.0} ms",
-        plan.repo, plan.revision, plan.predicted_tokens_per_s, plan.predicted_ttft_ms
+        "{} {:.10}: about {:.0} tokens/s, first token after {:.0} ms, of which {:.0} ms to fetch and load",
+        plan.repo, plan.revision, plan.predicted_tokens_per_s, plan.predicted_ttft_ms, plan.predicted_ready_ms
     )];
     lines.extend(plan.stages.iter().map(|stage| format!("  {}  {}", stage_line(stage), HumanBytes(stage.bytes))));
     lines.extend(plan.rejected.iter().map(|node| format!("  not {:.10}: {} ({})", node.node, node.reason, node.why)));

@@ -247,7 +247,7 @@ impl<'a> Telling<'a> {
             "replans": done.replans.iter().map(|replan| {
                 json!({"stages": replan.stages.iter().map(stage).collect::<Vec<_>>()})
             }).collect::<Vec<_>>(),
-            "recoveries": done.recoveries, "pauses_ms": done.pauses_ms,
+            "recoveries": done.recoveries, "pauses_ms": done.pauses_ms, "lap_ms": done.lap_ms,
         }));
         if std::io::stderr().is_terminal() {
             let lost = if done.recoveries > 0 {
@@ -271,5 +271,6 @@ fn stage(stage: &api::StageReport) -> Value {
     json!({
         "node": stage.node, "layers": [stage.first_layer, stage.end_layer], "bytes_needed": stage.bytes_needed,
         "bytes_local": stage.bytes_local, "bytes_fetched": stage.bytes_fetched, "bytes_overhead": stage.bytes_overhead,
+        "step_ms": stage.step_ms,
     })
 }

@@ -24,6 +24,9 @@ use crate::{net::PeerInfo, shell::Node, stages};
 /// Prompt length assumed where no prompt is known yet.
 const PROMPT_TOKENS: u64 = 128;
 
+/// Answer's length assumed where none is asked for.
+pub(crate) const ANSWER_TOKENS: u64 = 256;
+
 /// A round trip between two processes of one machine takes less.
 const SAME_HOST_RTT_US: u64 = 500;
 
@@ -41,6 +44,7 @@ pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::Pla
         cost: cost(model, &manifest)?,
         context: u64::from(context),
         prompt_tokens: PROMPT_TOKENS,
+        answer_tokens: ANSWER_TOKENS,
         privacy: stages::parse_privacy(&request.privacy)?,
     };
     let bound = if request.stages == 0 { Bound::Free } else { Bound::Exactly(request.stages as usize) };
@@ -54,6 +58,7 @@ pub(crate) struct Wish {
     pub cost: ModelCost,
     pub context: u64,
     pub prompt_tokens: u64,
+    pub answer_tokens: u64,
     pub privacy: Privacy,
 }
 
@@ -76,6 +81,8 @@ pub(crate) fn make(
         cost: wish.cost.clone(),
         context: wish.context,
         prompt_tokens: wish.prompt_tokens,
+        answer_tokens: wish.answer_tokens,
+        placed: node.stages.placements().of(revision),
         coordinator: own,
         level: node.engine.level().to_owned(),
         bound,
@@ -149,7 +156,7 @@ fn candidate(node: &Node, revision: RevisionId, peer: &PeerInfo) -> Option<Candi
         macs_per_s: advert.capacity.macs_per_s,
         rtt_us: rtt_us(peer),
         level: advert.capacity.level.clone(),
-        sessions: advert.load.sessions,
+        sessions: advert.load.sessions.saturating_sub(u32::from(node.stages.placements().has_just_ended(peer.node_id))),
         sessions_max: advert.load.sessions_max,
         holds: advert.holds.contains(&revision),
     })
@@ -199,6 +206,7 @@ pub(crate) fn to_api(repo: &str, revision: RevisionId, made: &Plan) -> api::Plan
         rejected: made.rejected.iter().map(rejected_to_api).collect(),
         predicted_ttft_ms: made.predicted.ttft_ms,
         predicted_tokens_per_s: made.predicted.tokens_per_s,
+        predicted_ready_ms: made.predicted.ready_ms,
         deaths: made.deaths.iter().map(death_to_api).collect(),
     }
 }

@@ -44,5 +44,14 @@ pub const EVENTS_MAX: usize = 64;
 /// Commands that wait for a control stream's writer: all inputs of a prompt.
 pub const COMMANDS_MAX: usize = INPUTS_MAX + 16;
 
+/// Models whose placements a coordinator remembers: more than nodes keep loaded for it.
+pub const PLACED_MODELS_MAX: usize = 32;
+
+/// Placements remembered of one model: on one node, on two, on three, and the one before.
+pub const PLACEMENTS_MAX: usize = 4;
+
+/// How long an advert may still count a session that has ended: twice the pause between adverts.
+pub const ADVERT_LAG: Duration = Duration::from_millis(1000);
+
 /// Stages whose weights stay loaded after their session, for the next one of the same model.
 pub const IDLE_STAGES_MAX: usize = 8;

@@ -137,7 +137,7 @@ impl Teller {
 }
 
 fn beat(count: u64) -> peer_pb::StageCommand {
-    peer_pb::StageCommand { command: Some(Command::Beat(peer_pb::StageBeat { count, step_ns: 0 })) }
+    peer_pb::StageCommand { command: Some(Command::Beat(peer_pb::StageBeat { count, ..Default::default() })) }
 }
 
 async fn remote(

@@ -17,6 +17,7 @@ mod advertise;
 pub(crate) mod bounds;
 pub(crate) mod links;
 mod load;
+mod placements;
 mod request;
 mod rooms;
 mod run;
@@ -31,6 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 pub(crate) use admission::Asker;
 pub use advertise::advertise;
 pub(crate) use load::keep;
+use placements::Placements;
 pub use request::{parse_privacy, privacy_word};
 pub use rooms::Occupancy;
 use rooms::Rooms;
@@ -51,6 +53,7 @@ struct Inner {
     node: OnceLock<Weak<Node>>,
     strangers: Arc<Semaphore>,
     texts: TextCache,
+    placements: Placements,
 }
 
 impl StageHost {
@@ -66,7 +69,15 @@ impl StageHost {
         };
         let rooms = Rooms::new(house, config.stage_memory_bytes);
         let strangers = Arc::new(Semaphore::new(bounds::STRANGERS_MAX));
-        StageHost { inner: Arc::new(Inner { rooms, node: OnceLock::new(), strangers, texts: TextCache::default() }) }
+        StageHost {
+            inner: Arc::new(Inner {
+                rooms,
+                node: OnceLock::new(),
+                strangers,
+                texts: TextCache::default(),
+                placements: Placements::default(),
+            }),
+        }
     }
 
     /// Opens the door: from now on stages use this node's registry, data and engine.
@@ -95,6 +106,11 @@ impl StageHost {
 
     pub(crate) fn rooms(&self) -> &Arc<Rooms> {
         &self.inner.rooms
+    }
+
+    /// Where models that this node coordinates are loaded.
+    pub(crate) fn placements(&self) -> &Placements {
+        &self.inner.placements
     }
 
     /// Tokenizers of the models that this node coordinates.

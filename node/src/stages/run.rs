@@ -54,6 +54,9 @@ pub(crate) struct Run {
     next_sequence: AtomicU64,
     /// Nanoseconds of the last step.
     step_ns: AtomicU64,
+    /// Steps of one token, and the nanoseconds that they took together.
+    decode_steps: AtomicU64,
+    decode_ns: AtomicU64,
     /// Something happened since the session's task last looked.
     worked: AtomicBool,
     /// A step failed.
@@ -80,6 +83,8 @@ impl Run {
             claimed: AtomicBool::new(false),
             next_sequence: AtomicU64::new(0),
             step_ns: AtomicU64::new(0),
+            decode_steps: AtomicU64::new(0),
+            decode_ns: AtomicU64::new(0),
             worked: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
             has_lost: AtomicBool::new(false),
@@ -102,8 +107,22 @@ impl Run {
         self.parts.width
     }
 
-    pub fn step_ns(&self) -> u64 {
-        self.step_ns.load(Ordering::Relaxed)
+    /// What the next beat says of the engine's work.
+    pub fn beat(&self, count: u64) -> peer_pb::StageBeat {
+        peer_pb::StageBeat {
+            count,
+            step_ns: self.step_ns.load(Ordering::Relaxed),
+            decode_steps: self.decode_steps.load(Ordering::Relaxed),
+            decode_ns: self.decode_ns.load(Ordering::Relaxed),
+        }
+    }
+
+    fn computed(&self, step: Step, compute_ns: u64) {
+        self.step_ns.store(compute_ns, Ordering::Relaxed);
+        if step.count == 1 {
+            self.decode_steps.fetch_add(1, Ordering::Relaxed);
+            self.decode_ns.fetch_add(compute_ns, Ordering::Relaxed);
+        }
     }
 
     /// Whether a data stream from `node` is the one this run waits for; true once.
@@ -177,17 +196,17 @@ impl Run {
     fn pass_on(&self, step: Step, output: StepOutput, permit: OwnedSemaphorePermit) {
         match output {
             StepOutput::Hidden { values, compute_ns } => {
-                self.step_ns.store(compute_ns, Ordering::Relaxed);
+                self.computed(step, compute_ns);
                 self.send_on(step, values, permit);
             }
             StepOutput::Token { token, compute_ns } => {
-                self.step_ns.store(compute_ns, Ordering::Relaxed);
+                self.computed(step, compute_ns);
                 let position = step.first_position + u64::from(step.count);
                 let (epoch, sequence) = (self.parts.epoch, step.sequence);
                 let token = peer_pb::StageToken { epoch, sequence, position, token };
                 self.say(peer_pb::stage_event::Event::Token(token));
             }
-            StepOutput::Nothing { compute_ns } => self.step_ns.store(compute_ns, Ordering::Relaxed),
+            StepOutput::Nothing { compute_ns } => self.computed(step, compute_ns),
         }
     }
 

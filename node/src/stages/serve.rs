@@ -150,7 +150,7 @@ impl Session {
                     Some(Command::Close(_)) | None => return "its coordinator closed it".to_owned(),
                     Some(_) => return "it was used before it was ready".to_owned(),
                 },
-                _ = self.beat.tick() => self.say_beat(0),
+                _ = self.beat.tick() => self.say_beat(|count| peer_pb::StageBeat { count, ..Default::default() }),
             }
             if self.heard.elapsed() > bounds::LEASE {
                 return "its coordinator has been silent for the lease".to_owned();
@@ -158,9 +158,9 @@ impl Session {
         }
     }
 
-    fn say_beat(&mut self, step_ns: u64) {
+    fn say_beat(&mut self, beat: impl FnOnce(u64) -> peer_pb::StageBeat) {
         self.beats += 1;
-        self.say(Event::Beat(peer_pb::StageBeat { count: self.beats, step_ns }));
+        self.say(Event::Beat(beat(self.beats)));
     }
 
     /// A full queue holds what will be taken for a sign of life; its reader is gone, or the lease ends this.
@@ -216,7 +216,7 @@ impl Session {
                 permit = run.permit(), if !waiting.is_empty() => {
                     if let Some(input) = waiting.pop_front() { submit_input(run, input, permit) }
                 }
-                _ = self.beat.tick() => self.say_beat(run.step_ns()),
+                _ = self.beat.tick() => self.say_beat(|count| run.beat(count)),
                 () = run.closed.cancelled() => return "its coordinator reads nothing",
                 () = place.cancelled() => return "a newer plan took its place",
             }

@@ -338,6 +338,11 @@ pub struct StageBeat {
     /// Nanoseconds this stage computed in its last step.
     #[prost(uint64, tag = "2")]
     pub step_ns: u64,
+    /// Steps of one token since it was opened, and the nanoseconds it computed in them.
+    #[prost(uint64, tag = "3")]
+    pub decode_steps: u64,
+    #[prost(uint64, tag = "4")]
+    pub decode_ns: u64,
 }
 /// This stage or the one it sends to is lost.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

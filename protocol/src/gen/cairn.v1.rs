@@ -452,6 +452,9 @@ pub struct PlanResponse {
     /// For each node: what its death would leave.
     #[prost(message, repeated, tag = "7")]
     pub deaths: ::prost::alloc::vec::Vec<DeathOutcome>,
+    /// Before the prompt: fetching and loading what the nodes do not have ready. Part of predicted_ttft_ms.
+    #[prost(double, tag = "8")]
+    pub predicted_ready_ms: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StagePlan {
@@ -597,7 +600,7 @@ pub struct Recovery {
     #[prost(double, tag = "7")]
     pub rebuilt_ms: f64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StageReport {
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
@@ -613,6 +616,9 @@ pub struct StageReport {
     pub bytes_fetched: u64,
     #[prost(uint64, tag = "7")]
     pub bytes_overhead: u64,
+    /// Mean time this stage computed for one token after the first; 0 while unknown.
+    #[prost(double, tag = "8")]
+    pub step_ms: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Done {
@@ -639,6 +645,9 @@ pub struct Done {
     pub pauses_ms: ::prost::alloc::vec::Vec<f64>,
     #[prost(uint32, tag = "11")]
     pub prompt_tokens: u32,
+    /// Median time from one token to the next: one lap through the stages.
+    #[prost(double, tag = "12")]
+    pub lap_ms: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Replan {

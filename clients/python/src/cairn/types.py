@@ -250,6 +250,7 @@ class Plan:
     rejected: list[RejectedNode]
     predicted_ttft_ms: float
     predicted_tokens_per_s: float
+    predicted_ready_ms: float
     deaths: list[DeathOutcome]
 
     @classmethod
@@ -257,7 +258,7 @@ class Plan:
         return cls(
             m.repo, m.revision, [StagePlan._of(stage) for stage in m.stages],
             [RejectedNode._of(node) for node in m.rejected], m.predicted_ttft_ms, m.predicted_tokens_per_s,
-            [DeathOutcome._of(death) for death in m.deaths],
+            m.predicted_ready_ms, [DeathOutcome._of(death) for death in m.deaths],
         )
 
 
@@ -276,7 +277,7 @@ class Token:
 
 @dataclass(frozen=True)
 class StageReport:
-    """What one stage needed and where it got it."""
+    """What one stage needed, where it got it, and its mean time for a token after the first (0 while unknown)."""
 
     node: str
     first_layer: int
@@ -285,11 +286,13 @@ class StageReport:
     bytes_local: int
     bytes_fetched: int
     bytes_overhead: int
+    step_ms: float
 
     @classmethod
     def _of(cls, m: pb.StageReport) -> StageReport:
         return cls(
-            m.node, m.first_layer, m.end_layer, m.bytes_needed, m.bytes_local, m.bytes_fetched, m.bytes_overhead
+            m.node, m.first_layer, m.end_layer, m.bytes_needed, m.bytes_local, m.bytes_fetched, m.bytes_overhead,
+            m.step_ms,
         )
 
 
@@ -325,7 +328,10 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Result:
-    """A whole generation: `finish` is stop, length or cancelled; `tokens` has the end token, `text` has not."""
+    """A whole generation: `finish` is stop, length or cancelled; `tokens` has the end token, `text` has not.
+
+    `lap_ms` is the median time from one token to the next.
+    """
 
     text: str
     tokens: list[int]
@@ -337,12 +343,14 @@ class Result:
     stages: list[StageReport]
     recoveries: int
     pauses_ms: list[float]
+    lap_ms: float
 
     @classmethod
     def _of(cls, m: pb.Done) -> Result:
         return cls(
             m.text, list(m.tokens), m.finish, m.seed, m.prompt_tokens, m.ttft_ms, m.tokens_per_s,
             [StageReport._of(stage) for stage in m.stages], m.recoveries, list(m.pauses_ms),
+            m.lap_ms,
         )
 
 

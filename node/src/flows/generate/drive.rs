@@ -46,6 +46,7 @@ pub(super) async fn drive(node: Arc<Node>, job: Job, events: mpsc::Sender<api::G
         outbox: VecDeque::new(),
         started: Instant::now(),
         has_started: false,
+        has_placed: false,
         excluded: BTreeSet::new(),
         pardons: 0,
         node,
@@ -89,6 +90,8 @@ struct Drive {
     outbox: VecDeque<api::GenerateEvent>,
     started: Instant,
     has_started: bool,
+    /// The plan in force brought a token.
+    has_placed: bool,
     /// Nodes that died or refused, as the last plan was told.
     excluded: BTreeSet<NodeId>,
     /// How often the excluded were looked at again.
@@ -150,7 +153,10 @@ impl Drive {
                 self.links.send(peer_pb::StageInput { epoch, sequence, first_position, tokens, sample });
                 None
             }
-            Effect::Emit { index, id, .. } => self.emit(index, id),
+            Effect::Emit { index, id, .. } => {
+                self.note_placement(session);
+                self.emit(index, id)
+            }
             Effect::Close { epoch } => {
                 self.links.close(epoch);
                 None
@@ -172,8 +178,17 @@ impl Drive {
             let started = self.story.started(&self.job, plan);
             self.tell(Event::Started(started));
         }
+        self.has_placed = false;
         self.story.opened(epoch, plan);
         self.links.open(epoch, openings::openings(&self.node, &self.job, epoch, plan, &history, &self.excluded));
+    }
+
+    /// Remembers once that the plan in force is loaded.
+    fn note_placement(&mut self, session: &Session) {
+        if let Some(plan) = session.plan().filter(|_| !self.has_placed) {
+            self.has_placed = true;
+            self.node.stages.placements().placed(self.job.revision, plan);
+        }
     }
 
     fn emit(&mut self, index: u64, id: u32) -> Option<Input> {
@@ -201,7 +216,10 @@ impl Drive {
             What::Sent(sequence) => Input::Sent { epoch, sequence },
             What::Closed(why) => Input::LinkClosed { epoch, index, why },
             What::Event(event) => match event {
-                stage_event::Event::Beat(_) => Input::Beat { epoch, index },
+                stage_event::Event::Beat(beat) => {
+                    self.story.beat(epoch, index, &beat);
+                    Input::Beat { epoch, index }
+                }
                 stage_event::Event::Token(token) => {
                     let (sequence, position, id) = (token.sequence, token.position, token.token);
                     Input::Token { epoch: token.epoch.min(epoch), sequence, position, id }
@@ -243,6 +261,8 @@ impl Drive {
         session: &Session,
         events: mpsc::Sender<api::GenerateEvent>,
     ) -> Result<(), Refusal> {
+        let stages = session.plan().into_iter().flat_map(|plan| &plan.stages);
+        self.node.stages.placements().ended(stages.map(|stage| stage.node));
         let word = match finish {
             Finish::Failed(refusal) => return Err(refusal),
             Finish::Stop => "stop",

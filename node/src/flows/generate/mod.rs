@@ -34,9 +34,6 @@ pub(crate) use prompt::TextCache;
 use super::{holders, names, plan};
 use crate::{data::fetch::Source, shell::Node, stages};
 
-/// Tokens generated when a request does not say.
-const TOKENS: u32 = 256;
-
 /// Prompt tokens in one frame: long enough for the engine's matrix kernels, short enough that stages overlap.
 const CHUNK_TOKENS: usize = 128;
 
@@ -86,7 +83,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     let sources = sources(node, resolved.revision).await;
     let text = prompt::texts(node, resolved.revision, &manifest, &sources).await?;
     let ids = prompt::ids(&text, &request, model.vocabulary)?;
-    let tokens_max = if request.max_tokens == 0 { TOKENS } else { request.max_tokens };
+    let tokens_max = if request.max_tokens == 0 { plan::ANSWER_TOKENS as u32 } else { request.max_tokens };
     let context = context(ids.len() as u64, u64::from(tokens_max), u64::from(model.context_max))?;
     let cost = plan::cost(&model, &manifest)?;
     let machine = session::Config {
@@ -102,7 +99,13 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     };
     Ok(Job {
         resume_token: resume_token(resolved.revision, seed, &machine.prompt),
-        wish: plan::Wish { cost, context, prompt_tokens: machine.prompt.len() as u64, privacy },
+        wish: plan::Wish {
+            cost,
+            context,
+            prompt_tokens: machine.prompt.len() as u64,
+            answer_tokens: u64::from(tokens_max),
+            privacy,
+        },
         path: resolved.path,
         repo: request.repo,
         revision: resolved.revision,

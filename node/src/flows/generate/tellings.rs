@@ -29,6 +29,7 @@ pub(super) struct Story {
     text: String,
     first_token: Option<Duration>,
     last_token: Option<Duration>,
+    laps_ms: Vec<f64>,
     tokens: u64,
 }
 
@@ -47,6 +48,7 @@ impl Story {
             text: String::new(),
             first_token: None,
             last_token: None,
+            laps_ms: Vec::new(),
             tokens: 0,
         }
     }
@@ -105,11 +107,20 @@ impl Story {
         }
     }
 
+    /// A stage lives, and says how long it computes for a token.
+    pub fn beat(&mut self, epoch: u32, index: usize, said: &peer_pb::StageBeat) {
+        if let Some(report) = self.reports.get_mut(index).filter(|_| epoch == self.epoch && said.decode_steps > 0) {
+            report.step_ms = said.decode_ns as f64 / said.decode_steps as f64 / 1e6;
+        }
+    }
+
     /// A token was emitted.
     pub fn token(&mut self, at: Duration, text: &str) {
         self.tokens += 1;
         self.first_token.get_or_insert(at);
-        self.last_token = Some(at);
+        if let Some(before) = self.last_token.replace(at) {
+            self.laps_ms.push((at - before).as_secs_f64() * 1e3);
+        }
         self.text.push_str(text);
     }
 
@@ -143,6 +154,7 @@ impl Story {
             recoveries: session.recoveries(),
             pauses_ms: std::mem::take(&mut self.pauses_ms),
             prompt_tokens: self.prompt_tokens,
+            lap_ms: median(&mut self.laps_ms),
         }
     }
 
@@ -153,6 +165,12 @@ impl Story {
             _ => 0.0,
         }
     }
+}
+
+/// 0 of nothing.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 fn report(node: NodeId, first_layer: u32, end_layer: u32) -> api::StageReport {
