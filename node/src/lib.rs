@@ -5,6 +5,7 @@
 //! The library exists so that tests can run a node in their own process; programs use the `cairn-client` crate.
 
 pub mod bench_blobs;
+pub mod bench_stages;
 pub mod builtin;
 pub mod capacity;
 pub mod cli;
@@ -13,6 +14,7 @@ pub mod data;
 pub mod doors;
 pub mod flows;
 pub mod home;
+pub mod local_clients;
 pub mod local_mesh;
 pub mod net;
 pub mod shell;

@@ -11,9 +11,12 @@ use indicatif::HumanBytes;
 
 use super::{Global, Outcome, output};
 use crate::bench_blobs::{self, BlobsReport};
+use crate::bench_stages::{self, Side, StagesOptions, StagesReport};
 
 #[derive(Args)]
-#[command(after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json")]
+#[command(
+    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf"
+)]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
     command: BenchCommand,
@@ -25,6 +28,8 @@ enum BenchCommand {
     Engine(EngineArgs),
     /// Measure import and verified transfer of blobs over loopback
     Blobs(BlobsArgs),
+    /// Measure a model split over several processes against one
+    Stages(StagesArgs),
 }
 
 #[derive(Args)]
@@ -79,10 +84,29 @@ struct BlobsArgs {
     folder: Option<PathBuf>,
 }
 
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cairn bench stages model.gguf\n  cairn bench stages ./model --nodes 2 --repeat 9 --json"
+)]
+struct StagesArgs {
+    /// A .gguf file, or a folder with config.json and safetensors
+    model: PathBuf,
+    /// Processes, and stages, of the split
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=16))]
+    nodes: u32,
+    /// Tokens decoded a round
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(8..=4096))]
+    decode_tokens: u32,
+    /// Rounds that count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+}
+
 pub(super) async fn run(global: &Global, args: BenchArgs) -> Outcome {
     match args.command {
         BenchCommand::Engine(args) => engine(global, args).await,
         BenchCommand::Blobs(args) => blobs(global, args).await,
+        BenchCommand::Stages(args) => stages(global, args).await,
     }
 }
 
@@ -175,4 +199,38 @@ fn describe_blobs(report: &BlobsReport) -> String {
         rate("disk, written and synced", report.disk_write_mb_per_s),
     ]
     .join("\n")
+}
+
+async fn stages(global: &Global, args: StagesArgs) -> Outcome {
+    let StagesArgs { model, nodes, decode_tokens, repeat } = args;
+    let name = model.display().to_string();
+    let model = std::fs::canonicalize(&model).map_err(|error| {
+        Refusal::new(Reason::NotFound, &name, error.to_string()).try_this("a .gguf file or a model's folder")
+    })?;
+    let program = std::env::current_exe().map_err(|error| output::failed("the cairn program", &error))?;
+    let report = bench_stages::measure(program, &model, &StagesOptions { nodes, decode_tokens, repeat }).await?;
+    let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
+    global.output().result(&value, || describe_stages(&report));
+    Ok(true)
+}
+
+fn describe_stages(report: &StagesReport) -> String {
+    let side = |name: &str, side: &Side| {
+        let steps: Vec<String> = side.step_ms.iter().map(|ms| format!("{ms:.2}")).collect();
+        [
+            format!(
+                "{name}: {:.1} tokens/s ({:.1} to {:.1}), first after {:.0} ms",
+                side.decode_tokens_per_s, side.decode_min, side.decode_max, side.ttft_ms
+            ),
+            format!("  a lap {:.2} ms: stages {}, links {:.2}", side.lap_ms, steps.join(" + "), side.links_ms),
+        ]
+    };
+    let mut lines = vec![format!("a prompt of {} tokens, {} decoded", report.prompt_tokens, report.decode_tokens)];
+    lines.extend(side("one process", &report.one));
+    lines.extend(side(&format!("{} processes", report.split.layers.len()), &report.split));
+    lines.push(format!("decode {:.2}, prefill {:.2} of one process", report.decode_ratio, report.prefill_ratio));
+    if !report.same_tokens {
+        lines.push("the tokens differ: that is a defect".to_string());
+    }
+    lines.join("\n")
 }

@@ -5,16 +5,17 @@
 //! code 0 means that the story is true.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use cairn_client::{Client, ConnectOptions, Events, api};
+use cairn_client::{Client, ConnectOptions, api};
 use cairn_protocol::refusal::{Reason, Refusal};
 use serde_json::{Value, json};
 
 use super::DemoArgs;
 use super::teller::Teller;
 use crate::builtin;
-use crate::local_mesh::{LocalMesh, MeshOptions, StartError};
+use crate::local_clients::{self, last, wait_until};
+use crate::local_mesh::LocalMesh;
 
 /// The repo that the demo publishes.
 const REPO: &str = "demo/tiny";
@@ -22,10 +23,6 @@ const REPO: &str = "demo/tiny";
 const TOKENS: u32 = 64;
 /// The seed of both generations: they must agree.
 const SEED: u64 = 11;
-/// How long the nodes may take to know each other, and the mirrors to be whole.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause between two looks at something that is waited for.
-const LOOK: Duration = Duration::from_millis(50);
 /// Fetched beyond what the layers need: headers, tokenizer, manifest, proofs.
 const EXTRA_BYTES_MAX: u64 = 1 << 20;
 
@@ -64,36 +61,8 @@ impl Story {
     /// Starts the nodes.
     pub(super) async fn begin(args: &DemoArgs, program: PathBuf, mut teller: Teller) -> Result<Self, Refusal> {
         let started = Instant::now();
-        let realm =
-            blake3::hash(format!("cairn demo {} {:?}", std::process::id(), std::time::SystemTime::now()).as_bytes());
-        let options = MeshOptions {
-            program,
-            realm: realm.to_hex().to_string(),
-            arguments: Vec::new(),
-            environment: Vec::new(),
-            configs: Vec::new(),
-        };
-        let mesh = LocalMesh::start(args.nodes as usize, options).await.map_err(not_started)?;
+        let (mesh, clients) = local_clients::start(program, args.nodes as usize).await?;
         let work = tempfile::tempdir().map_err(|e| failed("a temporary folder", e.to_string()))?;
-        let mut clients = Vec::new();
-        for node in mesh.nodes() {
-            let options = ConnectOptions {
-                api: Some(node.ready().api.clone()),
-                home: Some(node.home().to_path_buf()),
-                ..ConnectOptions::default()
-            };
-            clients.push(Client::connect(&options).await?);
-        }
-        wait_until("the nodes know each other", || async {
-            for client in &clients {
-                let known = client.peers().await?.peers.iter().filter(|p| p.connected && p.capacity.is_some()).count();
-                if known + 1 < clients.len() {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
-        .await?;
         let ids: Vec<&str> = mesh.nodes().iter().map(|n| n.ready().node_id.as_str()).collect();
         let value = json!({ "event": "nodes", "nodes": ids, "realm": mesh.realm(), "seconds": seconds(started) });
         teller.step(&format!("{} nodes on this machine, in a realm of their own", ids.len()), seconds(started), &value);
@@ -147,26 +116,7 @@ impl Story {
 
     async fn publish(&mut self, path: &Path) -> Result<(), Refusal> {
         let started = Instant::now();
-        let ask = api::PublishRequest {
-            path: path.display().to_string(),
-            repo: REPO.into(),
-            ..api::PublishRequest::default()
-        };
-        let mut events = self.clients[0].publish(ask).await?;
-        let done = last(&mut events, |e| match e.event {
-            Some(api::publish_event::Event::Done(done)) => Some(done),
-            _ => None,
-        })
-        .await?;
-        wait_until("every node heard of the revision", || async {
-            for client in &self.clients {
-                if client.list(api::ListRequest::default()).await?.repos.is_empty() {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
-        .await?;
+        let done = local_clients::publish(&self.clients, path, REPO).await?;
         let value = json!({
             "event": "published", "repo": REPO, "revision": done.revision, "publisher": done.publisher, "files": done.files,
             "bytes": done.bytes, "seconds": seconds(started),
@@ -396,31 +346,6 @@ async fn verify(client: &Client) -> Result<api::Verified, Refusal> {
     if verified.ok { Ok(verified) } else { Err(failed("a mirror", format!("{} bad files", verified.bad.len()))) }
 }
 
-/// Reads a stream to its end and returns what `pick` finds.
-async fn last<T, R>(events: &mut Events<T>, pick: impl Fn(T) -> Option<R>) -> Result<R, Refusal> {
-    let mut found = None;
-    while let Some(event) = events.next().await? {
-        found = pick(event).or(found);
-    }
-    found.ok_or_else(|| failed("the daemon's answer", "it ended without a result".into()))
-}
-
-/// Looks until `holds` does, or [`PATIENCE`] ends.
-async fn wait_until<F: Future<Output = Result<bool, Refusal>>>(
-    what: &str,
-    holds: impl Fn() -> F,
-) -> Result<(), Refusal> {
-    let started = Instant::now();
-    while !holds().await? {
-        if started.elapsed() > PATIENCE {
-            return Err(Refusal::new(Reason::Deadline, what, format!("not so after {} s", PATIENCE.as_secs()))
-                .try_this("cairn demo --keep"));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Ok(())
-}
-
 fn stages_json(stages: &[api::StageReport]) -> Vec<Value> {
     stages
         .iter()
@@ -444,10 +369,6 @@ fn size(bytes: u64) -> String {
         1_000_000..1_000_000_000 => format!("{:.2} MB", bytes as f64 / 1e6),
         _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
-}
-
-fn not_started(error: StartError) -> Refusal {
-    failed("the demo's nodes", error.to_string())
 }
 
 fn failed(what: &str, why: String) -> Refusal {
