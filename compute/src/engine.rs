@@ -18,7 +18,10 @@ pub use handle::StageHandle;
 
 use crate::{
     arch::{self, StageError, StagePart},
-    cpu::{acts::Planes, pool::Pool},
+    cpu::{
+        acts::Planes,
+        pool::{self, Pool},
+    },
     stage::{GpuError, Hands},
     weights::{Conversion, TensorSource, WeightsError},
 };
@@ -37,6 +40,15 @@ use threads::{Answer, Command, LoadJob};
 
 /// Steps and session changes that may wait for the engine thread: far more than sessions times what each has in flight.
 const COMMANDS_MAX: usize = 256;
+/// Name of the thread that computes, and of the one that loads.
+const ENGINE_THREAD: &str = "cairn-engine";
+const LOAD_THREAD: &str = "cairn-load";
+
+/// Whether a thread of this name is the engine's, which catches its own panics.
+pub fn is_engine_thread(name: &str) -> bool {
+    name == ENGINE_THREAD || name == LOAD_THREAD || name.starts_with(pool::KERNEL_THREADS)
+}
+
 /// Loads that may wait.
 const LOADS_MAX: usize = 16;
 /// Forces an instruction-set level where the configuration leaves it open.
@@ -210,11 +222,9 @@ impl Engine {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let memory = Arc::new(Memory { max: config.memory_max, used: AtomicU64::new(0) });
-        thread::Builder::new()
-            .name("cairn-engine".into())
-            .spawn(move || threads::compute(&hands, &queue, &stopping))?;
+        thread::Builder::new().name(ENGINE_THREAD.into()).spawn(move || threads::compute(&hands, &queue, &stopping))?;
         let back = commands.clone();
-        thread::Builder::new().name("cairn-load".into()).spawn(move || threads::load(&jobs, &back))?;
+        thread::Builder::new().name(LOAD_THREAD.into()).spawn(move || threads::load(&jobs, &back))?;
         tracing::info!(level = level.name(), threads, "engine started");
         Ok(Self { inner: Arc::new(Inner { level, device, threads, memory, loads, commands, stop }) })
     }

@@ -62,7 +62,7 @@ pub struct Side {
     pub decode_max: f64,
     /// From the request to the first token, weights loaded.
     pub ttft_ms: f64,
-    /// From one token to the next.
+    /// From one token to the next, the mean of a round.
     pub lap_ms: f64,
     /// Of a lap, computing on each stage.
     pub step_ms: Vec<f64>,
@@ -142,7 +142,6 @@ async fn generate(client: &Client, stages: u32, options: &StagesOptions) -> Resu
 fn side(rounds: &[api::Done]) -> Side {
     let of = |value: fn(&api::Done) -> f64| sorted(rounds.iter().map(value));
     let decode = of(|done| done.tokens_per_s);
-    let lap_ms = middle(&of(|done| done.lap_ms));
     let stages = rounds[0].stages.len();
     let step_ms: Vec<f64> =
         (0..stages).map(|i| middle(&sorted(rounds.iter().map(|done| done.stages[i].step_ms)))).collect();
@@ -152,10 +151,15 @@ fn side(rounds: &[api::Done]) -> Side {
         decode_min: decode[0],
         decode_max: decode[decode.len() - 1],
         ttft_ms: middle(&of(|done| done.ttft_ms)),
-        links_ms: (lap_ms - step_ms.iter().sum::<f64>()).max(0.0),
-        lap_ms,
+        lap_ms: middle(&of(lap_ms)),
+        links_ms: middle(&of(|done| lap_ms(done) - done.stages.iter().map(|s| s.step_ms).sum::<f64>())),
         step_ms,
     }
+}
+
+/// The mean, as the stages' own times are means.
+fn lap_ms(done: &api::Done) -> f64 {
+    1e3 / done.tokens_per_s.max(1e-9)
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -174,15 +178,14 @@ mod tests {
 
     #[test]
     fn a_side_is_the_medians_of_its_rounds_and_links_are_what_stages_leave() {
-        let round = |tokens_per_s: f64, lap_ms: f64, steps: [f64; 2]| api::Done {
-            tokens_per_s,
-            lap_ms,
+        let round = |lap_ms: f64, steps: [f64; 2]| api::Done {
+            tokens_per_s: 1e3 / lap_ms,
             stages: steps.map(|step_ms| api::StageReport { step_ms, end_layer: 3, ..Default::default() }).to_vec(),
             ..Default::default()
         };
-        let side = side(&[round(10.0, 9.0, [4.0, 3.0]), round(30.0, 7.0, [5.0, 1.0]), round(20.0, 8.0, [3.0, 2.0])]);
-        assert_eq!((side.decode_tokens_per_s, side.decode_min, side.decode_max), (20.0, 10.0, 30.0));
-        assert_eq!((side.lap_ms, side.step_ms.as_slice(), side.links_ms), (8.0, &[4.0, 2.0][..], 2.0));
+        let side = side(&[round(10.0, [4.0, 3.0]), round(5.0, [1.0, 1.0]), round(8.0, [3.0, 4.0])]);
+        assert_eq!((side.decode_tokens_per_s, side.decode_min, side.decode_max), (125.0, 100.0, 200.0));
+        assert_eq!((side.lap_ms, side.step_ms.as_slice(), side.links_ms), (8.0, &[3.0, 3.0][..], 3.0));
         assert_eq!(side.layers, [[0, 3], [0, 3]]);
     }
 }

@@ -17,6 +17,7 @@ pub mod home;
 pub mod local_clients;
 pub mod local_mesh;
 pub mod net;
+mod panics;
 pub mod shell;
 pub mod stages;
 pub mod telemetry;

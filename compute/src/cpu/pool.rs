@@ -28,6 +28,9 @@ use super::cores;
 /// 3 times where processes share the cores.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// What the names of a pool's threads begin with.
+pub const KERNEL_THREADS: &str = "cairn-kernel-";
+
 /// Spins between two looks at the clock and yields.
 const SPINS_A_YIELD: u32 = 64;
 
@@ -118,7 +121,7 @@ impl Pool {
         let mut pool = Self { shared, cores, helpers: Vec::new(), busy: Mutex::new(()) };
         for id in 1..threads {
             let (shared, core) = (pool.shared.clone(), pool.cores.get(id).copied());
-            let name = format!("cairn-kernel-{id}");
+            let name = format!("{KERNEL_THREADS}{id}");
             pool.helpers.push(thread::Builder::new().name(name).spawn(move || {
                 core.map(cores::bind);
                 help(&shared, id)

@@ -28,7 +28,7 @@ use cairn_client::{Client, ConnectOptions};
 use cairn_protocol::refusal::Refusal;
 use clap::{Args, Parser, Subcommand};
 
-use crate::{config, telemetry};
+use crate::{config, panics, telemetry};
 use output::Output;
 
 /// What a command comes to: `Ok(false)` has shown its result, and that result is a failure.
@@ -127,6 +127,7 @@ enum Command {
 
 /// The binary's main: reads the command line, runs the command, says how it ended.
 pub fn main() -> ExitCode {
+    panics::abort_outside_the_engine();
     let words: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
