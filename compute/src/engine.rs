@@ -256,7 +256,7 @@ impl Engine {
         done: LoadDone,
     ) {
         let needed = match arch::stage_memory(&model, &tensors, &part, options.context) {
-            Ok(needed) => needed,
+            Ok(needed) => needed.total(),
             Err(error) => return done(Err(error.into())),
         };
         let share = match self.inner.memory.reserve(needed) {

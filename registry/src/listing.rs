@@ -106,6 +106,12 @@ impl Registry {
         read.await
     }
 
+    /// Whether a record is here by which the repo's publisher signed this revision.
+    pub async fn is_signed(&self, repo: &RepoId, revision: RevisionId) -> Result<bool, CatalogError> {
+        let (realm, repo) = (self.realm(), repo.clone());
+        self.catalog().read(move |transaction| Ok(revision_body(transaction, realm, &repo, revision)?.is_some())).await
+    }
+
     /// The repo as people write it, with a handle where one is known.
     pub async fn display_path(&self, repo: &RepoId) -> Result<String, CatalogError> {
         let (realm, repo) = (self.realm(), repo.clone());

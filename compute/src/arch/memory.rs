@@ -32,6 +32,26 @@ pub fn layer_bytes(model: &Model, tensors: &[TensorEntry]) -> Result<LayerBytes,
     Ok(bytes)
 }
 
+/// Bytes of memory that a stage takes with one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageMemory {
+    /// Weights, as the engine holds them.
+    pub weights: u64,
+    /// Keys and values of the session.
+    pub cache: u64,
+    /// Angles of all positions.
+    pub angles: u64,
+    /// Activations of the widest pass.
+    pub buffers: u64,
+}
+
+impl StageMemory {
+    /// All together.
+    pub fn total(&self) -> u64 {
+        self.weights + self.cache + self.angles + self.buffers
+    }
+}
+
 /// Memory that a stage takes with a session of `context` positions: weights as the engine holds them, keys and values,
 /// angles and buffers.
 pub fn stage_memory(
@@ -39,7 +59,7 @@ pub fn stage_memory(
     tensors: &[TensorEntry],
     part: &StagePart,
     context_asked: u32,
-) -> Result<u64, StageError> {
+) -> Result<StageMemory, StageError> {
     let sizes = shape(model)?;
     let wanted = wanted(model, tensors, part)?;
     let weights = weight_lines(model, &wanted, part) as u64 * LINE_BYTES as u64;
@@ -48,7 +68,7 @@ pub fn stage_memory(
     let cache = Cache::bytes(part.layers.len() as u64, kv_heads, head_width, positions as u64);
     let columns = 8 * sizes.width + 4 * sizes.heads * head_width + 4 * sizes.feed_forward;
     let buffers = (columns * 4 * PASS_TOKENS_MAX + if part.head { 4 * sizes.vocabulary } else { 0 }) as u64;
-    Ok(weights + cache + Rope::bytes(head_width, positions) + buffers)
+    Ok(StageMemory { weights, cache, angles: Rope::bytes(head_width, positions), buffers })
 }
 
 /// Lines of all matrices of a stage.

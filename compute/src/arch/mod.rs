@@ -12,7 +12,7 @@ mod tests;
 
 pub use describe::{DescribeError, describe};
 pub(crate) use memory::weight_lines;
-pub use memory::{LayerBytes, layer_bytes, stage_memory};
+pub use memory::{LayerBytes, StageMemory, layer_bytes, stage_memory};
 pub(crate) use shape::context;
 pub(crate) use shape::shape;
 pub use shape::{ShapeError, is_served};

@@ -216,7 +216,7 @@ fn a_tied_embedding_is_needed_by_both_ends_and_counted_once_in_a_whole() {
 #[test]
 fn memory_grows_with_context_and_with_what_conversion_widens() {
     let all = tensors(tiny::llama());
-    let memory = |context| stage_memory(&tiny::llama(), &all, &StagePart::whole(3), context).expect("memory");
+    let memory = |context| stage_memory(&tiny::llama(), &all, &StagePart::whole(3), context).expect("memory").total();
     let position = 3 * 2 * (16 + 16) * 2 + 16 * 8;
     assert_eq!(memory(512) - memory(256), 256 * position);
     assert_eq!(memory(u32::MAX), memory(512), "never more than the model's own context");

@@ -123,7 +123,9 @@ impl Pool {
             let (shared, core) = (pool.shared.clone(), pool.cores.get(id).copied());
             let name = format!("{KERNEL_THREADS}{id}");
             pool.helpers.push(thread::Builder::new().name(name).spawn(move || {
-                core.map(cores::bind);
+                if let Some(core) = core {
+                    cores::bind(core);
+                }
                 help(&shared, id)
             })?);
         }
@@ -132,7 +134,9 @@ impl Pool {
 
     /// Binds the calling thread to the core that was left for it.
     pub fn bind_caller(&self) {
-        self.cores.first().copied().map(cores::bind);
+        if let Some(core) = self.cores.first() {
+            cores::bind(*core);
+        }
     }
 
     /// Threads, the caller counted.

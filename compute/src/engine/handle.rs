@@ -81,6 +81,11 @@ impl StageHandle {
         self.inner.commands.try_send(command).is_ok()
     }
 
+    /// Bytes of memory that another session of up to `context` positions takes.
+    pub fn another_bytes(&self, context: u32) -> u64 {
+        self.inner.weights.facts().position_bytes * u64::from(context).max(1).next_multiple_of(KV_TILE as u64)
+    }
+
     /// Another session on the same weights, empty, of up to `context` positions (not more than these were loaded for).
     pub fn another(&self, context: u32) -> Result<StageHandle, LoadError> {
         let (inner, facts) = (&self.inner, self.inner.weights.facts());
@@ -88,8 +93,7 @@ impl StageHandle {
         if asked > loaded {
             return Err(LoadError::Context { asked, loaded });
         }
-        let bytes = facts.position_bytes * asked.next_multiple_of(KV_TILE as u64);
-        let share = inner.memory.reserve(bytes)?;
+        let share = inner.memory.reserve(self.another_bytes(context))?;
         let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
         let (weights, context) = (inner.weights.clone(), asked as usize);
         let open =

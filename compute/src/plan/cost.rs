@@ -4,10 +4,11 @@
 //! that equal inputs give equal plans on every machine.
 
 use super::Candidate;
+use crate::cpu::cache::Cache;
 use cairn_protocol::layers::LayerRange;
 use cairn_protocol::manifest::Model;
 
-/// Activations, scratch and the loader's buffers of one stage, beside weights and cache.
+/// The loader's buffers and what else a stage takes, beside weights, cache, angles and activations.
 const STAGE_OVERHEAD_BYTES: u64 = 8 << 20;
 /// Read bandwidth assumed of a node that has not measured: an old desktop's.
 const BANDWIDTH_UNKNOWN: u64 = 5_000_000_000;
@@ -36,6 +37,10 @@ pub struct ModelCost {
     pub layer_macs: u64,
     /// Bytes in memory for 100 stored bytes: over 100 where weights are widened at load.
     pub memory_percent: u64,
+    /// Bytes that a stage keeps for each position of its context, however many its layers are.
+    pub angle_bytes_per_token: u64,
+    /// Bytes of a stage's activations.
+    pub buffer_bytes: u64,
 }
 
 impl ModelCost {
@@ -49,9 +54,11 @@ impl ModelCost {
             embedding,
             head,
             tied: model.tied_embeddings,
-            kv_bytes_per_token: 2 * kv_width * size_of::<f32>() as u64,
+            kv_bytes_per_token: Cache::position_bytes(1, u64::from(model.kv_heads), model.head_width as usize),
             layer_macs: width * (2 * query_width + 2 * kv_width + 3 * feed_forward),
             memory_percent: 100,
+            angle_bytes_per_token: 0,
+            buffer_bytes: 0,
         }
     }
 
@@ -81,7 +88,7 @@ impl ModelCost {
         let cache =
             self.kv_bytes_per_token.saturating_mul(context).saturating_mul(u64::from(layers.end - layers.start));
         let weights = self.stage_bytes(layers) as u128 * u128::from(self.memory_percent) / 100;
-        clamp(weights).saturating_add(cache).saturating_add(STAGE_OVERHEAD_BYTES)
+        clamp(weights).saturating_add(cache).saturating_add(self.fixed_memory(context))
     }
 
     /// The least that any stage of this model needs.
@@ -89,7 +96,13 @@ impl ModelCost {
         let smallest = self.layers.iter().min().copied().unwrap_or(0) as u128 * u128::from(self.memory_percent) / 100;
         clamp(smallest)
             .saturating_add(self.kv_bytes_per_token.saturating_mul(context))
-            .saturating_add(STAGE_OVERHEAD_BYTES)
+            .saturating_add(self.fixed_memory(context))
+    }
+
+    /// What any stage takes, however many its layers are.
+    fn fixed_memory(&self, context: u64) -> u64 {
+        let angles = self.angle_bytes_per_token.saturating_mul(context);
+        angles.saturating_add(self.buffer_bytes).saturating_add(STAGE_OVERHEAD_BYTES)
     }
 
     /// Nanoseconds that one token spends computing in a stage. Of the embedding one row is read, which is nothing.

@@ -35,6 +35,8 @@ fn input(candidates: Vec<Candidate>, bound: Bound) -> PlanInput {
             kv_bytes_per_token: 1536,
             layer_macs: 3_500_000,
             memory_percent: 100,
+            angle_bytes_per_token: 0,
+            buffer_bytes: 0,
         },
         context: 2048,
         prompt_tokens: 128,

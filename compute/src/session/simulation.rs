@@ -296,6 +296,8 @@ fn plan_input(nodes: u8) -> PlanInput {
         kv_bytes_per_token: 64,
         layer_macs: 1 << 20,
         memory_percent: 100,
+        angle_bytes_per_token: 0,
+        buffer_bytes: 0,
     };
     let candidate = |n: u8| Candidate {
         node: node(n),

@@ -12,7 +12,7 @@ use cairn_protocol::{
     peer_pb::{Answer, Holds, Question, answer::Say, question::Ask},
     refusal::{Reason, Refusal},
 };
-use cairn_registry::{BlobError, HoldError};
+use cairn_registry::{BlobError, HoldError, Resolved};
 use futures::{StreamExt, stream};
 
 use crate::{
@@ -53,6 +53,16 @@ pub async fn ensure_manifest(node: &Node, revision: RevisionId) -> Result<Manife
     }
     let sources = find(node, revision).await;
     ensure_manifest_from(node, revision, &sources).await
+}
+
+/// The manifest of what a name resolved to. A manifest is not signed by itself, so one of another repo is refused,
+/// whoever signed a record that points to it.
+pub async fn manifest_of(node: &Node, resolved: &Resolved) -> Result<Manifest, Refusal> {
+    let manifest = ensure_manifest(node, resolved.revision).await?;
+    if manifest.repo == resolved.repo {
+        return Ok(manifest);
+    }
+    Err(invalid(resolved.revision, format!("it is a manifest of another repo than {}", resolved.path)))
 }
 
 /// The manifest: from here, else from these nodes, else from others.

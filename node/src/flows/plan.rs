@@ -14,7 +14,7 @@ use cairn_protocol::{
     advert::{Advert, Grant},
     api,
     id::{NodeId, RealmId, RevisionId},
-    manifest::{Manifest, Model},
+    manifest::{Manifest, Model, TensorEntry},
     refusal::{Reason, Refusal},
 };
 
@@ -37,11 +37,11 @@ const CONTEXT: u32 = 2048;
 pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::PlanResponse, Refusal> {
     let reference = request.repo.parse().map_err(|e| bad_repo(&request.repo, &e))?;
     let resolved = names::resolve_anywhere(&node, &reference).await?;
-    let manifest = holders::ensure_manifest(&node, resolved.revision).await?;
+    let manifest = holders::manifest_of(&node, &resolved).await?;
     let model = served_model(&request.repo, &manifest)?;
     let context = if request.context == 0 { CONTEXT.min(model.context_max) } else { request.context };
     let wish = Wish {
-        cost: cost(model, &manifest)?,
+        cost: cost(model, &manifest.tensors)?,
         context: u64::from(context),
         prompt_tokens: PROMPT_TOKENS,
         answer_tokens: ANSWER_TOKENS,
@@ -104,15 +104,17 @@ pub(crate) fn served_model<'a>(repo: &str, manifest: &'a Manifest) -> Result<&'a
 }
 
 /// What the parts of a model cost.
-pub(crate) fn cost(model: &Model, manifest: &Manifest) -> Result<ModelCost, Refusal> {
+pub(crate) fn cost(model: &Model, tensors: &[TensorEntry]) -> Result<ModelCost, Refusal> {
     let unusable =
         |e: arch::StageError| Refusal::new(Reason::Unsupported, "the model", e.to_string()).try_this("another model");
-    let bytes = arch::layer_bytes(model, &manifest.tensors).map_err(unusable)?;
+    let bytes = arch::layer_bytes(model, tensors).map_err(unusable)?;
     let whole = StagePart::whole(model.layers);
-    let in_memory = arch::stage_memory(model, &manifest.tensors, &whole, 1).map_err(unusable)?;
+    let in_memory = arch::stage_memory(model, tensors, &whole, 1).map_err(unusable)?;
     let stored = bytes.layers.iter().sum::<u64>() + bytes.embedding + bytes.head;
     let mut cost = ModelCost::new(model, bytes.layers, bytes.embedding, bytes.head);
-    cost.memory_percent = in_memory.saturating_mul(100).div_ceil(stored.max(1)).max(cost.memory_percent);
+    cost.memory_percent = in_memory.weights.saturating_mul(100).div_ceil(stored.max(1)).max(cost.memory_percent);
+    cost.buffer_bytes = in_memory.buffers;
+    cost.angle_bytes_per_token = in_memory.angles;
     Ok(cost)
 }
 
@@ -251,4 +253,30 @@ pub(crate) fn refusal(repo: &str, error: &PlanError) -> Refusal {
 pub(crate) fn bad_repo(repo: &str, error: &dyn std::fmt::Display) -> Refusal {
     Refusal::new(Reason::BadInput, format!("{repo:?}"), error.to_string())
         .try_this("PUBLISHER/NAME, with @REF if you like")
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_compute::files::ModelFiles;
+    use cairn_protocol::layers::LayerRange;
+
+    use super::*;
+
+    #[test]
+    fn the_planner_expects_at_least_the_memory_that_a_stage_takes_and_not_much_more() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::builtin::write(folder.path()).unwrap();
+        let files = ModelFiles::open(folder.path()).unwrap();
+        let cost = cost(&files.model, &files.tensors).unwrap();
+        let layers = files.model.layers;
+        for (start, end) in [(0, layers), (0, 3), (3, 6), (6, layers), (4, 5)] {
+            let part = StagePart { layers: LayerRange { start, end }, embedding: start == 0, head: end == layers };
+            for context in [1, 100, files.model.context_max] {
+                let taken = arch::stage_memory(&files.model, &files.tensors, &part, context).unwrap().total();
+                let expected = cost.stage_memory(part.layers, u64::from(context));
+                assert!(taken <= expected, "{start}..{end} of {context}: {taken} taken, {expected} expected");
+                assert!(expected <= 2 * taken + (16 << 20), "{start}..{end} of {context}: {taken}, {expected}");
+            }
+        }
+    }
 }

@@ -20,7 +20,7 @@ use tokio::sync::mpsc::Sender;
 use super::bring::{self, Selection, Wanted, bring, select, whole_files};
 use super::{announce, names};
 pub use super::{
-    holders::{ensure_manifest, ensure_manifest_from, holders},
+    holders::{ensure_manifest, ensure_manifest_from, holders, manifest_of},
     names::resolve_anywhere,
 };
 use crate::{data::fetch::FetchReport, shell::Node};
@@ -31,7 +31,7 @@ pub async fn pull(node: Arc<Node>, request: api::PullRequest, events: Sender<api
     let name = parse(&request.repo)?;
     let wish = Wish::new(&request)?;
     let resolved = names::resolve_newest(&node, &name).await?;
-    let manifest = ensure_manifest(&node, resolved.revision).await.map_err(|refusal| about(&resolved, refusal))?;
+    let manifest = manifest_of(&node, &resolved).await.map_err(|refusal| about(&resolved, refusal))?;
     let wanted = select(&manifest, &wish.selection)?;
     let pull = Pull { node: &node, resolved: &resolved, manifest: &manifest, wanted: &wanted, events: &events };
     let mut report = pull.fetch().await?;
@@ -230,7 +230,7 @@ async fn by_hash(node: &Node, hash: &str) -> Result<Found, Refusal> {
 
 async fn by_file(node: &Node, file: &api::FileOf) -> Result<Found, Refusal> {
     let resolved = resolve_anywhere(node, &parse(&file.repo)?).await?;
-    let manifest = ensure_manifest(node, resolved.revision).await.map_err(|refusal| about(&resolved, refusal))?;
+    let manifest = manifest_of(node, &resolved).await.map_err(|refusal| about(&resolved, refusal))?;
     let found = manifest.file(&file.path).ok_or_else(|| {
         Refusal::new(Reason::NotFound, format!("{} {}", resolved.path, file.path), "the revision has no such file")
             .try_this(format!("cairn show {}", resolved.path))

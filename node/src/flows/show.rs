@@ -58,7 +58,7 @@ pub async fn show(node: &Node, request: api::ShowRequest) -> Result<api::ShowRes
         summary.ok_or_else(|| Refusal::internal(&resolved.path, "a repo that resolves is not in the catalogue"))?;
     let refs = node.registry.refs(&resolved.repo).await.map_err(catalog)?;
     let mut warnings: Vec<String> = resolved.warning.iter().cloned().collect();
-    let manifest = match holders::ensure_manifest(node, resolved.revision).await {
+    let manifest = match holders::manifest_of(node, &resolved).await {
         Ok(manifest) => Some(manifest),
         Err(refusal) => {
             warnings.push(format!("its files can't be listed: {}", refusal.why));

@@ -15,6 +15,7 @@ use cairn_compute::{LoadError, LoadOptions, SourceError, StageHandle, TensorSour
 use cairn_protocol::{
     id::{BlobHash, RevisionId},
     manifest::{Manifest, Model, TensorEntry},
+    name::{Publisher, RefName, RepoPath},
     peer_pb::{self, stage_event::Event},
     refusal::{Reason, Refusal},
 };
@@ -24,12 +25,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     admission::Asker,
     request::StageRequest,
-    rooms::Rooms,
+    rooms::{Reservation, Rooms},
     warm::{Base, Key},
 };
 use crate::{
     data::fetch::Source,
-    flows::{holders, plan},
+    flows::{holders, names, plan},
     shell::Node,
 };
 
@@ -45,6 +46,8 @@ pub(super) struct Loaded {
     pub is_broken: bool,
     /// The session is the one that came with the weights.
     is_lent: bool,
+    /// Memory of a further session's keys and values; given back when it ends.
+    _reservation: Option<Reservation>,
     base: Arc<Base>,
     rooms: Arc<Rooms>,
 }
@@ -91,11 +94,15 @@ fn open_session(
 ) -> Result<Loaded, Refusal> {
     let lent = base.lend();
     let is_lent = lent.is_some();
-    let handle = match lent {
-        Some(handle) => handle,
-        None => base.handle.another(request.context).map_err(|e| load_refusal(&e))?,
+    let (handle, reservation) = match lent {
+        Some(handle) => (handle, None),
+        None => {
+            let reservation = rooms.reserve(base.handle.another_bytes(request.context))?;
+            (base.handle.another(request.context).map_err(|e| load_refusal(&e))?, Some(reservation))
+        }
     };
-    let loaded = Loaded { handle, report, width: base.width, is_broken: false, is_lent, base, rooms: rooms.clone() };
+    let (width, rooms) = (base.width, rooms.clone());
+    let loaded = Loaded { handle, report, width, is_broken: false, is_lent, _reservation: reservation, base, rooms };
     if loaded.handle.set_sampling(request.sampling) && loaded.handle.set_history(request.history.clone()) {
         return Ok(loaded);
     }
@@ -132,12 +139,13 @@ async fn load_cold(
     let tensors: Vec<TensorEntry> = tensors.into_iter().cloned().collect();
     let memory =
         arch::stage_memory(&model, &manifest.tensors, &request.part, request.context).map_err(|e| corrupt(&e))?;
+    prove_publisher(node, request, &manifest, asker).await?;
     let _turn = rooms.turn(asker.node).await;
     // Another session of this peer may have loaded it in its turn.
     if let Some(base) = rooms.find_warm(&key) {
         return Ok((base.clone(), held(base.bytes_needed)));
     }
-    let reservation = rooms.reserve(memory)?;
+    let reservation = rooms.reserve(memory.total())?;
     let report = fetch(node, request.revision, &manifest, &tensors, &sources, events).await?;
     let files = manifest.files.iter().map(|f| f.blake3).collect();
     let source =
@@ -146,6 +154,36 @@ async fn load_cold(
     let base = Base::new(handle, reservation, model.width, report.bytes_needed);
     rooms.keep_warm(key, base.clone());
     Ok((base, report))
+}
+
+/// A stranger's request may be let in because its publisher is trusted, and a manifest says whose it is without being
+/// signed: so the publisher's own record of the revision has to be here, or be known to a peer.
+async fn prove_publisher(
+    node: &Node,
+    request: &StageRequest,
+    manifest: &Manifest,
+    asker: &Asker,
+) -> Result<(), Refusal> {
+    let is_kept = node.registry.is_kept(request.revision).await;
+    if asker.is_trusted() || matches!(is_kept, Ok(true)) || is_signed(node, manifest, request.revision).await? {
+        return Ok(());
+    }
+    let path = RepoPath {
+        publisher: Publisher::Key(manifest.repo.publisher),
+        kind: manifest.repo.kind,
+        name: manifest.repo.name.clone(),
+    };
+    names::learn(node, &path, &RefName::main()).await;
+    if is_signed(node, manifest, request.revision).await? {
+        return Ok(());
+    }
+    let why = format!("no record is known by which {} signed the revision", request.publisher.short());
+    Err(Refusal::new(Reason::Untrusted, "a stage", why).try_this("a revision that its publisher signed"))
+}
+
+async fn is_signed(node: &Node, manifest: &Manifest, revision: RevisionId) -> Result<bool, Refusal> {
+    let signed = node.registry.is_signed(&manifest.repo, revision).await;
+    signed.map_err(|error| Refusal::internal("the catalogue", error))
 }
 
 /// Holders as the coordinator names them, then those this node knows itself; where there are none, peers are asked.

@@ -78,14 +78,15 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     let sampling = sampling(&request, seed)?;
     let reference = request.repo.parse().map_err(|e| plan::bad_repo(&request.repo, &e))?;
     let resolved = names::resolve_anywhere(node, &reference).await?;
-    let manifest = holders::ensure_manifest(node, resolved.revision).await?;
+    let manifest = holders::manifest_of(node, &resolved).await?;
     let model = plan::served_model(&request.repo, &manifest)?.clone();
     let sources = sources(node, resolved.revision).await;
+    names::remember(node, &reference, &resolved).await;
     let text = prompt::texts(node, resolved.revision, &manifest, &sources).await?;
     let ids = prompt::ids(&text, &request, model.vocabulary)?;
     let tokens_max = if request.max_tokens == 0 { plan::ANSWER_TOKENS as u32 } else { request.max_tokens };
     let context = context(ids.len() as u64, u64::from(tokens_max), u64::from(model.context_max))?;
-    let cost = plan::cost(&model, &manifest)?;
+    let cost = plan::cost(&model, &manifest.tensors)?;
     let machine = session::Config {
         tokens_max: u64::from(tokens_max),
         context,
