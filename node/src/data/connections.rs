@@ -99,3 +99,67 @@ fn goes_to_any(connection: &Connection, addresses: &[SocketAddr]) -> bool {
         _ => false,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use cairn_protocol::{
+        advert::{Capacity, Grants, Load},
+        id::RealmId,
+    };
+    use iroh::{
+        Endpoint, EndpointAddr,
+        endpoint::{Builder, presets},
+    };
+
+    use super::*;
+
+    const ALPN: &[u8] = b"cairn/test";
+
+    async fn endpoint(connections: &Connections) -> Endpoint {
+        let builder = Builder::new(presets::Minimal).alpns(vec![ALPN.to_vec()]).hooks(connections.clone());
+        let builder = builder.clear_ip_transports().bind_addr(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        builder.bind().await.unwrap()
+    }
+
+    fn advert(node: NodeId, incarnation: u64, address: SocketAddr) -> Advert {
+        Advert {
+            realm: RealmId::PUBLIC,
+            node,
+            incarnation,
+            sequence: 1,
+            ttl_ms: 1000,
+            talk_addresses: vec![],
+            data_addresses: vec![address],
+            relay_urls: vec![],
+            capacity: Capacity::default(),
+            grants: Grants::default(),
+            load: Load::default(),
+            agent: "test".to_owned(),
+            holds: vec![],
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_restarted_peers_connections_to_former_addresses_are_closed() {
+        let (ours, theirs) = (Connections::default(), Connections::default());
+        let (here, there) = (endpoint(&ours).await, endpoint(&theirs).await);
+        let address = there.bound_sockets()[0];
+        let connecting = here.connect(EndpointAddr::new(there.id()).with_ip_addr(address), ALPN);
+        let accepting = async { there.accept().await.unwrap().await.unwrap() };
+        let (connection, _accepted) = tokio::join!(connecting, accepting);
+        let (connection, node) = (connection.unwrap(), NodeId::from(*there.id().as_bytes()));
+        let elsewhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        assert_eq!(ours.came(&advert(node, 1, address)), 0, "first seen");
+        assert_eq!(ours.came(&advert(node, 1, elsewhere)), 0, "not restarted");
+        assert_eq!(ours.came(&advert(node, 2, address)), 0, "restarted on its old address");
+        assert!(connection.close_reason().is_none());
+        assert_eq!(ours.came(&advert(node, 3, elsewhere)), 1, "restarted elsewhere");
+        assert!(connection.close_reason().is_some());
+        ours.gone(node);
+        assert!(ours.peers().is_empty(), "forgotten when it is not there and nothing is open");
+        here.close().await;
+        there.close().await;
+    }
+}
