@@ -35,6 +35,7 @@ fn help_of_every_command_has_examples() {
         "bench",
         "bench engine",
         "bench blobs",
+        "bench stages",
     ];
     for command in commands {
         let words: Vec<&str> = command.split(' ').filter(|word| !word.is_empty()).chain(["--help"]).collect();
@@ -121,4 +122,24 @@ fn an_address_that_others_reach_is_refused_without_tls() {
         assert_eq!(output.status.code(), Some(2), "{flag}");
         assert!(error_of(&output)["why"].as_str().unwrap().contains("TLS"), "{flag}");
     }
+}
+
+#[test]
+fn bench_stages_measures_one_process_and_several_on_the_same_tokens() {
+    let home = tempfile::tempdir().unwrap();
+    let model = cairn_testnet::tiny_model(home.path()).unwrap();
+    let model = model.to_str().unwrap();
+    let words = ["bench", "stages", model, "--nodes", "2", "--decode-tokens", "64", "--repeat", "1", "--json"];
+    let output = cairn(home.path(), &words);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(report["same_tokens"], true);
+    assert_eq!(report["one"]["layers"].as_array().unwrap().len(), 1);
+    assert_eq!(report["split"]["layers"].as_array().unwrap().len(), 2);
+    for side in ["one", "split"] {
+        assert!(report[side]["decode_tokens_per_s"].as_f64().unwrap() > 0.0, "{report}");
+    }
+    let missing = cairn(home.path(), &["bench", "stages", "no-such-model"]);
+    assert_eq!(missing.status.code(), Some(3));
 }
