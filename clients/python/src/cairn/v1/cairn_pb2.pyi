@@ -434,7 +434,7 @@ class PlanRequest(_message.Message):
     def __init__(self, repo: _Optional[str] = ..., stages: _Optional[int] = ..., context: _Optional[int] = ..., privacy: _Optional[str] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
-    __slots__ = ("repo", "revision", "stages", "rejected", "predicted_ttft_ms", "predicted_tokens_per_s", "deaths")
+    __slots__ = ("repo", "revision", "stages", "rejected", "predicted_ttft_ms", "predicted_tokens_per_s", "deaths", "predicted_ready_ms")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
@@ -442,6 +442,7 @@ class PlanResponse(_message.Message):
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     DEATHS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_READY_MS_FIELD_NUMBER: _ClassVar[int]
     repo: str
     revision: str
     stages: _containers.RepeatedCompositeFieldContainer[StagePlan]
@@ -449,7 +450,8 @@ class PlanResponse(_message.Message):
     predicted_ttft_ms: float
     predicted_tokens_per_s: float
     deaths: _containers.RepeatedCompositeFieldContainer[DeathOutcome]
-    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StagePlan, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[RejectedNode, _Mapping]]] = ..., predicted_ttft_ms: _Optional[float] = ..., predicted_tokens_per_s: _Optional[float] = ..., deaths: _Optional[_Iterable[_Union[DeathOutcome, _Mapping]]] = ...) -> None: ...
+    predicted_ready_ms: float
+    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StagePlan, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[RejectedNode, _Mapping]]] = ..., predicted_ttft_ms: _Optional[float] = ..., predicted_tokens_per_s: _Optional[float] = ..., deaths: _Optional[_Iterable[_Union[DeathOutcome, _Mapping]]] = ..., predicted_ready_ms: _Optional[float] = ...) -> None: ...
 
 class StagePlan(_message.Message):
     __slots__ = ("node", "first_layer", "end_layer", "bytes", "ms", "embedding", "head")
@@ -588,7 +590,7 @@ class Recovery(_message.Message):
     def __init__(self, node: _Optional[str] = ..., why: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., pause_ms: _Optional[float] = ..., noticed_ms: _Optional[float] = ..., replanned_ms: _Optional[float] = ..., rebuilt_ms: _Optional[float] = ...) -> None: ...
 
 class StageReport(_message.Message):
-    __slots__ = ("node", "first_layer", "end_layer", "bytes_needed", "bytes_local", "bytes_fetched", "bytes_overhead")
+    __slots__ = ("node", "first_layer", "end_layer", "bytes_needed", "bytes_local", "bytes_fetched", "bytes_overhead", "step_ms")
     NODE_FIELD_NUMBER: _ClassVar[int]
     FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
     END_LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -596,6 +598,7 @@ class StageReport(_message.Message):
     BYTES_LOCAL_FIELD_NUMBER: _ClassVar[int]
     BYTES_FETCHED_FIELD_NUMBER: _ClassVar[int]
     BYTES_OVERHEAD_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_FIELD_NUMBER: _ClassVar[int]
     node: str
     first_layer: int
     end_layer: int
@@ -603,10 +606,11 @@ class StageReport(_message.Message):
     bytes_local: int
     bytes_fetched: int
     bytes_overhead: int
-    def __init__(self, node: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., bytes_needed: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_fetched: _Optional[int] = ..., bytes_overhead: _Optional[int] = ...) -> None: ...
+    step_ms: float
+    def __init__(self, node: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., bytes_needed: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_fetched: _Optional[int] = ..., bytes_overhead: _Optional[int] = ..., step_ms: _Optional[float] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("tokens", "text", "finish", "seed", "ttft_ms", "tokens_per_s", "stages", "replans", "recoveries", "pauses_ms", "prompt_tokens")
+    __slots__ = ("tokens", "text", "finish", "seed", "ttft_ms", "tokens_per_s", "stages", "replans", "recoveries", "pauses_ms", "prompt_tokens", "lap_ms")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
@@ -618,6 +622,7 @@ class Done(_message.Message):
     RECOVERIES_FIELD_NUMBER: _ClassVar[int]
     PAUSES_MS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LAP_MS_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
     text: str
     finish: str
@@ -629,7 +634,8 @@ class Done(_message.Message):
     recoveries: int
     pauses_ms: _containers.RepeatedScalarFieldContainer[float]
     prompt_tokens: int
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish: _Optional[str] = ..., seed: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., replans: _Optional[_Iterable[_Union[Replan, _Mapping]]] = ..., recoveries: _Optional[int] = ..., pauses_ms: _Optional[_Iterable[float]] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    lap_ms: float
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish: _Optional[str] = ..., seed: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., replans: _Optional[_Iterable[_Union[Replan, _Mapping]]] = ..., recoveries: _Optional[int] = ..., pauses_ms: _Optional[_Iterable[float]] = ..., prompt_tokens: _Optional[int] = ..., lap_ms: _Optional[float] = ...) -> None: ...
 
 class Replan(_message.Message):
     __slots__ = ("stages",)
