@@ -467,7 +467,7 @@ impl Running<'_> {
         if failure == Failure::False
             && let Some(net) = self.fetch.net
         {
-            net.report(node, Severity::Breach).await;
+            net.report(node, Severity::Breach, "it sent bytes that do not match their hash").await;
         }
         let left =
             self.fetch.blobs.missing(self.fetch.hash, self.fetch.size, std::slice::from_ref(&flying.range)).await?;

@@ -85,7 +85,7 @@ pub async fn learn(node: &Node, path: &RepoPath, reference: &RefName) -> usize {
                 Ok(record) => drop(records.insert((order(record.kind()), record.id()), (peer, record))),
                 Err(error) => {
                     tracing::debug!(peer = %peer.short(), %error, "a peer answered with a false record");
-                    node.net.report(peer, Severity::Breach).await;
+                    node.net.report(peer, Severity::Breach, "it answered with a forged record").await;
                 }
             }
         }

@@ -296,14 +296,16 @@ async fn catch_up_with(registry: &Registry, net: &NetHandle, node: NodeId) {
         let question = Question { ask: Some(Ask::Heads(heads)) };
         let page = match net.ask(node, question, PAGE_DEADLINE).await {
             Ok(Answer { say: Some(Say::Heads(page)) }) => page,
-            Ok(_) => return net.report(node, Severity::Fault).await,
+            Ok(_) => {
+                return net.report(node, Severity::Fault, "it was asked for a page and answered something else").await;
+            }
             Err(error) => return tracing::debug!(node = %node.short(), %error, "catching up stopped"),
         };
         let Some(took) = take_page(registry, page.records).await else { return };
         new += took.new;
         forged += took.forged;
         for _ in 0..took.forged.min(FORGED_MAX) {
-            net.report(node, Severity::Breach).await;
+            net.report(node, Severity::Breach, "a forged record was in its catalogue").await;
         }
         if forged >= FORGED_MAX || page.next.is_empty() || page.next == after {
             break;

@@ -333,9 +333,9 @@ impl NetHandle {
         self.shared.events.subscribe()
     }
 
-    /// A peer did something wrong in a part of the node that isn't this one.
-    pub async fn report(&self, node: NodeId, severity: Severity) {
-        self.command(Command::Report { node, severity }).await;
+    /// A peer did something wrong in a part of the node that isn't this one; `why` is for the log.
+    pub async fn report(&self, node: NodeId, severity: Severity, why: &'static str) {
+        self.command(Command::Report { node, severity, why }).await;
     }
 
     /// Connects to a whole multiaddress, and keeps coming back to it.

@@ -54,7 +54,7 @@ pub(super) enum Command {
     /// Pass a gossiped record on, or not.
     Judge { from: NodeId, message: MessageId, source: PeerId, verdict: Verdict },
     /// A peer misbehaved.
-    Report { node: NodeId, severity: Severity },
+    Report { node: NodeId, severity: Severity, why: &'static str },
     /// Announce a revision.
     Provide(RevisionId),
     /// Announce it no more.
@@ -277,7 +277,7 @@ impl Owner {
             Command::Answer { channel, answer } => self.answer(channel, answer),
             Command::Publish(bytes) => self.publish_record(bytes),
             Command::Judge { from, message, source, verdict } => self.judge(from, &message, &source, verdict),
-            Command::Report { node, severity } => self.penalise(node, severity, "reported by this node"),
+            Command::Report { node, severity, why } => self.penalise(node, severity, why),
             Command::Provide(revision) => self.provide(revision),
             Command::Withdraw(revision) => {
                 self.swarm.behaviour_mut().kad.stop_providing(&kad::RecordKey::new(revision.as_bytes()));

@@ -225,8 +225,8 @@ async fn a_record_reaches_a_third_node_after_the_second_accepted_it() {
     let mut b = node(2, &[&a]).await;
     let mut c = node(3, &[&b]).await;
     // No way around b.
-    c.net.report(a.net.node_id(), Severity::Attack).await;
-    a.net.report(c.net.node_id(), Severity::Attack).await;
+    c.net.report(a.net.node_id(), Severity::Attack, "the test has no way around").await;
+    a.net.report(c.net.node_id(), Severity::Attack, "the test has no way around").await;
     until_they_listen(&mut a, &[b.net.node_id()]).await;
     until_they_listen(&mut b, &[a.net.node_id(), c.net.node_id()]).await;
     let record = a_record(7);
@@ -244,7 +244,7 @@ async fn forged_records_go_no_further_and_three_of_them_get_their_sender_banned(
     let mut forger = node(1, &[]).await;
     let mut b = node(2, &[&forger]).await;
     let mut c = node(3, &[&b]).await;
-    c.net.report(forger.net.node_id(), Severity::Attack).await;
+    c.net.report(forger.net.node_id(), Severity::Attack, "the test has no way around").await;
     until_they_listen(&mut forger, &[b.net.node_id()]).await;
     until_they_listen(&mut b, &[forger.net.node_id(), c.net.node_id()]).await;
     for n in 0..3u8 {
