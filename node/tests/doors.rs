@@ -276,10 +276,18 @@ fn a_silent_connection_is_hung_up_on() {
 }
 
 #[tokio::test]
-async fn a_full_door_closes_at_once_and_opens_again() {
+async fn a_door_full_of_clients_closes_at_once_and_opens_again() {
     let daemon = Daemon::start();
-    let held: Vec<_> = (0..300).filter_map(|_| TcpStream::connect(daemon.api()).ok()).collect();
-    let mut last = held.last().unwrap().try_clone().unwrap();
+    let greeted = || {
+        let mut stream = TcpStream::connect(daemon.api()).unwrap();
+        stream.set_read_timeout(Some(daemon::PATIENCE)).unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+        // The door's own settings: it has heard the hello.
+        stream.read_exact(&mut [0; 9]).unwrap();
+        stream
+    };
+    let held: Vec<_> = (0..cairn_node::doors::guard::CONNECTIONS_MAX).map(|_| greeted()).collect();
+    let mut last = TcpStream::connect(daemon.api()).unwrap();
     last.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let ended = last.read(&mut [0; 1]);
     assert!(
