@@ -15,12 +15,13 @@ use libp2p::{
     tcp, yamux,
 };
 
-use super::{NetError, bounds, codec::QuestionCodec};
+use super::{NetError, bounds, codec::QuestionCodec, strangers};
 
 /// Everything that runs over a connection.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
+    pub(super) strangers: strangers::Behaviour,
     limits: connection_limits::Behaviour,
     memory: memory_limits::Behaviour,
     identify: identify::Behaviour,
@@ -118,6 +119,7 @@ fn behaviour(keypair: &identity::Keypair, names: &Names, agent: &str, with_mdns:
     let ping = ping::Config::new().with_interval(bounds::PING_INTERVAL).with_timeout(bounds::PING_DEADLINE);
     Ok(Behaviour {
         blocked: allow_block_list::Behaviour::default(),
+        strangers: strangers::Behaviour::default(),
         limits: connection_limits::Behaviour::new(connection_limits()),
         memory: memory_limits::Behaviour::with_max_percentage(bounds::MEMORY_PART_MAX),
         identify: identify::Behaviour::new(identify),

@@ -55,6 +55,9 @@ pub const DIALS_PER_TICK_MAX: usize = 8;
 
 /// Half-open incoming connections: garbage on the ports can hold no more.
 pub const PENDING_INCOMING_MAX: u32 = 128;
+/// Incoming connections of one address that are half-open or have not shown an advert: a laboratory behind one address
+/// needs a place for some round trips a node only, and eight addresses are needed to take every half-open place.
+pub const STRANGERS_PER_ADDRESS_MAX: usize = 16;
 /// Half-open outgoing connections.
 pub const PENDING_OUTGOING_MAX: u32 = 64;
 /// Established incoming connections.

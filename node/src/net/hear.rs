@@ -289,6 +289,9 @@ impl Owner {
             table.prove(from)
         };
         if is_news {
+            if let Some(peer) = identity::peer_id(from) {
+                self.swarm.behaviour_mut().strangers.prove(peer);
+            }
             // Nobody listening is fine.
             let _ = self.events.send(PeerEvent::Connected(from));
         }

@@ -9,6 +9,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `behaviour` `codec` | which protocols, with which limits |
+//! | `strangers` | how many unproven connections one address may have |
 //! | `swarm` `hear` `links` | the task: its loop, what it hears, its connections |
 //! | `peers` `conduct` `redial` `rate` | pure deciders |
 //! | `statement` `remembered` | our own advert; peers that outlive a restart |
@@ -27,6 +28,7 @@ mod rate;
 mod redial;
 mod remembered;
 mod statement;
+mod strangers;
 mod swarm;
 #[cfg(test)]
 mod tests;
