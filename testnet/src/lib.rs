@@ -4,9 +4,11 @@
 //! speed, and sleeping for luck: everything waits for an event with a deadline.
 
 mod generation;
+mod memory;
 mod models;
 mod net;
 
 pub use generation::{Generation, greedy};
+pub use memory::Memory;
 pub use models::{real_model, tiny_model};
 pub use net::{PATIENCE, Testnet, wait_until};

@@ -60,6 +60,11 @@ impl Testnet {
         self.mesh.node_mut(index)
     }
 
+    /// The realm of all nodes, 64 hex digits.
+    pub fn realm(&self) -> &str {
+        self.mesh.realm()
+    }
+
     /// Which node has this id.
     pub fn index_of(&self, node_id: &str) -> Option<usize> {
         self.mesh.nodes().iter().position(|n| n.ready().node_id == node_id)
