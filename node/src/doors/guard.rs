@@ -274,6 +274,7 @@ mod tests {
         assert!(places.take(&away).is_none(), "all have said hello");
         assert_eq!(away.load(std::sync::atomic::Ordering::Relaxed), 2);
         drop((all, last));
-        assert_eq!((places.lock().greeted, places.lock().silent.len()), (0, 0));
+        let taken = places.lock();
+        assert_eq!((taken.greeted, taken.silent.len()), (0, 0));
     }
 }
