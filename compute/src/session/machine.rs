@@ -42,7 +42,6 @@ enum State {
     /// Waiting for a plan, or (`Some`) for the moment to ask again.
     Planning {
         retry_at_ms: Option<u64>,
-        failures: u32,
     },
     Opening {
         live: Liveness,
@@ -83,6 +82,8 @@ struct Loss {
     known_ms: u64,
     planned_ms: u64,
     ready_ms: u64,
+    /// Plans that failed since the last death.
+    failures: u32,
 }
 
 impl Session {
@@ -188,7 +189,7 @@ impl Machine for Session {
         }
         let lap = self.laps.p99_ms();
         match &mut self.state {
-            State::Planning { retry_at_ms, .. } if retry_at_ms.is_some_and(|at| now_ms >= at) => {
+            State::Planning { retry_at_ms } if retry_at_ms.is_some_and(|at| now_ms >= at) => {
                 *retry_at_ms = None;
                 self.ask_for_plan(effects);
             }
@@ -203,7 +204,7 @@ impl Machine for Session {
     fn wake_at(&self) -> Option<u64> {
         let own = match &self.state {
             State::New | State::Done => return None,
-            State::Planning { retry_at_ms, .. } => *retry_at_ms,
+            State::Planning { retry_at_ms } => *retry_at_ms,
             State::Opening { live } | State::Running { live, .. } => live.due_ms(self.laps.p99_ms()),
         };
         Some(own.unwrap_or(u64::MAX).min(self.config.deadline_ms))
@@ -223,7 +224,7 @@ impl Session {
             return self.finish(Finish::Length, effects);
         }
         self.epoch = 1;
-        self.state = State::Planning { retry_at_ms: None, failures: 0 };
+        self.state = State::Planning { retry_at_ms: None };
         self.ask_for_plan(effects);
     }
 
@@ -232,7 +233,7 @@ impl Session {
     }
 
     fn plan_made(&mut self, now_ms: u64, plan: Plan, effects: &mut Vec<Effect>) {
-        if !matches!(self.state, State::Planning { retry_at_ms: None, .. }) {
+        if !matches!(self.state, State::Planning { retry_at_ms: None }) {
             return;
         }
         if let Some(loss) = &mut self.loss {
@@ -246,14 +247,14 @@ impl Session {
     /// The first plan's failure is the answer to the request. In a recovery nodes may come back, so it is tried again
     /// for a while.
     fn plan_failed(&mut self, now_ms: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let State::Planning { retry_at_ms: retry_at_ms @ None, failures } = &mut self.state else { return };
-        if self.loss.is_none() {
+        let State::Planning { retry_at_ms: retry_at_ms @ None } = &mut self.state else { return };
+        let Some(loss) = &mut self.loss else {
             let told = self.last_refusal.take().unwrap_or(refusal);
             return self.fail(told, effects);
-        }
-        let pause = (RETRY_MS << (*failures).min(8)).min(RETRY_MS_MAX);
-        *failures += 1;
-        if *failures >= PLANS_FAILED_MAX {
+        };
+        let pause = (RETRY_MS << loss.failures.min(8)).min(RETRY_MS_MAX);
+        loss.failures += 1;
+        if loss.failures >= PLANS_FAILED_MAX {
             return self.fail(refusal, effects);
         }
         *retry_at_ms = Some(now_ms.saturating_add(pause));
@@ -280,19 +281,37 @@ impl Session {
         self.send_more(now_ms, effects);
     }
 
-    /// A refusal is not a death: the next plan leaves the node out and binds as before.
+    /// A refusal is not a death: the next plan leaves the node out and binds as before. The coordinator can't be left
+    /// out: its own refusal is the answer to the request, unless it is a passing one in the middle of a recovery.
     fn stage_refused(&mut self, now_ms: u64, index: usize, refusal: Refusal, effects: &mut Vec<Effect>) {
         let Some(node) = self.node(index) else { return };
         if !matches!(self.state, State::Opening { .. } | State::Running { .. }) {
             return;
         }
         if node == self.config.coordinator {
-            return self.fail(refusal, effects);
+            return match &self.loss {
+                Some(_) if is_passing(refusal.reason) => self.later(now_ms, refusal, effects),
+                _ => self.fail(refusal, effects),
+            };
         }
         self.last_refusal = Some(refusal);
         self.excluded.insert(node);
         self.replan(now_ms, effects);
     }
+
+    /// Gives up the epoch as if it had found no plan: what the coordinator lacks now may be free in a moment, such as the
+    /// memory of the stage that was just closed.
+    fn later(&mut self, now_ms: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Close { epoch: self.epoch });
+        self.epoch += 1;
+        self.state = State::Planning { retry_at_ms: None };
+        self.plan_failed(now_ms, refusal, effects);
+    }
+}
+
+/// Whether what refused may serve the same in a moment.
+fn is_passing(reason: Reason) -> bool {
+    matches!(reason, Reason::NoMemory | Reason::Busy | Reason::Cancelled)
 }
 
 // Losing stages.
@@ -333,10 +352,14 @@ impl Session {
         let stages = self.plan.as_ref().map_or(1, |p| p.stages.len());
         self.bound = self.bound.after_a_death(stages);
         match &mut self.loss {
-            Some(loss) => loss.lost.push((node, why)),
+            Some(loss) => {
+                loss.lost.push((node, why));
+                loss.failures = 0;
+            }
             None => {
                 let lost = vec![(node, why)];
-                self.loss = Some(Loss { lost, alive_ms, known_ms: now_ms, planned_ms: now_ms, ready_ms: now_ms });
+                let (planned_ms, ready_ms) = (now_ms, now_ms);
+                self.loss = Some(Loss { lost, alive_ms, known_ms: now_ms, planned_ms, ready_ms, failures: 0 });
             }
         }
         self.replan(now_ms, effects);
@@ -352,7 +375,7 @@ impl Session {
     fn replan(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         effects.push(Effect::Close { epoch: self.epoch });
         self.epoch += 1;
-        self.state = State::Planning { retry_at_ms: None, failures: 0 };
+        self.state = State::Planning { retry_at_ms: None };
         if now_ms >= self.config.deadline_ms {
             return self.fail(self.out_of_time(), effects);
         }

@@ -7,6 +7,7 @@
 use super::*;
 use crate::plan::{Candidate, ModelCost, PlanInput, Privacy, Standing};
 use cairn_protocol::machine::Machine;
+use cairn_protocol::refusal::Reason;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -266,8 +267,7 @@ impl Mesh {
                 continue;
             }
             if self.trouble.refusers.contains(&who) {
-                let refusal =
-                    Refusal::new(cairn_protocol::refusal::Reason::Busy, "the stage", "2 of 2 sessions run there");
+                let refusal = Refusal::new(Reason::Busy, "the stage", "2 of 2 sessions run there");
                 self.tell(3, Input::StageRefused { epoch, index, refusal });
                 continue;
             }
@@ -391,7 +391,7 @@ fn a_refusal_leaves_the_bound_as_it_is_and_the_request_fails_with_the_reason() {
     let Some(Finish::Failed(refusal)) = Mesh::new(3, 3, trouble).run(config(Some(3))).finish else {
         panic!("three of three are impossible")
     };
-    assert_eq!(refusal.reason, cairn_protocol::refusal::Reason::Busy);
+    assert_eq!(refusal.reason, Reason::Busy);
 }
 
 #[test]
@@ -408,6 +408,62 @@ fn an_eos_token_is_emitted_and_ends_the_generation() {
     let sixth = undisturbed(6)[5];
     let mesh = Mesh::new(1, 2, Trouble::default()).run(Config { eos: vec![sixth], ..config(Some(2)) });
     assert_eq!((mesh.emitted, mesh.finish), (undisturbed(6), Some(Finish::Stop)));
+}
+
+/// A session of one stage on the coordinator itself, which has been sent the whole prompt in one piece.
+fn running(config: Config) -> Session {
+    let mut session = Session::new(Config { chunk_tokens: PROMPT, ..config });
+    let mut effects = Vec::new();
+    session.step(0, Input::Start, &mut effects);
+    session.step(1, Input::PlanMade { epoch: 1, plan: alone() }, &mut effects);
+    session.step(2, Input::StageReady { epoch: 1, index: 0 }, &mut effects);
+    session
+}
+
+fn alone() -> Plan {
+    crate::plan::plan(&PlanInput { bound: Bound::Exactly(1), ..plan_input(1) }).unwrap()
+}
+
+/// Loses the coordinator's own stage; every new try to open it is refused for this reason. Says how it ended, after how
+/// many plans and when.
+fn refused_at_home(reason: Reason, deadline_ms: u64) -> (Refusal, u32, u64) {
+    let mut session = running(Config { deadline_ms, ..config(Some(1)) });
+    let (mut effects, mut now, mut asked) = (Vec::new(), 3, 0);
+    session.step(now, Input::Lost { epoch: 1, index: 0, node: node(0), why: "a step failed".into() }, &mut effects);
+    loop {
+        for effect in std::mem::take(&mut effects) {
+            match effect {
+                Effect::MakePlan { epoch, .. } => {
+                    asked += 1;
+                    session.step(now, Input::PlanMade { epoch, plan: alone() }, &mut effects);
+                }
+                Effect::Open { epoch, .. } => {
+                    let refusal = Refusal::new(reason, "the stage", "not now");
+                    session.step(now, Input::StageRefused { epoch, index: 0, refusal }, &mut effects);
+                }
+                Effect::Finish(Finish::Failed(refusal)) => return (refusal, asked, now),
+                Effect::Close { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        if effects.is_empty() {
+            now = session.wake_at().unwrap();
+            session.wake(now, &mut effects);
+        }
+    }
+}
+
+#[test]
+fn a_passing_refusal_of_the_coordinators_own_stage_is_tried_again_in_a_recovery_until_it_gives_up() {
+    for reason in [Reason::NoMemory, Reason::Busy, Reason::Cancelled] {
+        let (refusal, asked, at) = refused_at_home(reason, u64::MAX);
+        assert_eq!((refusal.reason, asked), (reason, PLANS_FAILED_MAX));
+        assert!(at > RETRY_MS_MAX, "pauses lie between the tries: {at} ms");
+        let (refusal, asked, at) = refused_at_home(reason, 3_000);
+        assert!(refusal.reason == Reason::Deadline && asked > 2 && at == 3_000, "{refusal} after {asked} at {at}");
+    }
+    let (refusal, asked, _) = refused_at_home(Reason::Unsupported, u64::MAX);
+    assert_eq!((refusal.reason, asked), (Reason::Unsupported, 1));
 }
 
 #[test]
@@ -446,7 +502,7 @@ fn a_deadline_ends_a_session_whose_stage_never_answers() {
     effects.clear();
     session.wake(121_000, &mut effects);
     let [Effect::Finish(Finish::Failed(refusal))] = &effects[..] else { panic!("{effects:?}") };
-    assert_eq!(refusal.reason, cairn_protocol::refusal::Reason::Deadline);
+    assert_eq!(refusal.reason, Reason::Deadline);
 }
 
 /// Loses the only node that may compute, answers every `MakePlan` with a failure, and says how it ended and after how
@@ -466,8 +522,7 @@ fn with_nobody_left(deadline_ms: u64) -> (Refusal, u32) {
         }
         if effects.drain(..).any(|e| matches!(e, Effect::MakePlan { epoch: 2, .. })) {
             asked += 1;
-            let refusal =
-                Refusal::new(cairn_protocol::refusal::Reason::TooFewNodes, "the generation", "nobody is left");
+            let refusal = Refusal::new(Reason::TooFewNodes, "the generation", "nobody is left");
             session.step(now, Input::PlanFailed { epoch: 2, refusal }, &mut effects);
         } else {
             now = session.wake_at().unwrap();
@@ -479,9 +534,9 @@ fn with_nobody_left(deadline_ms: u64) -> (Refusal, u32) {
 #[test]
 fn a_recovery_without_any_node_gives_up_after_its_tries_or_at_the_deadline() {
     let (refusal, asked) = with_nobody_left(u64::MAX);
-    assert_eq!((refusal.reason, asked), (cairn_protocol::refusal::Reason::TooFewNodes, PLANS_FAILED_MAX));
+    assert_eq!((refusal.reason, asked), (Reason::TooFewNodes, PLANS_FAILED_MAX));
     let (refusal, asked) = with_nobody_left(3_000);
-    assert_eq!(refusal.reason, cairn_protocol::refusal::Reason::Deadline);
+    assert_eq!(refusal.reason, Reason::Deadline);
     assert!(refusal.why.contains("nobody is left") && asked > 2 && asked < PLANS_FAILED_MAX, "{refusal} after {asked}");
 }
 
