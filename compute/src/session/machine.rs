@@ -51,6 +51,9 @@ enum State {
         live: Liveness,
         flow: Flow,
     },
+    /// The last permitted token was emitted; whether it completed a stop string is the driver's to say until the next
+    /// wake-up, which is due at once.
+    Full,
     Done,
 }
 
@@ -140,7 +143,7 @@ impl Session {
             State::Planning { .. } => "planning",
             State::Opening { .. } => "opening",
             State::Running { .. } if self.generated().is_empty() => "prefilling",
-            State::Running { .. } => "decoding",
+            State::Running { .. } | State::Full => "decoding",
         }
     }
 }
@@ -184,6 +187,9 @@ impl Machine for Session {
         if matches!(self.state, State::New | State::Done) {
             return;
         }
+        if matches!(self.state, State::Full) {
+            return self.finish(Finish::Length, effects);
+        }
         if now_ms >= self.config.deadline_ms {
             return self.fail(self.out_of_time(), effects);
         }
@@ -204,6 +210,7 @@ impl Machine for Session {
     fn wake_at(&self) -> Option<u64> {
         let own = match &self.state {
             State::New | State::Done => return None,
+            State::Full => Some(0),
             State::Planning { retry_at_ms } => *retry_at_ms,
             State::Opening { live } | State::Running { live, .. } => live.due_ms(self.laps.p99_ms()),
         };
@@ -460,7 +467,7 @@ impl Session {
         } else if self.generated().len() as u64 >= self.config.tokens_max
             || self.tokens.len() as u64 >= self.config.context
         {
-            self.finish(Finish::Length, effects);
+            self.state = State::Full;
         } else {
             self.send_more(now_ms, effects);
         }
@@ -488,7 +495,7 @@ impl Flow {
 // The end.
 impl Session {
     fn finish(&mut self, how: Finish, effects: &mut Vec<Effect>) {
-        if matches!(self.state, State::Opening { .. } | State::Running { .. }) {
+        if matches!(self.state, State::Opening { .. } | State::Running { .. } | State::Full) {
             effects.push(Effect::Close { epoch: self.epoch });
         }
         self.state = State::Done;

@@ -31,7 +31,7 @@
 //! | `MakePlan{epoch, excluded, bound}` | gathers candidates, calls `plan::plan` with `excluded` and `bound`, answers `PlanMade{epoch, plan}` or `PlanFailed{epoch, refusal}` |
 //! | `Open{epoch, plan, history}` | opens a control stream to every stage of `plan` at once (`OpenStage` with that epoch; the last stage also gets `history`, the ids that a repetition penalty counts). Events that come back become `StageProgress`, `StageReady`, `StageRefused`, `Beat`, `Token`, `Lost`, each with the epoch of the `Open` that made the stream. When a control stream ends or can't be opened: `LinkClosed` |
 //! | `Send{epoch, sequence, …}` | writes a `StageInput` to the first stage, in order. When it is written (flow control let it through): `Sent{epoch, sequence}`. At most [`SENDS_IN_FLIGHT`] unanswered `Send`s exist, so the driver's queue is that long |
-//! | `Emit{index, position, id}` | shows the token to the client (through `text::Stream`); when the text matched a stop string: `StopMatched` |
+//! | `Emit{index, position, id}` | shows the token to the client (through `text::Stream`); when the text matched a stop string: `StopMatched`, before the next `wake`, so that the last permitted token may stop too |
 //! | `Close{epoch}` | sends `Close` to every stage of that epoch and drops its streams; later events of that epoch may still be delivered here, they are ignored |
 //! | `Recovered(..)` | reports it; it comes just before the first token after a death |
 //! | `Finish(..)` | ends the stream to the client |

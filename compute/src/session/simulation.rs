@@ -424,6 +424,24 @@ fn alone() -> Plan {
     crate::plan::plan(&PlanInput { bound: Bound::Exactly(1), ..plan_input(1) }).unwrap()
 }
 
+#[test]
+fn a_stop_string_that_the_last_permitted_token_completes_is_a_stop_and_not_the_length() {
+    let token = Input::Token { epoch: 1, sequence: 0, position: PROMPT as u64, id: 11 };
+    for (matched, finish) in [(true, Finish::Stop), (false, Finish::Length)] {
+        let (mut session, mut effects) = (running(Config { tokens_max: 1, ..config(Some(1)) }), Vec::new());
+        session.step(3, token.clone(), &mut effects);
+        if matched {
+            session.step(3, Input::StopMatched, &mut effects);
+        } else {
+            assert!(session.wake_at().unwrap() <= 3, "nothing else is waited for");
+            session.step(3, Input::LinkClosed { epoch: 1, index: 0, why: "reset".into() }, &mut effects);
+            session.wake(3, &mut effects);
+        }
+        let emitted = Effect::Emit { index: 0, position: PROMPT as u64, id: 11 };
+        assert_eq!(effects, [emitted, Effect::Close { epoch: 1 }, Effect::Finish(finish)]);
+    }
+}
+
 /// Loses the coordinator's own stage; every new try to open it is refused for this reason. Says how it ended, after how
 /// many plans and when.
 fn refused_at_home(reason: Reason, deadline_ms: u64) -> (Refusal, u32, u64) {
