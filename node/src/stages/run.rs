@@ -50,8 +50,7 @@ pub(crate) struct Run {
     pub closed: CancellationToken,
     /// A data stream has been accepted; a second one is refused.
     claimed: AtomicBool,
-    /// Highest sequence taken, plus one.
-    next_sequence: AtomicU64,
+    sequences: Sequences,
     /// Nanoseconds of the last step.
     step_ns: AtomicU64,
     /// Steps of one token, and the nanoseconds that they took together.
@@ -81,7 +80,7 @@ impl Run {
             permits: Arc::new(Semaphore::new(bounds::STEPS_MAX)),
             closed: CancellationToken::new(),
             claimed: AtomicBool::new(false),
-            next_sequence: AtomicU64::new(0),
+            sequences: Sequences::default(),
             step_ns: AtomicU64::new(0),
             decode_steps: AtomicU64::new(0),
             decode_ns: AtomicU64::new(0),
@@ -148,12 +147,7 @@ impl Run {
 
     /// Whether a step is new: a repeated or overtaken one is dropped, so that sending twice changes nothing.
     pub fn is_new(&self, sequence: u64) -> bool {
-        let next = self.next_sequence.load(Ordering::Acquire);
-        if sequence < next {
-            return false;
-        }
-        self.next_sequence.store(sequence + 1, Ordering::Release);
-        true
+        self.sequences.take(sequence)
     }
 
     /// Gives the engine a step; its thread passes the result on.
@@ -234,5 +228,38 @@ impl Run {
         if self.parts.events.try_send(peer_pb::StageEvent { event: Some(event) }).is_err() {
             self.closed.cancel();
         }
+    }
+}
+
+/// Which sequences a run has taken: each more than the one before.
+#[derive(Default)]
+struct Sequences {
+    /// Highest sequence taken, plus one.
+    next: AtomicU64,
+}
+
+impl Sequences {
+    /// Whether a sequence is new; it is taken then. The last number of all is never new: nothing could come after it.
+    fn take(&self, sequence: u64) -> bool {
+        let Some(next) = sequence.checked_add(1) else { return false };
+        if sequence < self.next.load(Ordering::Acquire) {
+            return false;
+        }
+        self.next.store(next, Ordering::Release);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_is_new_once_and_the_last_number_of_all_never_is() {
+        let sequences = Sequences::default();
+        assert!(sequences.take(0) && !sequences.take(0));
+        assert!(!sequences.take(u64::MAX), "a peer may send any number");
+        assert!(sequences.take(7) && !sequences.take(1));
+        assert!(sequences.take(u64::MAX - 1) && !sequences.take(u64::MAX));
     }
 }
