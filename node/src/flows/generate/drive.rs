@@ -32,6 +32,8 @@ use crate::{
 
 /// What stages have said and the session has not heard: beats of sixteen stages for a while, and one token.
 const NEWS_MAX: usize = 256;
+/// News heard before the client, its leaving and the clock get their turn.
+const NEWS_IN_A_ROW_MAX: usize = 32;
 /// Times that a session looks again at nodes it had given up: a node that is truly broken must not keep it busy.
 const PARDONS_MAX: u32 = 3;
 
@@ -52,26 +54,76 @@ pub(super) async fn drive(node: Arc<Node>, job: Job, events: mpsc::Sender<api::G
         node,
         job,
     };
+    let mut turns = Turns::default();
     drive.turn(&mut session, Some(Input::Start));
     let ended = loop {
         if let Some(ended) = drive.story.ended.take() {
             break ended;
         }
-        let input = tokio::select! {
-            biased;
-            said = news.recv() => said.and_then(|news| drive.hear(news)),
-            permit = events.reserve(), if !drive.outbox.is_empty() => {
-                match (permit, drive.outbox.pop_front()) {
-                    (Ok(permit), Some(event)) => { permit.send(event); continue }
-                    _ => Some(Input::Cancel),
+        let due = sleep_until(drive.started, session.wake_at());
+        let input = match turns.next(&mut news, &events, !drive.outbox.is_empty(), due).await {
+            Turn::News(said) => said.and_then(|news| drive.hear(news)),
+            Turn::Room(permit) => {
+                if let Some(event) = drive.outbox.pop_front() {
+                    permit.send(event);
                 }
+                continue;
             }
-            () = events.closed() => Some(Input::Cancel),
-            () = sleep_until(drive.started, session.wake_at()) => None,
+            Turn::Closed => Some(Input::Cancel),
+            Turn::Due => None,
         };
         drive.turn(&mut session, input);
     };
     drive.end(ended, &session, events).await
+}
+
+/// Whose turn it is.
+enum Turn<'a, N, E> {
+    News(Option<N>),
+    /// The client takes one more event.
+    Room(mpsc::Permit<'a, E>),
+    /// The client is gone.
+    Closed,
+    Due,
+}
+
+/// Takes turns: news first, since a beat that lies unread proves that a stage lives, but no more than [`NEWS_IN_A_ROW_MAX`]
+/// of them before everything else was looked at, so that no flood of news keeps a session from its end.
+#[derive(Default)]
+struct Turns {
+    in_a_row: usize,
+}
+
+impl Turns {
+    /// Dropping the future loses nothing.
+    async fn next<'a, N, E>(
+        &mut self,
+        news: &mut mpsc::Receiver<N>,
+        events: &'a mpsc::Sender<E>,
+        has_words: bool,
+        due: impl Future<Output = ()>,
+    ) -> Turn<'a, N, E> {
+        let mut due = std::pin::pin!(due);
+        loop {
+            let turn = tokio::select! {
+                biased;
+                said = news.recv(), if self.in_a_row < NEWS_IN_A_ROW_MAX => {
+                    self.in_a_row += 1;
+                    return Turn::News(said);
+                }
+                () = events.closed() => Turn::Closed,
+                permit = events.reserve(), if has_words => return permit.map_or(Turn::Closed, Turn::Room),
+                () = &mut due => Turn::Due,
+                // Ready only after the others were polled twice, the second time with the task's budget renewed.
+                () = tokio::task::yield_now(), if self.in_a_row == NEWS_IN_A_ROW_MAX => {
+                    self.in_a_row = 0;
+                    continue;
+                }
+            };
+            self.in_a_row = 0;
+            return turn;
+        }
+    }
 }
 
 async fn sleep_until(started: Instant, at_ms: Option<u64>) {
@@ -282,5 +334,45 @@ impl Drive {
         };
         tokio::join!(closing, telling);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes turns, as many as a full queue has news and some more, while a stage fills the queue again before each;
+    /// says whether `wanted` came up.
+    async fn comes_up(
+        events: &mpsc::Sender<u8>,
+        has_words: bool,
+        is_due: bool,
+        wanted: fn(&Turn<'_, u8, u8>) -> bool,
+    ) -> bool {
+        let (flood, mut news) = mpsc::channel(NEWS_MAX);
+        let mut turns = Turns::default();
+        for _ in 0..NEWS_MAX {
+            while flood.try_send(0).is_ok() {}
+            let due = async move {
+                if !is_due {
+                    std::future::pending().await
+                }
+            };
+            if wanted(&turns.next(&mut news, events, has_words, due).await) {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_news_keeps_nobody_from_the_deadline_the_client_or_its_leaving() {
+        let (events, client) = mpsc::channel(4);
+        assert!(comes_up(&events, false, true, |turn| matches!(turn, Turn::Due)).await, "the clock");
+        assert!(comes_up(&events, true, false, |turn| matches!(turn, Turn::Room(_))).await, "a word to the client");
+        drop(client);
+        assert!(comes_up(&events, false, false, |turn| matches!(turn, Turn::Closed)).await, "the client's leaving");
+        let (events, _client) = mpsc::channel(4);
+        assert!(comes_up(&events, false, false, |turn| matches!(turn, Turn::News(_))).await, "and the news");
     }
 }
