@@ -5,6 +5,7 @@
 //! in `tokenizer.ggml.tokens`.
 
 use super::chat::{ChatTemplate, SpecialNames};
+use super::credulous;
 use super::decode::{Pieces, Spelling, byte_token};
 use super::pretokenize::{self, Cut};
 use super::specials::{Special, Specials};
@@ -112,7 +113,8 @@ fn byte_pairs(header: &GgufHeader, table: &Table) -> Result<Tokenizer, Tokenizer
     let cut =
         pre.and_then(pretokenize::cut).ok_or_else(|| unsupported("tokenizer.ggml.pre", pre, pretokenize::KNOWN))?;
     let vocabulary: Vocab = table.rows().map(|(id, token, _)| (token.to_string(), id)).collect();
-    let model = BPE::builder().vocab_and_merges(vocabulary, merges(header)?).ignore_merges(cut.whole_pieces).build();
+    let model =
+        BPE::builder().vocab_and_merges(vocabulary, merges(header, table)?).ignore_merges(cut.whole_pieces).build();
     let mut hub = tokenizers::Tokenizer::new(model.map_err(|e| malformed(MERGES, &e.to_string()))?);
     if cut.nfc {
         hub.with_normalizer(Some(NormalizerWrapper::NFC(NFC))).map_err(|e| malformed(TOKENS, &e.to_string()))?;
@@ -130,11 +132,13 @@ fn byte_pairs(header: &GgufHeader, table: &Table) -> Result<Tokenizer, Tokenizer
 }
 
 /// Merges are written `left right`; neither half holds a space, since byte-level text has none.
-fn merges(header: &GgufHeader) -> Result<Vec<(String, String)>, TokenizerError> {
+fn merges(header: &GgufHeader, table: &Table) -> Result<Vec<(String, String)>, TokenizerError> {
     let lines = header.array(MERGES).and_then(|a| a.strings()).ok_or_else(|| malformed(MERGES, "it is missing"))?;
+    let longest = table.tokens.iter().map(String::len).max().unwrap_or(0);
     let pair = |line: &String| {
         let (left, right) =
             line.split_once(' ').ok_or_else(|| malformed(MERGES, &format!("{line:?} is not a pair")))?;
+        credulous::merge_fits(left, right, "", longest).map_err(|why| malformed(MERGES, &why))?;
         Ok((left.to_string(), right.to_string()))
     };
     lines.iter().map(pair).collect()

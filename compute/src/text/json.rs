@@ -1,9 +1,10 @@
 //! A tokenizer from `tokenizer.json` and the files beside it.
 //!
 //! Not an encoder: the `tokenizers` crate does that, told to leave special tokens alone. Invariant: what is built
-//! either decodes every id to known bytes or is refused; truncation and padding that a file may ask for are off.
+//! either decodes every id to known bytes or is refused; truncation, padding and post-processing that a file may ask for are off.
 
 use super::chat::{ChatTemplate, SpecialNames};
+use super::credulous::{self, Parts};
 use super::decode::{Pieces, Spelling};
 use super::specials::{Special, Specials};
 use super::tokenizer::{Encoder, Files, TOKENIZER_BYTES_MAX, Tokenizer, TokenizerError, VOCABULARY_MAX};
@@ -15,9 +16,28 @@ use std::sync::Arc;
 #[derive(Deserialize)]
 struct Outline {
     #[serde(default)]
-    decoder: Value,
+    added_tokens: Value,
+    #[serde(default)]
+    normalizer: Value,
     #[serde(default)]
     pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    model: Value,
+    #[serde(default)]
+    decoder: Value,
+}
+
+impl Outline {
+    fn parts(&self) -> Parts<'_> {
+        Parts {
+            added_tokens: &self.added_tokens,
+            normalizer: &self.normalizer,
+            pre_tokenizer: &self.pre_tokenizer,
+            model: &self.model,
+        }
+    }
 }
 
 /// Builds the tokenizer.
@@ -30,13 +50,17 @@ pub(super) fn read(files: &Files) -> Result<Tokenizer, TokenizerError> {
         });
     }
     let outline: Outline = parse("tokenizer.json", files.tokenizer)?;
+    credulous::check(&outline.parts()).map_err(|why| malformed("tokenizer.json", why))?;
+    let bos_by_template =
+        credulous::first_token(&outline.post_processor).map_err(|why| malformed("tokenizer.json", why))?;
     let mut hub = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(|e| malformed("tokenizer.json", e))?;
     hub.with_truncation(None).map_err(|e| malformed("tokenizer.json", e))?;
     hub.with_padding(None);
+    // What it would add is added here, and without it there is nothing that a file could make it do to a text.
+    hub.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
     let (spelling, strips_leading_space) = spelling(&outline.decoder)?;
     let pieces = Arc::new(pieces(&hub, spelling, strips_leading_space)?);
     let specials = Specials::new(specials(&hub));
-    let bos_by_template = bos_of_post_processor(&hub)?;
     hub.set_encode_special_tokens(true);
     let later = for_later_runs(&hub, &outline.pre_tokenizer)?;
     let side = Side::read(files)?;
@@ -117,15 +141,6 @@ fn specials(hub: &tokenizers::Tokenizer) -> Vec<Special> {
         single_word: token.single_word,
     };
     added.into_iter().filter(|(_, token)| token.special).map(special).collect()
-}
-
-/// The special token that the post-processor puts before a text.
-fn bos_of_post_processor(hub: &tokenizers::Tokenizer) -> Result<Option<u32>, TokenizerError> {
-    let encode = |specials| hub.encode_fast("a", specials).map_err(|e| malformed("tokenizer.json", e));
-    let (with, without) = (encode(true)?, encode(false)?);
-    let before = with.len().saturating_sub(without.len());
-    let at = (0..=before).find(|k| with.get_ids()[*k..].starts_with(without.get_ids()));
-    Ok(at.filter(|k| *k > 0).map(|_| with.get_ids()[0]))
 }
 
 /// A `Metaspace` with the scheme "first" puts its space only where the whole text begins, so runs after a special token

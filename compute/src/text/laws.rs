@@ -24,11 +24,16 @@ fn vocabulary() -> (Vec<String>, Vec<String>) {
 }
 
 fn from_json(template: &str) -> Tokenizer {
+    let config = json!({"bos_token": "<|end|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": template});
+    Tokenizer::from_json(tokenizer_json().to_string().as_bytes(), Some(config.to_string().as_bytes())).unwrap()
+}
+
+fn tokenizer_json() -> serde_json::Value {
     let (tokens, merges) = vocabulary();
     let vocab: serde_json::Map<String, serde_json::Value> =
         tokens.iter().enumerate().map(|(id, t)| (t.clone(), id.into())).collect();
     let added = |(id, content): (usize, &&str)| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
-    let tokenizer = json!({
+    json!({
         "version": "1.0",
         "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
         "added_tokens": SPECIAL.iter().enumerate().map(added).collect::<Vec<_>>(),
@@ -37,9 +42,7 @@ fn from_json(template: &str) -> Tokenizer {
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]},
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
-    });
-    let config = json!({"bos_token": "<|end|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": template});
-    Tokenizer::from_json(tokenizer.to_string().as_bytes(), Some(config.to_string().as_bytes())).unwrap()
+    })
 }
 
 fn strings(list: Vec<String>) -> GgufValue {
@@ -177,6 +180,54 @@ fn garbage_is_an_error_and_no_panic() {
     for bytes in [&b""[..], b"{}", b"[1]", b"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":4294967295},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"}}"] {
         assert!(Tokenizer::from_json(bytes, None).is_err());
     }
+}
+
+/// A template whose special token exists, or not.
+fn post_processor(named: &str) -> serde_json::Value {
+    json!({"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": named, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|end|>": {"id": "<|end|>", "ids": [0], "tokens": ["<|end|>"]}}})
+}
+
+#[test]
+fn what_the_library_takes_on_trust_is_refused_in_words() {
+    let doubling = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let blank = |id: u32, content: &str, left: bool| json!({"id": id, "content": content, "single_word": false, "lstrip": left, "rstrip": !left, "normalized": false, "special": false});
+    for (part, value, why) in [
+        ("post_processor", post_processor("nobody"), "special tokens"),
+        ("post_processor", json!({"type": "Sequence", "processors": [post_processor("nobody")]}), "special tokens"),
+        ("pre_tokenizer", json!({"type": "FixedLength", "length": 0}), "no length"),
+        ("normalizer", json!({"type": "Sequence", "normalizers": vec![doubling; 30]}), "bytes of one"),
+        ("model", json!({"type": "BPE", "vocab": {"aa": 0, "ab": 1}, "merges": ["aa ab"]}), "no token"),
+        (
+            "model",
+            json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], "continuing_subword_prefix": "####"}),
+            "no token",
+        ),
+        ("added_tokens", json!([blank(0, "x", false), blank(1, " ", true)]), "white space"),
+    ] {
+        let mut tokenizer = tokenizer_json();
+        tokenizer[part] = value;
+        let error = Tokenizer::from_json(tokenizer.to_string().as_bytes(), None).unwrap_err();
+        assert!(error.to_string().contains(why), "{part}: {error}");
+    }
+    let mut header = gguf("gpt2", "smollm");
+    header.metadata.retain(|(key, _)| key != "tokenizer.ggml.merges");
+    let long = "Ġthe ".repeat(2).trim_end().to_string();
+    header
+        .metadata
+        .push(("tokenizer.ggml.merges".to_string(), strings(vec![long, "<|im_start|> <|im_start|>".into()])));
+    assert!(matches!(Tokenizer::from_gguf(&header), Err(TokenizerError::Malformed { .. })));
+}
+
+#[test]
+fn the_post_processors_bos_goes_before_a_raw_prompt() {
+    let mut tokenizer = tokenizer_json();
+    tokenizer["post_processor"] = post_processor("<|end|>");
+    let tokenizer = Tokenizer::from_json(tokenizer.to_string().as_bytes(), None).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.encode_raw("a").unwrap()[0]), (Some(0), 0));
+    assert_eq!(tokenizer.encode_plain("a").unwrap().len(), 1);
 }
 
 /// Texts that come near special tokens.

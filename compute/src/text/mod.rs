@@ -8,6 +8,7 @@
 //! Not here: choosing tokens (`sample`) and knowing what a stage is.
 
 mod chat;
+mod credulous;
 mod decode;
 mod gguf;
 mod json;
