@@ -83,7 +83,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     let sources = sources(node, resolved.revision).await;
     names::remember(node, &reference, &resolved).await;
     let text = prompt::texts(node, resolved.revision, &manifest, &sources).await?;
-    let ids = prompt::ids(&text, &request, model.vocabulary)?;
+    let ids = prompt::ids(&text, &request, model.vocabulary).await?;
     let tokens_max = if request.max_tokens == 0 { plan::ANSWER_TOKENS as u32 } else { request.max_tokens };
     let context = context(ids.len() as u64, u64::from(tokens_max), u64::from(model.context_max))?;
     let cost = plan::cost(&model, &manifest.tensors)?;

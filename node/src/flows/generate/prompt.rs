@@ -1,7 +1,9 @@
 //! From a request to token ids, with the model's own tokenizer.
 //!
 //! Fetches only what a tokenizer is read from: a few small files, or the header of a GGUF. Invariant: what a user's chat
-//! message says never becomes a special token; in a raw prompt special tokens are parsed.
+//! message says never becomes a special token; in a raw prompt special tokens are parsed. Tokenizers and templates are
+//! strangers' files in the hands of libraries: everything that reads or runs one does so on a blocking thread, where a
+//! panic is a refusal ([`guarded`]).
 
 use std::{
     collections::VecDeque,
@@ -18,7 +20,7 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 
-use crate::{data::fetch::Source, shell::Node, stages};
+use crate::{data::fetch::Source, panics, shell::Node, stages};
 
 /// Tokenizers that are kept read: a node rarely serves more models at once, and one takes up to 100 MB.
 const TEXTS_MAX: usize = 4;
@@ -83,12 +85,23 @@ pub(super) async fn texts(
         return Ok(texts);
     }
     let material = material(node, manifest, sources).await?;
-    let read = tokio::task::spawn_blocking(move || material.read()).await;
-    let tokenizer =
-        read.map_err(|e| Refusal::new(Reason::Internal, "the tokenizer", e.to_string()).try_this("the node's log"))??;
+    let tokenizer = guarded("reading a tokenizer", move || material.read()).await?;
     let texts = Arc::new(Texts { tokenizer });
     node.stages.texts().put(revision, texts.clone());
     Ok(texts)
+}
+
+/// Does what a stranger's tokenizer or template takes part in, away from the async workers and with panics caught. It
+/// goes on to its end if this future is dropped.
+async fn guarded<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::task::spawn_blocking(move || panics::catch(what, work)).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(why)) => Err(unreadable(&format!("the library that reads it failed: {why}"))),
+        Err(e) => Err(Refusal::new(Reason::Internal, "the tokenizer", e.to_string()).try_this("the node's log")),
+    }
 }
 
 /// The bytes that a tokenizer is read from.
@@ -174,19 +187,39 @@ fn unreadable(error: &dyn std::fmt::Display) -> Refusal {
 }
 
 /// The ids of a request: those given, or its messages or prompt encoded.
-pub(super) fn ids(texts: &Texts, request: &api::GenerateRequest, vocabulary: u32) -> Result<Vec<u32>, Refusal> {
+pub(super) async fn ids(
+    texts: &Arc<Texts>,
+    request: &api::GenerateRequest,
+    vocabulary: u32,
+) -> Result<Vec<u32>, Refusal> {
     if !request.token_ids.is_empty() {
         return given(request, vocabulary);
     }
-    let encoded = if request.raw {
-        texts.tokenizer.encode_raw(&request.prompt)
-    } else {
-        texts.tokenizer.encode_chat(&messages(request), now())
-    };
-    let ids = encoded.map_err(|e| Refusal::new(Reason::BadInput, "the prompt", e.to_string()).try_this("--raw"))?;
+    let (texts, said) = (texts.clone(), Said::of(request));
+    let ids = guarded("encoding a prompt", move || said.encode(&texts.tokenizer)).await?;
     match ids.iter().find(|id| **id >= vocabulary) {
         Some(id) => Err(unreadable(&format!("it has an id {id}, the model {vocabulary} ids"))),
         None => Ok(ids),
+    }
+}
+
+/// What a request says in words.
+enum Said {
+    Raw(String),
+    Chat(Vec<Message>),
+}
+
+impl Said {
+    fn of(request: &api::GenerateRequest) -> Said {
+        if request.raw { Said::Raw(request.prompt.clone()) } else { Said::Chat(messages(request)) }
+    }
+
+    fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, Refusal> {
+        let encoded = match self {
+            Said::Raw(prompt) => tokenizer.encode_raw(prompt),
+            Said::Chat(messages) => tokenizer.encode_chat(messages, now()),
+        };
+        encoded.map_err(|e| Refusal::new(Reason::BadInput, "the prompt", e.to_string()).try_this("--raw"))
     }
 }
 
@@ -210,4 +243,30 @@ fn messages(request: &api::GenerateRequest) -> Vec<Message> {
 
 fn now() -> Moment {
     Moment { seconds: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs() as i64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_over_a_strangers_file_is_a_refusal_and_what_comes_after_it_is_served() {
+        let refused = guarded::<()>("a test", || panic!("index out of bounds")).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::Unsupported);
+        assert!(refused.why.contains("index out of bounds"), "{refused}");
+        assert_eq!(guarded("a test", || Ok(7)).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_tokenizer_that_makes_the_library_panic_is_refused() {
+        // Its character map is no base64, which the library takes for granted.
+        let tokenizer = br#"{"version": "1.0", "added_tokens": [],
+            "normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#;
+        let material = Material { tokenizer: Some(Bytes::from_static(tokenizer)), ..Material::default() };
+        let refused = guarded("a test", move || material.read()).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::Unsupported);
+        assert!(refused.why.contains("the library"), "{refused}");
+    }
 }
