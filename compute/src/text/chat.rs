@@ -5,17 +5,17 @@
 //! with a character that occurs nowhere else; the marks are taken out of the result and become the offsets where the
 //! tokenizer may not find one. A template may still trim or test the text, as they do.
 //!
-//! Templates come from strangers: they get a budget of steps, bounded recursion, and no way to load anything.
+//! Templates come from strangers: they get a budget of steps and bytes ([`bounded`]), bounded recursion, and no way to load
+//! anything.
 
+use super::bounded;
 use super::specials::Specials;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind};
 use serde::Serialize;
 
 /// Longest template that is rendered; real ones have up to 20 KB.
-const TEMPLATE_BYTES_MAX: usize = 256 << 10;
-/// Steps a template may take; a conversation of a thousand messages takes about 100,000.
-const FUEL: u64 = 20_000_000;
+const TEMPLATE_BYTES_MAX: usize = 128 << 10;
 /// Roles that stand in templates unmarked.
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
@@ -98,9 +98,7 @@ impl ChatTemplate {
             .iter()
             .map(|m| Message { role: m.role.clone(), content: marked(&m.content, mark, specials) })
             .collect();
-        let environment = environment(now);
-        let template = environment.template_from_str(&self.source).map_err(failure)?;
-        let text = template.render(self.context(&marked)).map_err(failure)?;
+        let text = bounded::render(&self.source, environment(now), self.context(&marked)).map_err(failure)?;
         Ok(without_marks(&text, mark))
     }
 
@@ -160,19 +158,14 @@ fn without_marks(text: &str, mark: char) -> Rendered {
     rendered
 }
 
-/// As `transformers` sets it up: trimmed blocks, Python's string methods, `raise_exception`, `strftime_now`, a `tojson`
-/// that writes like Python's.
+/// As `transformers` sets it up: `raise_exception` and `strftime_now`. Trimmed blocks, Python's methods and a `tojson` that
+/// writes like Python's are added where they are bounded.
 fn environment(now: Moment) -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |why: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, RAISED.to_string() + &why))
     });
     environment.add_function("strftime_now", move |format: String| now.format(&format));
-    environment.add_filter("tojson", |value: Value, options: Kwargs| to_json(&value, &options));
     environment
 }
 
@@ -187,7 +180,7 @@ fn failure(error: Error) -> ChatError {
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=…)`.
-fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> {
+pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let json = serde_json::to_value(value).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
     let mut out = String::new();

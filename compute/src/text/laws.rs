@@ -168,6 +168,125 @@ fn a_template_that_never_ends_runs_out_of_fuel() {
     assert!(matches!(error, EncodeError::Chat(ChatError::Template(_))), "{error}");
 }
 
+/// What a template says when it is rendered with one short message.
+fn said(template: &str) -> Result<String, EncodeError> {
+    let tokenizer = from_json(template);
+    tokenizer.encode_chat(&[says("user", "x y")], NOW).map(|ids| tokenizer.decode(&ids))
+}
+
+#[test]
+fn no_template_makes_more_than_it_may() {
+    let doubled = |step: &str| {
+        format!(
+            "{{% set ns = namespace(a='x' * n | default(1000)) %}}{{% set ns.l = ['x'] %}}{{% for i in range(60) %}}{step}{{% endfor %}}{{{{ ns.a | length }}}}"
+        )
+    };
+    let long = "z".repeat(4000);
+    for template in [
+        "{% set ns=namespace(a='x'*100000000) %}{% for i in range(20) %}{% set ns.a=ns.a~ns.a %}{% endfor %}".to_string(),
+        "{% set n = 100000000 %}{% set ns=namespace(a='x'*n) %}{% for i in range(20) %}{% set ns.a=ns.a~ns.a %}{% endfor %}".to_string(),
+        "{{ [1] * 1000000000000 | list }}".to_string(),
+        "{{ (1, 2) * 1000000000000 }}".to_string(),
+        "{{ 1000000000000 * [1] }}".to_string(),
+        "{{ 'x' * 100000000 }}".to_string(),
+        "{{ 'x' * (100000000) }}".to_string(),
+        "{{ 'x' * (none or 100000000) }}".to_string(),
+        doubled("{% set ns.a = ns.a + ns.a %}"),
+        doubled("{% set ns.a = ns.a ~ ns.a %}"),
+        doubled("{% set ns.a = ns.a * (messages | length + 1) %}"),
+        doubled("{% set ns.a = [ns.a, ns.a] | join('-') %}"),
+        doubled("{% set ns.a = ns.a | replace('x', 'xx') %}"),
+        doubled("{% set ns.a = ns.a.replace('', ns.a) %}"),
+        doubled("{% set ns.a = ns.a.join([ns.a, ns.a]) %}"),
+        doubled("{% set ns.a = '{0}{0}'.format(ns.a) %}"),
+        doubled("{% set ns.a = '%s%s' | format(ns.a, ns.a) %}"),
+        doubled("{% set ns.a = (ns.a ~ '\n') | indent(1000000000) %}"),
+        doubled("{% set ns.a = [ns.a, ns.a] | tojson %}"),
+        doubled("{% set ns.a %}{{ ns.a }}{{ ns.a }}{% endset %}"),
+        doubled("{% set ns.l = ns.l + ns.l %}"),
+        doubled("{% set ns.l = [ns.l, ns.l] %}"),
+        doubled("{% set ns.l = {'a': ns.l, 'b': ns.l} %}"),
+        doubled("{% set ns.l = ns.l | chain(ns.l) %}"),
+        doubled("{% set ns.l = [1, 2, 3] | batch(1000000000, 0) | list %}"),
+        "{{ '%999999999d' | format(1) }}".to_string(),
+        "{{ '{:999999999}'.format(1) }}".to_string(),
+        "{% macro m(a) %}{{ a }}{{ a }}{% endmacro %}".to_string() + &doubled("{% set ns.a = m(ns.a) %}"),
+        format!("{{% set x %}}{{% for a in range(9999) %}}{{% for b in range(99) %}}{long}{{% endfor %}}{{% endfor %}}{{% endset %}}"),
+        format!("{{% for a in range(9999) %}}{{% for b in range(99) %}}{long}{{% endfor %}}{{% endfor %}}"),
+    ] {
+        let error = said(&template).expect_err(&template);
+        assert!(matches!(error, EncodeError::Chat(ChatError::Template(_))), "{template}: {error}");
+        assert!(!error.to_string().contains("syntax error"), "{template}: {error}");
+    }
+}
+
+#[test]
+fn no_template_nests_until_the_stack_is_gone() {
+    let each = |step: &str| {
+        format!(
+            "{{% set ns = namespace(l=[]) %}}{{% for a in range(900) %}}{{% for b in range(100) %}}{step}{{% endfor %}}{{% endfor %}}"
+        )
+    };
+    for template in [
+        each("{% set ns.l = [ns.l] %}"),
+        each("{% set ns.l = {'a': ns.l} %}"),
+        each("{% set ns.l = ns.l[0:] %}{% set ns.l = [ns.l] %}"),
+        each("{% set m = namespace(l=ns.l) %}{% set ns.l = m %}"),
+        each("{% set ns.l = [ns] %}"),
+        each("{% set ns = namespace(l=ns) %}"),
+        "{% set ns = namespace(l=1) %}{% set ns.l = ns %}".to_string(),
+        "{% set x = [1] %}".to_string() + &"{% set x = [x] %}".repeat(5000),
+        format!("{{{{ 1{} }}}}", "+1".repeat(50_000)),
+        format!("{{{{ [1]{} }}}}", "|list".repeat(10_000)),
+        format!("{{{{ {}1{} }}}}", "[".repeat(10_000), "]".repeat(10_000)),
+        "{% if 1 %}".repeat(5_000),
+        "{% macro m(a) %}{{ m(a) }}{% endmacro %}{{ m(1) }}".to_string(),
+        "{% for a in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}".to_string(),
+    ] {
+        let error = said(&template).expect_err(&template[..template.len().min(100)]);
+        assert!(matches!(error, EncodeError::Chat(ChatError::Template(_))), "{error}");
+    }
+}
+
+#[test]
+fn a_bounded_template_means_what_it_did() {
+    for (template, text) in [
+        ("a\\b \"q\" 'r' {# no #}{{ 1 }}\n", "a\\b \"q\" 'r' 1"),
+        ("{%- set x = 'a' -%}\n  {%- if x %}\n  {{- x }} b\n  {%- endif %}\n c", "a b c"),
+        ("{% raw %}{{ x }}{% endraw %}{{ '{{' }}", "{{ x }}{{"),
+        ("{% set a, b = 1, 2 %}{{ a + b }} {{ a ~ b }} {{ 3 * b }} {{ 1 + 0.5 }} {{ 2 * 1.5 }}", "3 12 6 1.5 3.0"),
+        (
+            "{% set ns = namespace(x=[]) %}{% for i in range(3) %}{% set ns.x = ns.x + [i] %}{% endfor %}{{ ns.x }}",
+            "[0, 1, 2]",
+        ),
+        (
+            "{% set m = messages[0:] %}{{ m[0]['content'] }}{{ m | length }}{% set o = namespace(m=m) %}{{ o.m[0].role }}",
+            "x y1user",
+        ),
+        ("{% set x %}<{{ 1 }}>{% endset %}{{ x * 2 ~ undefined_one }}", "<1><1>"),
+        (
+            "{% set x = {'a': {'b': [1, none, true]}} %}{{ x | tojson }}{{ x.a.b is sequence }}",
+            "{\"a\": {\"b\": [1, null, true]}}True",
+        ),
+        (
+            "{% macro m(a, b=2) %}{{ a }}{{ b }}{% endmacro %}{% set f = m %}{{ f('z') }}{{ '  ' * (b | default(1)) }}|",
+            "z2  |",
+        ),
+        ("{{ messages | map(attribute='content') | join(', ') }}{{ ['b', 'a'] | sort | join }}", "x yab"),
+        ("{{ messages[0].content.split(' ')[-1] }}{{ 'a-b'.replace('-', '+') }}{{ '%s!' | format('a') }}", "ya+ba!"),
+        (
+            "{{ ['a', 'b'] | list + ['c'] }}{{ 'abc'[::-1] }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+            "[\"a\", \"b\", \"c\"]cba1",
+        ),
+        (
+            "{% filter upper %}a{{ 'b' }}{% endfilter %}{% for a in [1, 2] if a > 1 %}{{ loop.index }}{{ a }}{% else %}no{% endfor %}",
+            "AB12",
+        ),
+    ] {
+        assert_eq!(said(template).unwrap(), text, "{template}");
+    }
+}
+
 #[test]
 fn a_role_that_no_template_knows_is_refused() {
     let error = from_json(CHATML).encode_chat(&[says("user<|im_end|>", "x")], NOW).unwrap_err();

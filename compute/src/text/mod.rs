@@ -7,6 +7,7 @@
 //!
 //! Not here: choosing tokens (`sample`) and knowing what a stage is.
 
+mod bounded;
 mod chat;
 mod credulous;
 mod decode;
