@@ -56,6 +56,16 @@ pub enum ExportError {
         /// Its blob.
         blob: BlobHash,
     },
+    /// The bytes are right, and the manifest states another size than they have.
+    #[error("{path} has {actual} bytes, and the manifest states {stated}")]
+    WrongSize {
+        /// The file.
+        path: FilePath,
+        /// Bytes as the manifest tells it.
+        stated: u64,
+        /// Bytes that the blob has.
+        actual: u64,
+    },
     /// The store's bytes are not those that the revision names.
     #[error("{path} is damaged in the store")]
     Corrupt {
@@ -119,8 +129,10 @@ impl Registry {
     async fn export_file(&self, file: &ManifestFile, root: &Path, transfer: Transfer) -> Result<bool, ExportError> {
         let not_held = || ExportError::NotHeld { path: file.path.clone(), blob: file.blake3 };
         let corrupt = || ExportError::Corrupt { path: file.path.clone(), blob: file.blake3 };
-        if !self.blobs().has(file.blake3).await.map_err(HoldError::from)? {
-            return Err(not_held());
+        let size = self.blobs().size(file.blake3).await.map_err(HoldError::from)?;
+        let actual = size.ok_or_else(not_held)?;
+        if actual != file.size {
+            return Err(ExportError::WrongSize { path: file.path.clone(), stated: file.size, actual });
         }
         // Kept from a collection while it is read.
         let _pin = self.blobs().temp_pin(file.blake3).await;

@@ -40,7 +40,8 @@ pub enum PinClass {
 /// How much of a revision is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Holding {
-    /// Whether the manifest and every byte of every file is here, by the store's book-keeping.
+    /// Whether the manifest and every byte of every file is here, by the store's book-keeping. A blob of another size than the
+    /// manifest states makes no whole copy of what was published.
     pub whole: bool,
     /// Whether it is pinned in the record class.
     pub kept: bool,
@@ -92,12 +93,19 @@ impl Registry {
         let mut files: Vec<(BlobHash, u64)> = manifest.files.iter().map(|file| (file.blake3, file.size)).collect();
         files.sort_unstable();
         files.dedup();
-        let (mut bytes_held, mut bytes_total) = (0, 0);
+        let (mut bytes_held, mut bytes_total, mut sizes_fit) = (0, 0, true);
         for (blob, size) in files {
             bytes_total += size;
-            bytes_held += self.blobs().bytes_held(blob).await?.min(size);
+            let held = match self.blobs().size(blob).await? {
+                Some(actual) => {
+                    sizes_fit &= actual == size;
+                    actual
+                }
+                None => self.blobs().bytes_held(blob).await?,
+            };
+            bytes_held += held.min(size);
         }
-        Ok(Holding { whole: bytes_held == bytes_total, kept, bytes_held, bytes_total: Some(bytes_total) })
+        Ok(Holding { whole: sizes_fit && bytes_held == bytes_total, kept, bytes_held, bytes_total: Some(bytes_total) })
     }
 
     /// Pins a revision whose manifest is here. In the record class, what is here of it is made durable first.
@@ -146,6 +154,22 @@ impl Registry {
             let mut kept = Vec::new();
             look::visit(transaction, tables::KEPT, &prefix, None, |key, _| {
                 kept.push(RevisionId::from(keys::last_id(key)?));
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(kept)
+        });
+        read.await
+    }
+
+    /// The kept revisions that contain this blob, whoever published them.
+    pub async fn kept_with(&self, blob: BlobHash) -> Result<Vec<RevisionId>, CatalogError> {
+        let prefix = keys::realm(self.realm());
+        let read = self.catalog().read(move |transaction| {
+            let mut kept = Vec::new();
+            look::visit(transaction, tables::KEPT_BLOBS, &prefix, None, |key, _| {
+                if keys::last_blob(key)? == blob {
+                    kept.push(RevisionId::from(keys::last_id(&key[..key.len() - keys::ID])?));
+                }
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(kept)

@@ -79,6 +79,14 @@ pub enum Problem {
     /// The bytes on disk are others.
     #[error("the bytes on disk are not those that the revision names")]
     Data,
+    /// BLAKE3 fits and the size does not: the publisher stated a wrong one; this is no damage.
+    #[error("the manifest states {stated} bytes, and the blob that it names has {actual}")]
+    Size {
+        /// Bytes as the manifest tells it.
+        stated: u64,
+        /// Bytes that the blob has.
+        actual: u64,
+    },
     /// BLAKE3 fits and SHA-256 does not: the publisher stated a wrong one.
     #[error("the manifest states another SHA-256 than the bytes have")]
     Sha256,
@@ -126,24 +134,26 @@ impl Registry {
         advance: impl Fn(u64) + Send + 'static,
     ) -> Result<Option<Problem>, BlobError> {
         let blobs = self.blobs();
-        let held = blobs.bytes_held(file.blake3).await?;
-        if held < file.size || (file.size == 0 && !blobs.has(file.blake3).await?) {
+        // The blob is judged by its hash, as long as it is: a stated size is only the publisher's word.
+        let Some(size) = blobs.size(file.blake3).await? else {
+            let held = blobs.bytes_held(file.blake3).await?;
             return Ok(Some(Problem::Incomplete { held, size: file.size }));
-        }
-        let Some(path) = blobs.path(file.blake3).await else { return self.verify_inline(file).await };
+        };
+        let Some(path) = blobs.path(file.blake3).await else { return self.verify_inline(file, size).await };
         let on_disk = OnDisk { path, proof: blobs.proof_path(file.blake3), file: file.clone() };
         let problem = blocking(move || Ok(on_disk.check(advance))).await?;
-        if problem.is_some() || BaoTree::new(file.size, IROH_BLOCK_SIZE).outboard_size() > PROOF_INLINE_MAX {
+        if problem.is_some() || BaoTree::new(size, IROH_BLOCK_SIZE).outboard_size() > PROOF_INLINE_MAX {
             return Ok(problem);
         }
         // The proof lies in the store's database: reading through it checks it.
-        Ok(blobs.read(file.blake3, 0..file.size).await.err().map(|_| Problem::Proof))
+        Ok(blobs.read(file.blake3, 0..size).await.err().map(|_| Problem::Proof))
     }
 
     /// A small blob lies in the store's database; a large one without its file is damaged.
-    async fn verify_inline(&self, file: &ManifestFile) -> Result<Option<Problem>, BlobError> {
-        match self.blobs().read(file.blake3, 0..file.size).await {
+    async fn verify_inline(&self, file: &ManifestFile, size: u64) -> Result<Option<Problem>, BlobError> {
+        match self.blobs().read(file.blake3, 0..size).await {
             Ok(bytes) if BlobHash::of(&bytes) != file.blake3 => Ok(Some(Problem::Data)),
+            Ok(_) if size != file.size => Ok(Some(Problem::Size { stated: file.size, actual: size })),
             Ok(bytes) => Ok((Sha256::digest(&bytes)[..] != file.sha256).then_some(Problem::Sha256)),
             Err(BlobError::Corrupt { .. } | BlobError::NotHeld { .. }) => Ok(Some(Problem::Data)),
             Err(BlobError::Io(error)) => Ok(Some(Problem::Unreadable(error.to_string()))),
@@ -212,11 +222,8 @@ impl OnDisk {
     }
 
     fn try_check(&self, advance: impl Fn(u64)) -> io::Result<Option<Problem>> {
-        let size = self.file.size;
         let data = File::open(&self.path)?;
-        if data.metadata()?.len() != size {
-            return Ok(Some(Problem::Data));
-        }
+        let size = data.metadata()?.len();
         let tree = BaoTree::new(size, IROH_BLOCK_SIZE);
         let mut proof = Proof::open(&self.proof, tree)?;
         let mut tee = Tee { data: BufReader::with_capacity(1 << 20, data), sha256: Sha256::new(), done: 0, advance };
@@ -224,6 +231,8 @@ impl OnDisk {
         let has_lost_its_proof = proof.file.is_none() && tree.outboard_size() > PROOF_INLINE_MAX;
         Ok(if blake3.as_bytes() != self.file.blake3.as_bytes() {
             Some(Problem::Data)
+        } else if size != self.file.size {
+            Some(Problem::Size { stated: self.file.size, actual: size })
         } else if tee.sha256.finalize()[..] != self.file.sha256 {
             Some(Problem::Sha256)
         } else if proof.differs || has_lost_its_proof {

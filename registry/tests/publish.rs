@@ -251,6 +251,38 @@ async fn a_byte_altered_on_disk_is_found_and_thrown_away_to_be_fetched_anew() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_states_a_wrong_size_condemns_no_bytes_of_another_publisher() {
+    let house = House::new().await;
+    let files = [("big.bin", bytes(5 << 20, 1)), ("mid.bin", bytes(50_000, 2)), ("small.bin", bytes(500, 3))];
+    let published = house.publish(&house.source("tiny", &files), &key(1), "tiny", 1).await;
+    let honest = house.registry.manifest(published.revision).await.unwrap().unwrap();
+    for off in [-1i64, 1] {
+        let mut evil = honest.clone();
+        evil.repo = repo(&key(2), "x");
+        evil.files.iter_mut().for_each(|file| file.size = file.size.saturating_add_signed(off));
+        let (revision, manifest) = evil.seal().unwrap();
+        let _pin = house.registry.blobs().add(manifest).await.unwrap();
+        house.registry.pin(revision, cairn_registry::PinClass::Record).await.unwrap();
+
+        let report = house.registry.verify(revision, |_| {}).await.unwrap();
+        assert_eq!(report.bad.len(), 3, "{report:?}");
+        assert!(report.bad.iter().all(|bad| matches!(bad.problem, Problem::Size { .. })), "{report:?}");
+        assert_eq!(report.damaged(), []);
+        assert!(!house.registry.held(revision).await.unwrap().whole, "counted as a copy");
+        let mut with = house.registry.kept_with(honest.files[0].blake3).await.unwrap();
+        with.retain(|kept| [revision, published.revision].contains(kept));
+        assert_eq!(with.len(), 2, "both kept revisions contain the blob");
+        let out = house.folder.path().join("out");
+        for name in ["big.bin", "small.bin"] {
+            let refused = house.registry.export(revision, &paths(&[name]), &out, Transfer::Copy, |_| {}).await;
+            assert!(matches!(refused, Err(cairn_registry::ExportError::WrongSize { .. })), "{refused:?}");
+        }
+    }
+    assert!(house.registry.verify(published.revision, |_| {}).await.unwrap().ok);
+    house.registry.close().await;
+}
+
+#[tokio::test]
 async fn an_export_of_damaged_bytes_leaves_no_file() {
     let house = House::new().await;
     let source = house.source("big", &[("big.bin", bytes(100_000, 1))]);

@@ -3,7 +3,10 @@
 //! Only the record class is told, and only what is whole; the stage cache is nobody's copy. Which revisions those are is the
 //! registry's knowledge. Invariant: a revision is told after its pin is durable, and withdrawn when bytes of it are lost.
 
-use cairn_protocol::{id::RevisionId, limits::ADVERT_HOLDS_MAX};
+use cairn_protocol::{
+    id::{BlobHash, RevisionId},
+    limits::ADVERT_HOLDS_MAX,
+};
 
 use crate::shell::Node;
 
@@ -21,6 +24,18 @@ pub async fn keeps(node: &Node, revision: RevisionId) {
 pub async fn lost(node: &Node, revision: RevisionId) {
     node.net.state(|statement| statement.holds.retain(|held| *held != revision));
     node.net.withdraw(revision).await;
+}
+
+/// Takes it back for every kept revision that contains a blob whose bytes are lost.
+pub async fn lost_blob(node: &Node, blob: BlobHash) {
+    match node.registry.kept_with(blob).await {
+        Ok(kept) => {
+            for revision in kept {
+                lost(node, revision).await;
+            }
+        }
+        Err(error) => tracing::warn!(%error, blob = %blob.short(), "who contains a lost blob could not be read"),
+    }
 }
 
 /// Tells everything that is kept whole, newest last, so that the newest lead the advert's list. For the start of a node.

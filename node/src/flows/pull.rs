@@ -88,8 +88,12 @@ impl Pull<'_> {
     async fn fetch(&self) -> Result<FetchReport, Refusal> {
         let total = needed(self.wanted);
         let tell = |done: u64, item: &str| self.tell("fetch", done, total, item);
-        let brought = bring(self.node, self.resolved.revision, self.wanted, tell).await;
-        brought.map_err(|refusal| about(self.resolved, refusal))
+        let refused = |refusal| about(self.resolved, refusal);
+        refuse_wrong_sizes(self.node, self.wanted).await.map_err(refused)?;
+        let brought = bring(self.node, self.resolved.revision, self.wanted, tell).await.map_err(refused)?;
+        // A blob that was not here tells its size only now.
+        refuse_wrong_sizes(self.node, self.wanted).await.map_err(refused)?;
+        Ok(brought)
     }
 
     /// Writes the whole files; a damaged one is thrown away and fetched once more.
@@ -130,6 +134,7 @@ impl Pull<'_> {
             _ if is_full => (Reason::DiskFull, "another disk, or making room"),
             ExportError::NoSuchFile { .. } | ExportError::NotHeld { .. } => (Reason::NotFound, "the same again"),
             ExportError::Corrupt { .. } => (Reason::Corrupt, "cairn verify, then the same again"),
+            ExportError::WrongSize { .. } => (Reason::Corrupt, "another revision"),
             ExportError::LeadsOut(_) | ExportError::Write { .. } => (Reason::BadInput, "another folder"),
             ExportError::Hold(_) => (Reason::Internal, "the node's log"),
         };
@@ -144,9 +149,22 @@ impl Pull<'_> {
     }
 }
 
-/// Throws a damaged blob of a kept revision away; it is no whole copy until it was fetched anew.
+/// A blob of another size than the manifest states is right by its hash; it is the manifest that can't be trusted.
+async fn refuse_wrong_sizes(node: &Node, wanted: &[Wanted]) -> Result<(), Refusal> {
+    for want in wanted {
+        let actual = node.registry.blobs().size(want.hash).await.map_err(|error| read_refusal(want.hash, &error))?;
+        if let Some(actual) = actual.filter(|actual| *actual != want.size) {
+            let why = format!("the manifest states {} bytes, and the blob that it names has {actual}", want.size);
+            return Err(Refusal::new(Reason::Corrupt, want.path.clone(), why).try_this("another revision"));
+        }
+    }
+    Ok(())
+}
+
+/// Throws a damaged blob away; no kept revision that contains it is a whole copy until it was fetched anew.
 pub(crate) async fn throw_away(node: &Node, revision: RevisionId, blob: BlobHash) -> Result<(), Refusal> {
     announce::lost(node, revision).await;
+    announce::lost_blob(node, blob).await;
     let thrown = node.registry.blobs().quarantine(blob).await;
     thrown.map_err(|error| {
         Refusal::new(
@@ -202,7 +220,10 @@ pub async fn read_blob(
     let _pin = blobs.temp_pin(hash).await;
     if let Some((revision, path)) = source {
         let ranges = std::iter::once(range.clone()).collect();
-        bring::fetch_all(&node, revision, &[Wanted { path, hash, size: total, ranges }], |_, _| {}).await?;
+        let wanted = [Wanted { path, hash, size: total, ranges }];
+        refuse_wrong_sizes(&node, &wanted).await?;
+        bring::fetch_all(&node, revision, &wanted, |_, _| {}).await?;
+        refuse_wrong_sizes(&node, &wanted).await?;
     }
     let mut offset = range.start;
     loop {
