@@ -19,6 +19,7 @@ use crate::{
     catalog::{CatalogError, keys, tables},
     folder::FolderError,
     history::next,
+    holding::blob_of,
     import::ImportError,
     index::IndexError,
     look,
@@ -113,6 +114,7 @@ impl Registry {
         check_records(&prepared, &records)?;
         let blobs: Vec<BlobHash> = prepared.pins.iter().map(TempPin::hash).collect();
         self.blobs().sync(&blobs).await?;
+        self.blobs().require(&blobs_of(&prepared)).await?;
         let realm = self.realm();
         let (manifest, revision, manifest_bytes) = (prepared.manifest, prepared.revision, prepared.manifest_bytes);
         let written = self.catalog().write(move |transaction| {
@@ -131,6 +133,12 @@ impl Registry {
         self.note_change(true);
         Ok(Committed { revision, heads })
     }
+}
+
+/// What must be on disk before the revision is acknowledged.
+fn blobs_of(prepared: &Prepared) -> Vec<(BlobHash, u64)> {
+    let files = prepared.manifest.files.iter().map(|file| (file.blake3, file.size));
+    files.chain([(blob_of(prepared.revision), prepared.manifest_bytes)]).collect()
 }
 
 /// Everything must be signed by the repo's publisher and speak of this revision.

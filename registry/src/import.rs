@@ -1,7 +1,8 @@
 //! Takes one file into the blob store and says its digests.
 //!
 //! A file that the file system can clone is cloned (no second copy of the bytes); otherwise it is read once, and the same bytes go to
-//! the store and to the digests. A hard link is made only when it was asked for. It does not know manifests.
+//! the store and to the digests. A hard link is made only when it was asked for and the store has no whole copy; it replaces
+//! what stood in its place only after it was read. It does not know manifests.
 //!
 //! Invariant: the digests are of the bytes that the store holds, even if someone writes to the file meanwhile; then the import
 //! fails or describes the copy, never a mixture.
@@ -36,7 +37,7 @@ const PIECE: usize = 1 << 20;
 const PIECES_MAX: usize = 4;
 
 /// Files up to this size are stored inside the store's database, so cloning or linking them means nothing.
-const INLINE_MAX: u64 = 16 * 1024;
+pub(crate) const INLINE_MAX: u64 = 16 * 1024;
 
 /// How bytes get from a person's folder into the store, and back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -167,25 +168,42 @@ async fn import_linked(
     size: u64,
     advance: impl Fn(u64) + Send + 'static,
 ) -> Result<Imported, ImportError> {
-    let (hash, sums) = describe(path, path, size, advance).await?;
-    let _while_linking = blobs.temp_pin(hash).await;
-    let (source, target) = (path.to_owned(), blobs.link_path(hash));
-    let linked = blocking({
-        let target = target.clone();
-        move || hard_link(&source, &target)
+    let failed = |error| ImportError::Link { path: path.to_owned(), error };
+    let (source, folder) = (path.to_owned(), blobs.link_folder());
+    let linked = blocking(move || {
+        tempfile::Builder::new().suffix(".part").make_in(folder, |link| std::fs::hard_link(&source, link))
     });
-    linked.await.map_err(|error| ImportError::Link { path: path.to_owned(), error })?;
+    let link = linked.await.map_err(failed)?.into_temp_path();
+    let (hash, sums) = describe(&link, path, size, advance).await?;
+    let pin = blobs.temp_pin(hash).await;
+    if blobs.is_whole_on_disk(hash).await? {
+        return Ok(Imported { pin, size, sums });
+    }
+    let target = blobs.link_path(hash);
+    blocking({
+        let target = target.clone();
+        move || move_in(link, &target)
+    })
+    .await
+    .map_err(failed)?;
     let tag = add_path(blobs, &target, ImportMode::TryReference).await?;
-    accept(blobs, tag, hash, path, size, sums)
+    let accepted = accept(blobs, tag, hash, path, size, sums);
+    if accepted.is_err() {
+        // What stood here before was not whole, and this is not what its name says.
+        blocking(move || remove_if_there(&target)).await.map_err(failed)?;
+    }
+    accepted
 }
 
-/// A link of the same content may be there from an earlier import; it is replaced, so that the newest one is whole.
-fn hard_link(source: &Path, target: &Path) -> io::Result<()> {
-    remove_if_there(target)?;
-    std::fs::hard_link(source, target)?;
-    let mut permissions = std::fs::metadata(target)?.permissions();
+/// Puts a checked link in its place. Whatever stood there is gone only when the new one stands.
+fn move_in(link: tempfile::TempPath, target: &Path) -> io::Result<()> {
+    let mut permissions = std::fs::metadata(&link)?.permissions();
     permissions.set_readonly(true);
-    std::fs::set_permissions(target, permissions)
+    std::fs::set_permissions(&link, permissions)?;
+    let link = link.keep().map_err(|error| error.error)?;
+    std::fs::rename(&link, target)?;
+    // Renaming one link of a file over another of the same file leaves both.
+    remove_if_there(&link)
 }
 
 async fn add_path(blobs: &Blobs, path: &Path, mode: ImportMode) -> Result<TempTag, ImportError> {

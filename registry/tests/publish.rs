@@ -7,7 +7,7 @@ mod house;
 use std::fs;
 
 use cairn_protocol::{FilePath, RefName};
-use cairn_registry::{ImportError, PrepareOptions, Problem, PublishError, Transfer, sums_of};
+use cairn_registry::{Committed, ImportError, PrepareOptions, Prepared, Problem, PublishError, Transfer, sums_of};
 use house::{House, bytes, key, repo, safetensors, sign};
 
 /// Sizes that take different ways through the store, with why.
@@ -326,6 +326,76 @@ async fn a_hard_link_is_made_only_when_asked_for_and_is_read_only() {
     house.registry.unpin(published.revision).await.unwrap();
     house.registry.blobs().collect().await.unwrap();
     assert_eq!(fs::metadata(&file).unwrap().nlink(), 2, "the store's link went with the last pin");
+    house.registry.close().await;
+}
+
+/// Prepares a folder by hard links.
+async fn prepare_linked(house: &House, source: std::path::PathBuf, name: &str) -> Result<Prepared, PublishError> {
+    let options = PrepareOptions { transfer: Transfer::HardLink, ..PrepareOptions::default() };
+    house.registry.prepare(source, repo(&key(1), name), options, |_| {}).await
+}
+
+async fn commit(house: &House, prepared: Prepared, name: &str) -> Result<Committed, PublishError> {
+    let next = house.registry.next_head(&repo(&key(1), name), &RefName::main()).await.unwrap();
+    let records = sign(&prepared, &key(1), next);
+    house.registry.commit(prepared, records).await
+}
+
+#[tokio::test]
+async fn a_whole_link_is_not_replaced_by_a_later_import_of_the_same_content() {
+    use std::os::unix::fs::MetadataExt;
+    let house = House::new().await;
+    let sources = ["first", "second"].map(|name| house.source(name, &[("big.bin", bytes(100_000, 1))]));
+    let prepared = prepare_linked(&house, sources[0].clone(), "first").await.unwrap();
+    let blob = prepared.manifest.files[0].blake3;
+    let first = commit(&house, prepared, "first").await.unwrap();
+    let link = house.home().join(format!("blobs/linked/{blob}.data"));
+    let before = fs::metadata(&link).unwrap().ino();
+
+    let prepared = prepare_linked(&house, sources[1].clone(), "second").await.unwrap();
+    let second = commit(&house, prepared, "second").await.unwrap();
+    assert_eq!(fs::metadata(&link).unwrap().ino(), before, "a whole copy was replaced");
+    // What is not whole is replaced: the store's link was changed through the first folder's name.
+    let mut permissions = fs::metadata(&link).unwrap().permissions();
+    #[allow(clippy::permissions_set_readonly_false)]
+    permissions.set_readonly(false);
+    fs::set_permissions(&link, permissions).unwrap();
+    fs::write(sources[0].join("big.bin"), b"edited").unwrap();
+    let prepared = prepare_linked(&house, sources[1].clone(), "third").await.unwrap();
+    commit(&house, prepared, "third").await.unwrap();
+    for revision in [first.revision, second.revision] {
+        assert!(house.registry.verify(revision, |_| {}).await.unwrap().ok);
+    }
+    let left = fs::read_dir(house.home().join("blobs/linked")).unwrap().count();
+    assert_eq!(left, 1, "a temporary link is left");
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_revision_whose_bytes_vanished_before_the_commit_is_not_acknowledged() {
+    let house = House::new().await;
+    let source = house.source("a", &[("big.bin", bytes(100_000, 1)), ("small.bin", bytes(100, 2))]);
+    let prepared = prepare_linked(&house, source, "a").await.unwrap();
+    let (revision, blob) = (prepared.revision, prepared.manifest.files[0].blake3);
+    fs::remove_file(house.home().join(format!("blobs/linked/{blob}.data"))).unwrap();
+    let refused = commit(&house, prepared, "a").await;
+    assert!(matches!(refused, Err(PublishError::Blobs(_))), "{refused:?}");
+    assert!(!house.registry.is_kept(revision).await.unwrap());
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_link_is_not_swept_while_its_import_is_under_way() {
+    let house = House::new().await;
+    let blob = cairn_protocol::BlobHash::of(&bytes(100_000, 1));
+    let link = house.home().join(format!("blobs/linked/{blob}.data"));
+    let pin = house.registry.blobs().temp_pin(blob).await;
+    fs::write(&link, bytes(100_000, 1)).unwrap();
+    house.registry.blobs().collect().await.unwrap();
+    assert!(link.exists(), "the link of an import went before the store knew its blob");
+    drop(pin);
+    house.registry.blobs().collect().await.unwrap();
+    assert!(!link.exists());
     house.registry.close().await;
 }
 

@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -35,7 +36,7 @@ const LIBRARY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Shared between the blob store's handle, its pins and the library's collector.
 pub(crate) struct Guard {
-    /// Guards the sets below; held for set operations only, never across an await.
+    /// Guards the sets below; held for set operations and the removal of one link, never across an await.
     state: Mutex<State>,
     /// Number of runs that have ended; `None` once closed.
     ended: watch::Sender<u64>,
@@ -149,6 +150,15 @@ impl Guard {
 
     pub(crate) fn pardon(&self, hash: BlobHash) {
         self.state().condemned.remove(&hash);
+    }
+
+    /// Runs `remove` unless the blob is pinned or was until just now; nobody pins it meanwhile, so `remove` must be short.
+    pub(crate) fn unless_pinned(&self, hash: BlobHash, remove: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let state = self.state();
+        if state.pinned.contains_key(&hash) || state.released.contains(&hash) {
+            return Ok(());
+        }
+        remove()
     }
 
     /// Whether the collector has stopped answering.

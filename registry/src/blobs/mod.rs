@@ -27,7 +27,7 @@ use iroh_blobs::{
 
 use self::guard::{Guard, raw};
 pub use self::guard::{Stalled, TempPin};
-use crate::catalog::Catalog;
+use crate::{catalog::Catalog, import::INLINE_MAX};
 
 /// Patience with one collection on demand: it lists every blob and deletes a few.
 const COLLECT_PATIENCE: Duration = Duration::from_secs(60);
@@ -245,6 +245,41 @@ impl Blobs {
         link_path(&self.root, hash)
     }
 
+    /// Where hard links stand.
+    pub(crate) fn link_folder(&self) -> PathBuf {
+        self.root.join("linked")
+    }
+
+    /// Whether the store has all of a blob that is large enough for a file, by its book-keeping and by the file's bytes.
+    pub(crate) async fn is_whole_on_disk(&self, hash: BlobHash) -> Result<bool, BlobError> {
+        let Some(path) = self.path(hash).await else { return Ok(false) };
+        let read = blocking(move || {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(std::fs::File::open(path)?)?;
+            Ok(BlobHash::from(*hasher.finalize().as_bytes()))
+        });
+        // A file that can't be read is no copy.
+        Ok(read.await.is_ok_and(|found| found == hash))
+    }
+
+    /// Errs unless every blob is here whole and, if it is too large for the store's database, as a file of its size.
+    pub(crate) async fn require(&self, wanted: &[(BlobHash, u64)]) -> Result<(), BlobError> {
+        for (hash, size) in wanted {
+            let not_held = || BlobError::NotHeld { hash: *hash, range: 0..*size };
+            if self.size(*hash).await? != Some(*size) {
+                return Err(not_held());
+            }
+            if *size > INLINE_MAX {
+                let path = self.path(*hash).await.ok_or_else(not_held)?;
+                let length = blocking(move || Ok(std::fs::metadata(path)?.len())).await?;
+                if length != *size {
+                    return Err(not_held());
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn data_path(&self, hash: BlobHash) -> PathBuf {
         data_path(&self.root, hash)
     }
@@ -292,8 +327,9 @@ impl Blobs {
         let folder = self.root.join("linked");
         for hash in blocking(move || hashes_in(&folder)).await? {
             if self.store.status(raw(hash)).await.map_err(other)? == BlobStatus::NotFound {
-                let path = self.link_path(hash);
-                blocking(move || remove_if_there(&path)).await?;
+                let (path, guard) = (self.link_path(hash), self.guard.clone());
+                // An import pins its blob before it puts the link here, and the store knows the blob only after it was hashed.
+                blocking(move || guard.unless_pinned(hash, || remove_if_there(&path))).await?;
             }
         }
         Ok(())
@@ -309,7 +345,14 @@ fn make_folders(root: &Path) -> io::Result<()> {
         }
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::create_dir_all(root.join("linked"))?;
+    let linked = root.join("linked");
+    std::fs::create_dir_all(&linked)?;
+    for entry in std::fs::read_dir(&linked)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "part") {
+            remove_if_there(&path)?;
+        }
+    }
     std::fs::create_dir_all(root.join("data"))
 }
 
