@@ -21,7 +21,7 @@ use iroh_blobs::{
     store::{GcConfig, ProtectOutcome},
 };
 use tokio::sync::{Notify, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::catalog::{Catalog, WeakCatalog};
 
@@ -30,6 +30,9 @@ const COLLECT_EVERY: Duration = Duration::from_secs(300);
 
 /// A run is overdue when none has begun for this long: the library's loop ends for ever at its first error.
 const COLLECT_OVERDUE: Duration = Duration::from_secs(3 * 300);
+
+/// A sweep lists the store and deletes a few files. One that has not ended after this long has failed, and the loop with it.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The library sleeps this long before each question; the real waiting happens in the answer, where it can be cut short.
 const LIBRARY_PAUSE: Duration = Duration::from_millis(10);
@@ -55,6 +58,10 @@ struct State {
     condemned: BTreeSet<BlobHash>,
     /// What the run under way will spare.
     sweeping: Option<HashSet<Hash>>,
+    /// Whether a sweep began and did not end in time.
+    is_dead: bool,
+    /// Whether the log has been told.
+    is_told: bool,
     begun: u64,
     begun_at: Option<Instant>,
 }
@@ -113,13 +120,20 @@ impl Guard {
         }
     }
 
-    /// Pins a blob whose hash is known. Waits for the end of a sweep that does not spare it.
+    /// Pins a blob whose hash is known. Waits for the end of a sweep that does not spare it; one that does not end in
+    /// time has died, and takes nothing any more.
     pub(crate) async fn pin(self: &Arc<Self>, hash: BlobHash) -> TempPin {
+        self.pin_within(hash, SWEEP_PATIENCE).await
+    }
+
+    async fn pin_within(self: &Arc<Self>, hash: BlobHash, patience: Duration) -> TempPin {
         let mut ended = self.ended.subscribe();
         let (pin, run) = self.pin_now(hash);
         if let Some(run) = run {
-            // Errs only if the guard is gone, and we hold it.
-            let _ = ended.wait_for(|ended| *ended >= run).await;
+            let waited = tokio::time::timeout(patience, ended.wait_for(|ended| *ended >= run)).await;
+            if waited.is_err() {
+                self.give_up(run);
+            }
         }
         pin
     }
@@ -134,7 +148,13 @@ impl Guard {
     /// Runs one collection that begins after this call, and waits for its end. `Err` when the collector does not answer.
     pub(crate) async fn collect(&self, patience: Duration) -> Result<(), Stalled> {
         let mut ended = self.ended.subscribe();
-        let run = self.state().begun + 1;
+        let run = {
+            let state = self.state();
+            if state.is_dead {
+                return Err(Stalled);
+            }
+            state.begun + 1
+        };
         self.wanted.notify_one();
         let waited = tokio::time::timeout(patience, ended.wait_for(|ended| *ended >= run)).await;
         match waited {
@@ -161,10 +181,26 @@ impl Guard {
         remove()
     }
 
+    /// The sweep has not ended: nobody else need wait for it. Should the collector ask again after all, it is alive.
+    fn give_up(&self, run: u64) {
+        let mut state = self.state();
+        if state.sweeping.is_some() && state.begun == run {
+            (state.sweeping, state.is_dead) = (None, true);
+            if !std::mem::replace(&mut state.is_told, true) {
+                error!("a garbage collection failed: unneeded blobs stay on disk until a restart");
+            }
+        }
+    }
+
+    /// Whether the log has not been told yet; from now on it has.
+    pub(crate) fn is_news(&self) -> bool {
+        !std::mem::replace(&mut self.state().is_told, true)
+    }
+
     /// Whether the collector has stopped answering.
     pub(crate) fn is_overdue(&self) -> bool {
         let state = self.state();
-        state.begun_at.is_some_and(|begun| begun.elapsed() > COLLECT_OVERDUE)
+        state.is_dead || state.begun_at.is_some_and(|begun| begun.elapsed() > COLLECT_OVERDUE)
     }
 
     /// Waits for the time of one collection; `false` once closed.
@@ -238,7 +274,7 @@ impl Guard {
     fn end_run(&self) {
         let begun = {
             let mut state = self.state();
-            state.sweeping = None;
+            (state.sweeping, state.is_dead, state.is_told) = (None, false, false);
             state.begun
         };
         self.ended.send_replace(begun);
@@ -257,4 +293,49 @@ pub struct Stalled;
 /// The same hash in the library's type.
 pub(crate) fn raw(hash: BlobHash) -> Hash {
     Hash::from_bytes(*hash.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOB: [u8; 32] = [7; 32];
+
+    /// The library's loop ends at its first error: the sweep has begun, and nobody says that it ended.
+    #[tokio::test]
+    async fn a_sweep_that_never_ends_holds_up_no_pin_for_ever_and_later_ones_not_at_all() {
+        let guard = Guard::new();
+        guard.begin_run(&mut HashSet::new());
+        let pin = guard.pin_within(BLOB.into(), Duration::from_millis(20)).await;
+        assert_eq!(pin.hash(), BLOB.into());
+        assert!(guard.is_overdue(), "the collector counts as alive");
+        assert!(!guard.is_news(), "the log was told once");
+        tokio::time::timeout(Duration::from_secs(5), guard.pin([8; 32].into())).await.unwrap();
+        assert!(guard.collect(SWEEP_PATIENCE).await.is_err(), "a dead collector is waited for");
+
+        guard.end_run();
+        assert!(!guard.is_overdue(), "a collector that asks again is alive");
+    }
+
+    #[tokio::test]
+    async fn a_link_is_swept_only_when_nothing_pins_its_blob() {
+        let guard = Guard::new();
+        let removed = || {
+            let mut removed = false;
+            guard
+                .unless_pinned(BLOB.into(), || {
+                    removed = true;
+                    Ok(())
+                })
+                .unwrap();
+            removed
+        };
+        assert!(removed());
+        let pin = guard.pin(BLOB.into()).await;
+        assert!(!removed());
+        drop(pin);
+        assert!(!removed(), "the catalogue may have it by now");
+        guard.begin_run(&mut HashSet::new());
+        assert!(removed());
+    }
 }

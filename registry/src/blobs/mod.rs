@@ -179,7 +179,8 @@ impl Blobs {
         Ok(self.guard.adopt(tag))
     }
 
-    /// Keeps a blob, or as much of it as is here or arrives, while the pin lives. Waits for a sweep that would take it.
+    /// Keeps a blob, or as much of it as is here or arrives, while the pin lives. Waits for a sweep that would take it, but
+    /// not for ever: a sweep that does not end has died.
     pub async fn temp_pin(&self, hash: BlobHash) -> TempPin {
         self.guard.pin(hash).await
     }
@@ -287,7 +288,7 @@ impl Blobs {
     /// Watches the collector, and removes links that it left, until the store is closed.
     pub(crate) async fn supervise(self) {
         while self.guard.tick().await {
-            if self.guard.is_overdue() {
+            if self.guard.is_overdue() && self.guard.is_news() {
                 tracing::error!("garbage collection has stopped: unneeded blobs stay on disk until a restart");
             }
             if let Err(error) = self.sweep_links().await {
