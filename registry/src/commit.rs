@@ -110,11 +110,20 @@ impl Registry {
     /// Publishes: makes the bytes durable, then writes all records, the pin and the list of its blobs in one transaction, then
     /// answers. `records` are the revision's record, a head for every ref, and the publisher's profile if it is new. If a ref moved
     /// since `next_head`, nothing is written.
+    ///
+    /// Dropping the future before the write leaves nothing but unpinned bytes; from the write on it goes through, its blobs stay
+    /// pinned until the catalogue keeps them, and those who watch hear of it.
     pub async fn commit(&self, prepared: Prepared, records: Vec<Record>) -> Result<Committed, PublishError> {
         check_records(&prepared, &records)?;
         let blobs: Vec<BlobHash> = prepared.pins.iter().map(TempPin::hash).collect();
         self.blobs().sync(&blobs).await?;
         self.blobs().require(&blobs_of(&prepared)).await?;
+        let registry = self.clone();
+        let written = self.see_through(async move { registry.write_commit(prepared, records).await });
+        written.await.ok_or(CatalogError::Closed)?
+    }
+
+    async fn write_commit(&self, prepared: Prepared, records: Vec<Record>) -> Result<Committed, PublishError> {
         let realm = self.realm();
         let (manifest, revision, manifest_bytes) = (prepared.manifest, prepared.revision, prepared.manifest_bytes);
         let written = self.catalog().write(move |transaction| {

@@ -12,7 +12,7 @@ use std::{
 
 use cairn_protocol::id::RealmId;
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{Mutex, oneshot, watch},
     task::JoinSet,
 };
 
@@ -32,7 +32,8 @@ struct Inner {
     catalog: Catalog,
     blobs: Blobs,
     changes: watch::Sender<u64>,
-    /// Guards the supervising task against two closers; held across the await of its end and nothing else.
+    /// The supervising task and writes that must not stop half-way. Held across the await of their end by `close`, and
+    /// otherwise for adding one.
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -113,6 +114,23 @@ impl Registry {
 
     pub(crate) fn catalog(&self) -> &Catalog {
         &self.inner.catalog
+    }
+
+    /// Runs `work` to its end even if whoever asked has gone; `close` waits for it. `None` when it did not run.
+    pub(crate) async fn see_through<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut tasks = self.inner.tasks.lock().await;
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(async move {
+                // The asker may have gone; the work was still done.
+                let _ = reply.send(work.await);
+            });
+        }
+        answer.await.ok()
     }
 
     /// Tells those who watch, if something changed.

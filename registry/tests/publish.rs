@@ -418,6 +418,46 @@ async fn records_of_another_revision_or_key_are_not_committed() {
     house.registry.close().await;
 }
 
+/// Polls a publication until the catalogue has it, and drops it before it answers. `false` if it answered first.
+async fn drop_between_write_and_answer(house: &House, name: &str) -> bool {
+    let source = house.source(name, &[("a.bin", bytes(20_000, 1))]);
+    let repo = repo(&key(1), name);
+    let prepared = house.prepare(&source, &repo, 1).await.unwrap();
+    let revision = prepared.revision;
+    let next = house.registry.next_head(&repo, &RefName::main()).await.unwrap();
+    let records = sign(&prepared, &key(1), next);
+    let mut commit = Box::pin(house.registry.commit(prepared, records));
+    let mut changes = house.registry.changes();
+    loop {
+        if futures::poll!(commit.as_mut()).is_ready() {
+            return false;
+        }
+        if house.registry.is_kept(revision).await.unwrap() {
+            break;
+        }
+    }
+    drop(commit);
+    let heard = tokio::time::timeout(std::time::Duration::from_secs(10), changes.changed()).await;
+    assert!(heard.is_ok(), "a revision is committed and nobody hears of it");
+    house.registry.blobs().collect().await.unwrap();
+    assert!(house.registry.verify(revision, |_| {}).await.unwrap().ok);
+    true
+}
+
+#[tokio::test]
+async fn a_publication_whose_asker_left_during_the_write_is_whole_and_heard_of() {
+    let house = House::new().await;
+    let mut dropped = 0;
+    for attempt in 0..50 {
+        dropped += u32::from(drop_between_write_and_answer(&house, &format!("repo{attempt}")).await);
+        if dropped == 3 {
+            break;
+        }
+    }
+    assert!(dropped > 0, "the moment was never met");
+    house.registry.close().await;
+}
+
 #[tokio::test]
 async fn a_file_that_shrinks_while_it_is_published_is_refused() {
     let house = House::new().await;

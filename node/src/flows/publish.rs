@@ -3,8 +3,8 @@
 //! Taking files in and the rules of heads are the registry's; here is whose key signs, and the order: hear what others know, take
 //! the bytes in, sign, commit, tell. Import of a folder or a .gguf file is the same.
 //!
-//! Invariant: a handle that another key claims is never signed for; nothing is told to peers before it is durable here. Dropping the
-//! flow before the commit leaves nothing but unpinned bytes (and, at a handle's first publish, its key).
+//! Invariant: a handle that another key claims is never signed for; nothing is told to peers before it is durable here, and what is
+//! durable is told. Dropping the flow before the commit leaves nothing but unpinned bytes (and, at a handle's first publish, its key).
 
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -96,11 +96,9 @@ async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent
     let main = next(node, &repo, &RefName::main()).await?;
     let records =
         sign(node, &signer, &prepared, main, wish.tag.clone()).map_err(|error| Refusal::internal(&what, error))?;
-    let Committed { revision, .. } = node.registry.commit(prepared, records.clone()).await.map_err(failed)?;
-    for record in records {
-        node.net.publish_record(record).await;
-    }
-    announce::keeps(node, revision).await;
+    let told = node.tasks.spawn(commit_and_tell(node.clone(), prepared, records));
+    let told = told.await.map_err(|error| Refusal::internal(&what, error))?;
+    let Committed { revision, .. } = told.map_err(failed)?;
     tracing::info!(repo = %wish.path, revision = %revision.short(), files, bytes, "published");
     let done = api::Published {
         repo: what,
@@ -116,6 +114,16 @@ async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent
     // A client that hung up after the commit has still published.
     let _ = events.send(api::PublishEvent { event: Some(api::publish_event::Event::Done(done)) }).await;
     Ok(())
+}
+
+/// What is committed is told, even if whoever asked hangs up in between: it runs as a task of its own.
+async fn commit_and_tell(node: Arc<Node>, prepared: Prepared, records: Vec<Record>) -> Result<Committed, PublishError> {
+    let committed = node.registry.commit(prepared, records.clone()).await?;
+    for record in records {
+        node.net.publish_record(record).await;
+    }
+    announce::keeps(&node, committed.revision).await;
+    Ok(committed)
 }
 
 async fn signer(node: &Node, path: &RepoPath) -> Result<Signer, Refusal> {
