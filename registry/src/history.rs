@@ -5,7 +5,10 @@
 //! Invariant: the answer depends only on the set of heads, never on the order in which they arrived, save for `adopted`, by which
 //! a node that already uses a head stays with it when a second head of the same number turns up.
 
-use std::collections::BTreeSet;
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use cairn_protocol::id::{RecordId, RevisionId};
 
@@ -45,11 +48,12 @@ pub struct Standing {
 /// A reason for which heads newer than the one in force do not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PassedOver {
-    /// Several heads claim one number.
+    /// The publisher's heads contradict each other: several claim one number, one does not continue the head that it names as its
+    /// predecessor, or a tag's disagree.
     Contested {
-        /// Their (epoch, number).
+        /// The first one's (epoch, number).
         place: (u64, u64),
-        /// The heads, in order of their ids.
+        /// The heads, by (epoch, number, id).
         heads: Vec<HeadRow>,
     },
     /// The head's revision record has not arrived.
@@ -62,13 +66,14 @@ pub fn stand(heads: &[HeadRow], adopted: Option<RecordId>, known: impl Fn(Revisi
     if heads.iter().any(|head| head.tag) {
         return stand_of_tag(heads, adopted, known);
     }
+    let by_id: BTreeMap<RecordId, &HeadRow> = heads.iter().map(|head| (head.id, head)).collect();
     let mut passed_over = Vec::new();
     for group in heads.chunk_by(|a, b| a.place() == b.place()).rev() {
-        let chosen = match group {
-            [only] => Some(only),
-            several => several.iter().find(|head| Some(head.id) == adopted),
+        let (is_sound, chosen) = match group {
+            [only] if continues(only, &by_id) => (true, Some(only)),
+            rivals => (false, rivals.iter().find(|head| Some(head.id) == adopted)),
         };
-        if group.len() > 1 {
+        if !is_sound {
             passed_over.push(PassedOver::Contested { place: group[0].place(), heads: group.to_vec() });
         }
         match chosen {
@@ -78,6 +83,17 @@ pub fn stand(heads: &[HeadRow], adopted: Option<RecordId>, known: impl Fn(Revisi
         }
     }
     Standing { head: None, passed_over }
+}
+
+/// Whether a head continues the one that it names as its predecessor. One that is not here is believed: it may still arrive, and then
+/// this is decided anew.
+fn continues(head: &HeadRow, by_id: &BTreeMap<RecordId, &HeadRow>) -> bool {
+    let Some(previous) = head.previous.and_then(|id| by_id.get(&id)) else { return true };
+    match head.epoch.cmp(&previous.epoch) {
+        Ordering::Equal => head.number == previous.number.saturating_add(1),
+        Ordering::Greater => true,
+        Ordering::Less => false,
+    }
 }
 
 /// A tag stands where all its heads agree; heads that disagree leave it nowhere but for a node that already uses one.
@@ -180,6 +196,19 @@ mod tests {
         let standing = stand(&[head(1, 1), head(2, 2)], None, |revision| revision == RevisionId::from([1; 32]));
         assert_eq!(number(&standing), Some(1));
         assert!(matches!(standing.passed_over[..], [PassedOver::RevisionUnknown(_)]));
+    }
+
+    #[test]
+    fn a_head_that_does_not_continue_its_predecessor_does_not_count_until_a_successor_heals_it() {
+        let skips = HeadRow { previous: Some(RecordId::from([1; 32])), ..head(4, 2) };
+        let standing = stand(&[head(1, 1), skips.clone()], None, |_| true);
+        assert_eq!(number(&standing), Some(1));
+        assert!(matches!(&standing.passed_over[..], [PassedOver::Contested { heads, .. }] if heads.len() == 1));
+        let alone = std::slice::from_ref(&skips);
+        assert_eq!(number(&stand(alone, None, |_| true)), Some(4), "a predecessor that is not here may fit");
+        let healing = HeadRow { previous: Some(skips.id), ..head(5, 3) };
+        assert_eq!(number(&stand(&[head(1, 1), skips.clone(), healing], None, |_| true)), Some(5));
+        assert_eq!(number(&stand(&[head(1, 1), skips.clone()], Some(skips.id), |_| true)), Some(4));
     }
 
     #[test]

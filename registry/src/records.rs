@@ -1,11 +1,11 @@
 //! Takes verified records into the catalogue, and hands them out in pages.
 //!
-//! Signatures are checked before a [`Record`] exists; here are the rules between records: the realm matches, a head's number and link
-//! fit what is known, a tag does not move. A head may arrive before its revision record or before the head that it follows: it is kept,
-//! and does not count for resolution until the revision's record is here. Two heads of one number are both kept.
+//! Signatures are checked before a [`Record`] exists; here is what a record must be by itself: its realm is ours, and a head's number,
+//! link and tag don't contradict each other. How heads fit one another is decided when a ref is resolved, by [`crate::history`], so that
+//! it does not matter which was heard first. A head may arrive before its revision record or before the head that it follows.
 //!
-//! Invariant: whatever the order in which a set of records arrives, the same records end up in the catalogue, except those that a
-//! rule refuses in that order; nothing that was taken in is ever taken out by a later record.
+//! Invariant: whatever the order in which a set of heads and revisions arrives, the same ones end up in the catalogue; nothing that was
+//! taken in is ever taken out by a later record.
 
 use std::ops::ControlFlow;
 
@@ -49,7 +49,7 @@ pub enum InsertError {
     /// Its payload breaks a rule of its kind.
     #[error("the record's payload is not valid: {0}")]
     Payload(#[from] RecordError),
-    /// A head's number or link contradicts itself or what is known.
+    /// A head's number, link and tag contradict each other.
     #[error("head {number} of {reference} does not fit: {reason}")]
     Link {
         /// The ref.
@@ -59,7 +59,7 @@ pub enum InsertError {
         /// What does not fit.
         reason: &'static str,
     },
-    /// The ref is a tag and names another revision.
+    /// A head that calls itself a tag's is not the first and only one of its ref.
     #[error("{0} is a tag; tags never move")]
     TagMoves(RefName),
     /// The catalogue takes no more from others; what is published here still goes in.
@@ -246,51 +246,32 @@ fn insert_head(
         previous: head.previous,
         tag: head.tag,
     };
-    check_tag(&heads, &row, name)?;
-    check_link(&heads, &row, name)?;
+    check_shape(&row, name)?;
     store(transaction, realm, record)?;
     note_repo(transaction, realm, &repo)?;
     let key = keys::head(realm, &repo, name, row.epoch, row.number, row.id);
     put(transaction, tables::HEADS, &key, &look::head_value(&row))?;
-    if heads.iter().any(|other| other.place() == row.place()) {
-        tracing::warn!(%repo, %name, epoch = row.epoch, number = row.number, "two heads claim one number");
+    let disagrees = |other: &HeadRow| other.place() == row.place() || other.tag != row.tag;
+    if heads.iter().any(disagrees) {
+        tracing::warn!(%repo, %name, epoch = row.epoch, number = row.number, "the publisher's heads contradict each other");
     }
-    let is_behind = heads.last().is_some_and(|newest| newest.place() > row.place());
+    // A rival of a tag changes where the tag stands, however low its number.
+    let is_behind = heads.last().is_some_and(|newest| newest.place() > row.place() && newest.tag == row.tag);
     Ok(if is_behind { Inserted::Stale } else { Inserted::New })
 }
 
-/// A tag's head is its first and only one. A second tag head of the same number is kept: it shows that the publisher said two things.
-fn check_tag(heads: &[HeadRow], row: &HeadRow, name: &RefName) -> Result<(), InsertError> {
-    let tag = heads.iter().find(|head| head.tag);
-    match tag {
-        Some(tag) if !row.tag || row.place() != tag.place() => Err(InsertError::TagMoves(name.clone())),
-        _ if row.tag && (row.number != 1 || row.previous.is_some()) => {
-            Err(link_error(name, row, "a tag's head is the first and only one of its ref"))
-        }
-        None if row.tag && !heads.is_empty() => Err(InsertError::TagMoves(name.clone())),
-        _ => Ok(()),
-    }
-}
-
-fn check_link(heads: &[HeadRow], row: &HeadRow, name: &RefName) -> Result<(), InsertError> {
+/// What a head must be, whatever else is known of its ref.
+fn check_shape(row: &HeadRow, name: &RefName) -> Result<(), InsertError> {
     if row.number == 0 {
         return Err(link_error(name, row, "numbers begin at 1"));
     }
-    let Some(previous) = row.previous else {
-        let is_first = row.number == 1;
-        return if is_first { Ok(()) } else { Err(link_error(name, row, "only the first head follows none")) };
-    };
-    // An unknown predecessor may still arrive; the link is then checked from the other side by nobody, and harms nobody.
-    let Some(previous) = heads.iter().find(|head| head.id == previous) else { return Ok(()) };
-    let follows = match row.epoch.cmp(&previous.epoch) {
-        std::cmp::Ordering::Equal => row.number == previous.number.saturating_add(1),
-        std::cmp::Ordering::Greater => true,
-        std::cmp::Ordering::Less => false,
-    };
-    if follows {
-        Ok(())
-    } else {
-        Err(link_error(name, row, "it does not continue the head that it names as its predecessor"))
+    if row.tag && (row.number != 1 || row.previous.is_some()) {
+        return Err(InsertError::TagMoves(name.clone()));
+    }
+    match row.previous {
+        None if row.number != 1 => Err(link_error(name, row, "only the first head follows none")),
+        Some(_) if row.number == 1 && row.epoch == 0 => Err(link_error(name, row, "the first head follows none")),
+        _ => Ok(()),
     }
 }
 

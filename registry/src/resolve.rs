@@ -274,6 +274,9 @@ fn nowhere(path: &RepoPath, reference: RefName, passed_over: &[PassedOver]) -> R
 
 fn warning_of(reference: &RefName, passed: &PassedOver, in_force: u64) -> String {
     match passed {
+        PassedOver::Contested { place: (_, number), heads } if heads.len() == 1 => format!(
+            "the publisher's head {number} of {reference} does not continue the one that it follows; number {in_force} is used until a later head decides"
+        ),
         PassedOver::Contested { place: (_, number), heads } => format!(
             "the publisher has signed {} different heads with number {number} of {reference}; number {in_force} is used until a later head decides",
             heads.len()

@@ -96,7 +96,7 @@ async fn two_heads_of_one_number_are_kept_and_shown_and_do_not_count() {
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_continue_its_predecessor_is_refused() {
+async fn a_head_that_contradicts_itself_is_refused_and_one_that_contradicts_others_does_not_count() {
     let house = House::new().await;
     let key = key(1);
     for record in story() {
@@ -107,10 +107,14 @@ async fn a_head_that_does_not_continue_its_predecessor_is_refused() {
     let falls_back = head("tiny", 1, 1, Some(second));
     let follows_nothing = head("tiny", 3, 1, None);
     let repeats = head("tiny", 1, 1, Some(first));
-    for head in [skips, falls_back, follows_nothing, repeats] {
+    for head in [falls_back, follows_nothing, repeats] {
         let refused = house.registry.insert(head.sign(REALM, &key).unwrap()).await;
         assert!(matches!(refused, Err(InsertError::Link { .. })), "{head:?}: {refused:?}");
     }
+    assert_eq!(house.registry.insert(skips.sign(REALM, &key).unwrap()).await.unwrap(), Inserted::New);
+    let resolved = resolve(&house.registry, "acme/tiny").await.unwrap();
+    assert_eq!(resolved.number, 2);
+    assert!(resolved.warning.unwrap().contains("head 4 of main does not continue"));
     let unknown = head("tiny", 9, 1, Some(RecordId::from([9; 32])));
     assert_eq!(house.registry.insert(unknown.sign(REALM, &key).unwrap()).await.unwrap(), Inserted::New);
     house.registry.close().await;
@@ -132,9 +136,61 @@ async fn a_tag_from_a_peer_does_not_move_either() {
     assert!(matches!(house.registry.insert(moved).await, Err(InsertError::TagMoves(_))));
     let mut branch = tag(2, 2, Some(first.id()));
     branch.tag = false;
-    let refused = house.registry.insert(branch.sign(REALM, &key).unwrap()).await;
-    assert!(matches!(refused, Err(InsertError::TagMoves(_))));
+    house.registry.insert(branch.sign(REALM, &key).unwrap()).await.unwrap();
+    let name = format!("{}@v1", repo(&key, "tiny"));
+    assert!(matches!(resolve(&house.registry, &name).await, Err(ResolveError::Contested { heads: 2, .. })));
     house.registry.close().await;
+}
+
+/// Everything that a publisher may say about two refs and should not.
+fn contradictions() -> Vec<Record> {
+    let key = key(1);
+    let on = |reference: &str, is_tag: bool, mut head: cairn_protocol::record::Head| {
+        (head.ref_name, head.tag) = (reference.parse().unwrap(), is_tag);
+        head.sign(REALM, &key).unwrap()
+    };
+    let first = on("main", false, head("tiny", 1, 1, None));
+    let second = on("main", false, head("tiny", 2, 2, Some(first.id())));
+    let tag = on("v1", true, head("tiny", 1, 1, None));
+    vec![
+        on("main", false, head("tiny", 2, 3, Some(first.id()))),
+        on("main", false, head("tiny", 5, 3, Some(second.id()))),
+        on("v1", true, head("tiny", 1, 2, None)),
+        on("v1", false, head("tiny", 2, 3, Some(tag.id()))),
+        on("v2", false, head("tiny", 1, 1, None)),
+        on("v2", true, head("tiny", 1, 2, None)),
+        first,
+        second,
+        tag,
+        revision(&key, "tiny", 1),
+        revision(&key, "tiny", 2),
+        revision(&key, "tiny", 3),
+    ]
+}
+
+#[tokio::test]
+async fn any_order_of_hearing_the_same_heads_gives_the_same_standing() {
+    let mut told: Option<String> = None;
+    for seed in 0..16u64 {
+        let mut records = contradictions();
+        let mut dice = seed;
+        for at in (1..records.len()).rev() {
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            records.swap(at, (dice >> 33) as usize % (at + 1));
+        }
+        let house = House::new().await;
+        for record in records {
+            house.registry.insert(record).await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        }
+        let refs = format!("{:?}", house.registry.refs(&repo(&key(1), "tiny")).await.unwrap());
+        assert_eq!(told.get_or_insert_with(|| refs.clone()), &refs, "seed {seed}");
+        let name = |reference| format!("{}@{reference}", repo(&key(1), "tiny"));
+        assert_eq!(resolve(&house.registry, &name("main")).await.unwrap().number, 1);
+        for tag in ["v1", "v2"] {
+            assert!(matches!(resolve(&house.registry, &name(tag)).await, Err(ResolveError::Contested { .. })));
+        }
+        house.registry.close().await;
+    }
 }
 
 #[tokio::test]
