@@ -10,7 +10,7 @@
 use std::ops::ControlFlow;
 
 use cairn_protocol::{
-    id::{RealmId, RecordId},
+    id::{PublisherKey, RealmId, RecordId},
     limits::{CATALOG_BYTES_MAX, HEADS_PAGE_BYTES_MAX},
     name::{RefName, RepoId},
     record::{Body, Head, Profile, Record, RecordError, RecordKind, Revision},
@@ -23,6 +23,10 @@ use crate::{
     history::{HeadRow, PassedOver},
     look::{self, ProfileRow},
 };
+
+/// The most that the catalogue takes from peers in all: publishers that a person here trusts, pinned or keeps something of have as
+/// much again as everybody together, which strangers can't fill.
+const KNOWN_BYTES_MAX: u64 = 2 * CATALOG_BYTES_MAX;
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +67,9 @@ pub enum InsertError {
     #[error("{0} is a tag; tags never move")]
     TagMoves(RefName),
     /// The catalogue takes no more from others; what is published here still goes in.
-    #[error("the catalogue holds {CATALOG_BYTES_MAX} bytes of records, the most it takes from others")]
+    #[error(
+        "the catalogue holds {CATALOG_BYTES_MAX} bytes of records, the most it takes from publishers that are not known here"
+    )]
     Full,
     /// The catalogue failed.
     #[error(transparent)]
@@ -140,7 +146,7 @@ pub(crate) fn insert(
     if look::value_of(transaction, tables::RECORDS, &key)?.is_some() {
         return Ok(Inserted::Known);
     }
-    if origin == Origin::Peer && record_bytes(transaction)? >= CATALOG_BYTES_MAX {
+    if origin == Origin::Peer && is_full_for(transaction, realm, record.key())? {
         return Err(InsertError::Full);
     }
     match record.body()? {
@@ -157,6 +163,35 @@ fn store(transaction: &WriteTransaction, realm: RealmId, record: &Record) -> Res
     let total = record_bytes(transaction)?.saturating_add(bytes.len() as u64);
     transaction.open_table(tables::META)?.insert(tables::RECORD_BYTES, total.to_le_bytes().as_slice())?;
     Ok(())
+}
+
+/// Signing is free, so strangers could fill any catalogue; what they fill is not what publishers need that matter here.
+fn is_full_for(transaction: &WriteTransaction, realm: RealmId, publisher: PublisherKey) -> Result<bool, CatalogError> {
+    match record_bytes(transaction)? {
+        bytes if bytes < CATALOG_BYTES_MAX => Ok(false),
+        bytes if bytes >= KNOWN_BYTES_MAX => Ok(true),
+        _ => Ok(!is_known(transaction, realm, publisher)?),
+    }
+}
+
+/// Whether a person's act made this publisher matter here: a handle means its key, or a revision of its is kept.
+fn is_known(transaction: &WriteTransaction, realm: RealmId, publisher: PublisherKey) -> Result<bool, CatalogError> {
+    let mut is_known = false;
+    for decided in [tables::TRUSTED, tables::HANDLE_PINS] {
+        look::visit(transaction, decided, &keys::realm(realm), None, |_, key| {
+            is_known |= key == publisher.as_bytes().as_slice();
+            Ok(if is_known { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+    }
+    if is_known {
+        return Ok(true);
+    }
+    look::visit(transaction, tables::KEPT, &keys::realm(realm), None, |key, _| {
+        let place = keys::two(realm, &keys::last_id(key)?, publisher.as_bytes());
+        is_known = look::value_of(transaction, tables::REVISION_REPOS, &place)?.is_some();
+        Ok(if is_known { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(is_known)
 }
 
 /// Bytes of all records that were ever stored.

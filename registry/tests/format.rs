@@ -81,6 +81,27 @@ async fn a_full_catalogue_takes_nothing_more_from_others_and_still_what_is_publi
     house.registry.close().await;
 }
 
+#[tokio::test]
+async fn strangers_that_filled_the_catalogue_keep_out_no_publisher_that_is_known_here() {
+    let house = House::new().await;
+    house.registry.pin_handle(&"pinned".parse().unwrap(), key(2).public()).await.unwrap();
+    house.registry.trust_handle(&"trusted".parse().unwrap(), Some(key(3).public())).await.unwrap();
+    let source = house.source("a", &[("a.txt", b"a".to_vec())]);
+    house.publish(&source, &key(4), "kept", 1).await;
+    house.registry.close().await;
+    for (bytes, is_open) in [(CATALOG_BYTES_MAX, true), (2 * CATALOG_BYTES_MAX, false)] {
+        set_meta(&house, "record-bytes", &bytes.to_le_bytes());
+        let registry = Registry::open(&house.home(), REALM).await.unwrap();
+        for seed in [2, 3, 4] {
+            let inserted = registry.insert(profile(&key(seed), "any", bytes)).await;
+            assert_eq!(inserted.is_ok(), is_open, "{seed}: {inserted:?}");
+        }
+        let refused = registry.insert(profile(&key(9), "stranger", 0)).await;
+        assert!(matches!(refused, Err(InsertError::Full)), "{refused:?}");
+        registry.close().await;
+    }
+}
+
 fn set_meta(house: &House, key: &str, value: &[u8]) {
     let table: redb::TableDefinition<&str, &[u8]> = redb::TableDefinition::new("meta-0");
     let database = redb::Database::open(house.home().join("catalog.redb")).unwrap();
