@@ -7,6 +7,7 @@ pub mod bench;
 mod cpu;
 pub mod engine;
 pub mod files;
+pub mod full_precision;
 pub mod measure;
 pub mod plan;
 mod quant;

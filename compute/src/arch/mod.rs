@@ -16,10 +16,10 @@ pub use memory::{LayerBytes, StageMemory, layer_bytes, stage_memory};
 pub(crate) use shape::context;
 pub(crate) use shape::shape;
 pub use shape::{ShapeError, is_served};
-pub(crate) use tensors::{LayerRole, Role, Wanted, wanted};
-pub use tensors::{StageError, stage_tensors};
 #[cfg(test)]
-pub(crate) use tensors::{all_roles, name as tensor_name};
+pub(crate) use tensors::all_roles;
+pub(crate) use tensors::{LayerRole, Role, Wanted, name as tensor_name, wanted};
+pub use tensors::{StageError, stage_tensors};
 
 use cairn_protocol::layers::LayerRange;
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     arch::StagePart,
     bench::{self, BenchError, BenchOptions, RequantiseError},
+    full_precision::{self, FullPrecisionError},
     tiny::{self, Tiny},
     weights,
 };
@@ -49,6 +50,9 @@ fn gguf_bytes(tiny: &Tiny) -> Vec<u8> {
     let pieces: Vec<u8> = (0..m.vocabulary).flat_map(|i| text(&format!("piece {i}"))).collect();
     let metadata = [
         [text("general.architecture"), 8u32.to_le_bytes().to_vec(), text(&m.architecture)].concat(),
+        [text("tokenizer.ggml.model"), 8u32.to_le_bytes().to_vec(), text("gpt2")].concat(),
+        [text("tokenizer.ggml.pre"), 8u32.to_le_bytes().to_vec(), text("smollm")].concat(),
+        [text("tokenizer.ggml.merges"), [9u32, 8, 0, 0].into_iter().flat_map(u32::to_le_bytes).collect()].concat(),
         [
             text("tokenizer.ggml.tokens"),
             9u32.to_le_bytes().to_vec(),
@@ -166,6 +170,43 @@ fn a_requantised_file_holds_the_same_model_in_other_quants() {
     }
     let refused = bench::requantise(&path, &dir.path().join("x"), Dtype::Q6_K);
     assert!(matches!(refused, Err(RequantiseError::Target(Dtype::Q6_K))));
+}
+
+/// A model's values as its files give them, for the slow reference.
+fn tiny_of(files: &ModelFiles) -> Tiny {
+    let bytes = read(files);
+    let mut values = BTreeMap::new();
+    for t in &files.tensors {
+        let mut of = Vec::new();
+        assert!(crate::quant::dequantise(t.dtype, &bytes[&t.name], &mut of));
+        values.insert(t.name.clone(), of);
+    }
+    Tiny { model: files.model.clone(), tensors: files.tensors.clone(), bytes, values }
+}
+
+#[test]
+fn a_model_in_full_precision_computes_what_the_quantised_one_does() {
+    for (model, dtype) in [(named_llama(), Dtype::Q4_1), (tiny::qwen2(), Dtype::Q5_0)] {
+        let (dir, path) = gguf_file(&Tiny::new(model, 45, |_| dtype));
+        let folder = dir.path().join("full");
+        full_precision::write(&path, &folder).expect("written");
+        let (was, is) = (ModelFiles::open(&path).expect("opens"), ModelFiles::open(&folder).expect("opens"));
+        assert!(is.tensors.iter().all(|t| t.dtype == Dtype::F16) && is.tensors.len() == was.tensors.len());
+        let kept = Model { naming: Naming::Gguf, rope_half_split: was.model.rope_half_split, ..is.model.clone() };
+        assert_eq!(kept, was.model);
+        let (_, want) = tiny_of(&was).reference(&[3, 1, 4, 1, 5]);
+        let (_, got) = tiny_of(&is).reference(&[3, 1, 4, 1, 5]);
+        let worst = want.iter().zip(&got).map(|(w, g)| (w - g).abs()).fold(0.0, f64::max);
+        assert!(want.len() == got.len() && worst < 0.02, "{dtype}: {worst}");
+    }
+}
+
+#[test]
+fn full_precision_is_not_made_of_what_is_no_gguf() {
+    let dir = folder(&Tiny::new(tiny::llama(), 46, |_| Dtype::F32));
+    let to = dir.path().join("full");
+    assert!(matches!(full_precision::write(dir.path(), &to), Err(FullPrecisionError::Files(_))));
+    assert!(!to.exists());
 }
 
 #[test]

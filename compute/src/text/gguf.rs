@@ -12,16 +12,20 @@ use super::specials::{Special, Specials};
 use super::spm::Spm;
 use super::tokenizer::{Encoder, Tokenizer, TokenizerError, VOCABULARY_MAX};
 use cairn_protocol::gguf::GgufHeader;
+use serde_json::json;
 use std::sync::Arc;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const MERGES: &str = "tokenizer.ggml.merges";
+const BOS: &str = "tokenizer.ggml.bos_token_id";
+const EOS: &str = "tokenizer.ggml.eos_token_id";
+const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// Builds the tokenizer.
 pub(super) fn read(header: &GgufHeader) -> Result<Tokenizer, TokenizerError> {
@@ -31,6 +35,29 @@ pub(super) fn read(header: &GgufHeader) -> Result<Tokenizer, TokenizerError> {
         Some("llama") => sentence_pieces(header, &table),
         other => Err(unsupported("tokenizer.ggml.model", other, "gpt2, llama")),
     }
+}
+
+/// The same tokenizer as the files of a Hugging Face folder, by name. Only of a byte-pair model.
+pub(super) fn hub_files(header: &GgufHeader) -> Result<Vec<(&'static str, String)>, TokenizerError> {
+    let model = header.str("tokenizer.ggml.model");
+    if model != Some("gpt2") {
+        return Err(unsupported("tokenizer.ggml.model", model, "gpt2"));
+    }
+    let table = Table::read(header)?;
+    let cut = known_cut(header)?;
+    let tokenizer = hub(header, &table, &cut)?.to_string(false).map_err(|e| malformed(TOKENS, &e.to_string()))?;
+    let names = names(header, &table);
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": adds_bos(header, cut.adds_bos),
+        "bos_token": names.bos_token, "eos_token": names.eos_token, "unk_token": names.unk_token,
+        "pad_token": names.pad_token, "chat_template": header.str(TEMPLATE),
+    });
+    let generation = json!({ "bos_token_id": id(header, BOS, &table), "eos_token_id": ends(header, &table) });
+    Ok(vec![
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", config.to_string()),
+        ("generation_config.json", generation.to_string()),
+    ])
 }
 
 /// `tokenizer.ggml.token_type`.
@@ -109,9 +136,20 @@ impl<'a> Table<'a> {
 }
 
 fn byte_pairs(header: &GgufHeader, table: &Table) -> Result<Tokenizer, TokenizerError> {
+    let cut = known_cut(header)?;
+    let mut hub = hub(header, table, &cut)?;
+    hub.set_encode_special_tokens(true);
+    let encoder = Encoder::Hub { first: Box::new(hub), later: None };
+    finished(header, table, encoder, table.pieces(Spelling::ByteLevel, false), cut.adds_bos)
+}
+
+fn known_cut(header: &GgufHeader) -> Result<Cut, TokenizerError> {
     let pre = header.str("tokenizer.ggml.pre");
-    let cut =
-        pre.and_then(pretokenize::cut).ok_or_else(|| unsupported("tokenizer.ggml.pre", pre, pretokenize::KNOWN))?;
+    pre.and_then(pretokenize::cut).ok_or_else(|| unsupported("tokenizer.ggml.pre", pre, pretokenize::KNOWN))
+}
+
+/// The tokenizer as the `tokenizers` crate has it.
+fn hub(header: &GgufHeader, table: &Table, cut: &Cut) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let vocabulary: Vocab = table.rows().map(|(id, token, _)| (token.to_string(), id)).collect();
     let model =
         BPE::builder().vocab_and_merges(vocabulary, merges(header, table)?).ignore_merges(cut.whole_pieces).build();
@@ -119,16 +157,15 @@ fn byte_pairs(header: &GgufHeader, table: &Table) -> Result<Tokenizer, Tokenizer
     if cut.nfc {
         hub.with_normalizer(Some(NormalizerWrapper::NFC(NFC))).map_err(|e| malformed(TOKENS, &e.to_string()))?;
     }
-    hub.with_pre_tokenizer(Some(pre_tokenizer(&cut)?));
+    hub.with_pre_tokenizer(Some(pre_tokenizer(cut)?));
+    hub.with_decoder(Some(DecoderWrapper::ByteLevel(ByteLevel::default())));
     let added = |(_, token, kind): (u32, &str, Kind)| match kind {
         Kind::UserDefined => Some(AddedToken::from(token, false).normalized(false)),
         Kind::Control => Some(AddedToken::from(token, true)),
         _ => None,
     };
     hub.add_tokens(table.rows().filter_map(added)).map_err(|e| malformed(TOKENS, &e.to_string()))?;
-    hub.set_encode_special_tokens(true);
-    let encoder = Encoder::Hub { first: Box::new(hub), later: None };
-    finished(header, table, encoder, table.pieces(Spelling::ByteLevel, false), cut.adds_bos)
+    Ok(hub)
 }
 
 /// Merges are written `left right`; neither half holds a space, since byte-level text has none.
@@ -188,30 +225,39 @@ fn finished(
     pieces: Pieces,
     bos_by_default: bool,
 ) -> Result<Tokenizer, TokenizerError> {
-    let id = |key: &str| id(header, key, table);
-    let bos = id("tokenizer.ggml.bos_token_id");
-    let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
-    let mut eos: Vec<u32> = ends.into_iter().filter_map(id).collect();
-    eos.sort_unstable();
-    eos.dedup();
-    let name = |key: &str| id(key).map(|id| table.tokens[id as usize].clone());
-    let names = SpecialNames {
-        bos_token: name("tokenizer.ggml.bos_token_id"),
-        eos_token: name("tokenizer.ggml.eos_token_id"),
-        unk_token: name("tokenizer.ggml.unknown_token_id"),
-        pad_token: name("tokenizer.ggml.padding_token_id"),
-    };
-    let template = header.str("tokenizer.chat_template").map(|source| ChatTemplate::new(source.to_string(), names));
-    let adds_bos = header.bool("tokenizer.ggml.add_bos_token").unwrap_or(bos_by_default);
+    let template = header.str(TEMPLATE).map(|source| ChatTemplate::new(source.to_string(), names(header, table)));
     Ok(Tokenizer {
         encoder,
         specials: table.of_kind(Kind::Control),
         pieces: Arc::new(pieces),
-        bos,
-        adds_bos,
-        eos,
+        bos: id(header, BOS, table),
+        adds_bos: adds_bos(header, bos_by_default),
+        eos: ends(header, table),
         template,
     })
+}
+
+fn adds_bos(header: &GgufHeader, by_default: bool) -> bool {
+    header.bool("tokenizer.ggml.add_bos_token").unwrap_or(by_default)
+}
+
+/// Ids that end a generation, sorted.
+fn ends(header: &GgufHeader, table: &Table) -> Vec<u32> {
+    let keys = [EOS, "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+    let mut ends: Vec<u32> = keys.into_iter().filter_map(|key| id(header, key, table)).collect();
+    ends.sort_unstable();
+    ends.dedup();
+    ends
+}
+
+fn names(header: &GgufHeader, table: &Table) -> SpecialNames {
+    let name = |key: &str| id(header, key, table).map(|id| table.tokens[id as usize].clone());
+    SpecialNames {
+        bos_token: name(BOS),
+        eos_token: name(EOS),
+        unk_token: name("tokenizer.ggml.unknown_token_id"),
+        pad_token: name("tokenizer.ggml.padding_token_id"),
+    }
 }
 
 fn id(header: &GgufHeader, key: &str, table: &Table) -> Option<u32> {

@@ -45,6 +45,16 @@ fn tokenizer_json() -> serde_json::Value {
     })
 }
 
+/// The tokenizer that the files written from a GGUF's metadata give.
+fn from_hub_files(header: &GgufHeader) -> Tokenizer {
+    let files = Tokenizer::hub_files(header).unwrap();
+    let file = |name: &str| files.iter().find(|(n, _)| *n == name).map(|(_, text)| text.as_bytes());
+    let generation_config = file("generation_config.json");
+    let tokenizer_config = file("tokenizer_config.json");
+    let tokenizer = file("tokenizer.json").unwrap();
+    Tokenizer::from_files(&Files { tokenizer, tokenizer_config, generation_config, ..Files::default() }).unwrap()
+}
+
 fn strings(list: Vec<String>) -> GgufValue {
     GgufValue::Array(GgufArray::String(list))
 }
@@ -147,6 +157,25 @@ fn sentence_pieces_add_bos_and_a_space_and_take_the_space_away_again() {
     assert_eq!(goes_on.push(262).text, " a", "a continuation keeps its space");
     let mut begins = tokenizer.stream(&[1], vec![]);
     assert_eq!(begins.push(262).text, "a");
+}
+
+#[test]
+fn what_is_written_for_a_hub_folder_is_the_tokenizer_of_the_metadata() {
+    for pre in ["smollm", "gpt-2", "llama-bpe", "qwen2", "default"] {
+        let mut header = gguf("gpt2", pre);
+        header.metadata.push(("tokenizer.ggml.eot_token_id".to_string(), GgufValue::Unsigned(0)));
+        let (was, is) = (Tokenizer::from_gguf(&header).unwrap(), from_hub_files(&header));
+        assert_eq!((is.eos(), is.bos(), is.vocabulary()), (&[0, 2][..], Some(0), was.vocabulary()), "{pre}");
+        for text in ["in the year 2024\n\n", "e\u{301}<|im_end|> the", "  <|end|>\u{1f600}", ""] {
+            let ids = was.encode_raw(text).unwrap();
+            assert_eq!(is.encode_raw(text).unwrap(), ids, "{pre}: {text:?}");
+            assert_eq!(is.encode_plain(text).unwrap(), was.encode_plain(text).unwrap(), "{pre}: {text:?}");
+            assert_eq!(is.decode(&ids), was.decode(&ids), "{pre}: {text:?}");
+        }
+        let chat = [says("user", "the 2024")];
+        assert_eq!(is.encode_chat(&chat, NOW).unwrap(), was.encode_chat(&chat, NOW).unwrap(), "{pre}");
+    }
+    assert!(matches!(Tokenizer::hub_files(&gguf("llama", "default")), Err(TokenizerError::Unsupported { .. })));
 }
 
 #[test]
@@ -385,10 +414,14 @@ proptest! {
 
     #[test]
     fn gguf_and_json_give_the_same_ids_and_decode_to_the_text(text in near_specials()) {
-        let (json, gguf) = (from_json(CHATML), Tokenizer::from_gguf(&gguf("gpt2", "smollm")).unwrap());
+        let header = gguf("gpt2", "smollm");
+        let (json, gguf) = (from_json(CHATML), Tokenizer::from_gguf(&header).unwrap());
         let ids = json.encode_plain(&text).unwrap();
         prop_assert_eq!(&ids, &gguf.encode_plain(&text).unwrap());
         prop_assert_eq!(json.encode_raw(&text).unwrap(), gguf.encode_raw(&text).unwrap());
+        let written = from_hub_files(&header);
+        prop_assert_eq!(written.encode_plain(&text).unwrap(), ids.clone());
+        prop_assert_eq!(written.encode_raw(&text).unwrap(), gguf.encode_raw(&text).unwrap());
         prop_assert_eq!(&json.decode(&ids), &text);
         prop_assert_eq!(&gguf.decode(&ids), &text);
     }

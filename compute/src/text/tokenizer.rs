@@ -119,6 +119,12 @@ impl Tokenizer {
         gguf::read(header)
     }
 
+    /// The files of a Hugging Face folder, by name, that give the tokenizer of a GGUF's metadata. Refused for all but
+    /// byte-pair models.
+    pub fn hub_files(header: &GgufHeader) -> Result<Vec<(&'static str, String)>, TokenizerError> {
+        gguf::hub_files(header)
+    }
+
     /// A raw prompt: special tokens in it are parsed; BOS goes before it if the tokenizer says so (once, if the prompt
     /// begins with it already).
     pub fn encode_raw(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
