@@ -1,6 +1,7 @@
 //! `cairn bench`: what this machine can do, measured here and now. Needs no daemon.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport};
 use cairn_compute::engine::Level;
@@ -57,12 +58,27 @@ struct EngineArgs {
     /// Int8 planes of activations: 2 is exact to rounding, 1 is faster
     #[arg(long, value_name = "N", default_value_t = 2)]
     planes: u32,
-    /// Kernels: scalar, avx2 or avx512vnni [default: the best here]
-    #[arg(long)]
-    level: Option<Level>,
+    /// Kernels: auto (`CAIRN_LEVEL`, else the best here), scalar, avx2 or avx512; refused where the processor lacks them
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    level: AskedLevel,
     /// First make the model again in this format
     #[arg(long = "as", value_name = "FORMAT")]
     format: Option<Format>,
+}
+
+/// Instructions to measure with; none is as an engine would choose.
+#[derive(Clone, Copy)]
+struct AskedLevel(Option<Level>);
+
+impl FromStr for AskedLevel {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "auto" => Ok(Self(None)),
+            name => name.parse().map(|level| Self(Some(level))).map_err(|error| format!("{error}, or auto")),
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -127,7 +143,7 @@ fn measure(args: &EngineArgs) -> Result<BenchReport, Refusal> {
         threads: args.threads,
         repeat: args.repeat,
         planes: args.planes,
-        level: args.level,
+        level: args.level.0,
     };
     let remade = args.format.map(|format| remake(&args.model, format)).transpose()?;
     let model = remade.as_ref().map_or(args.model.as_path(), |remade| remade.as_ref());
@@ -233,4 +249,27 @@ fn describe_stages(report: &StagesReport) -> String {
         lines.push("the tokens differ: that is a defect".to_string());
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_auto_or_one_that_the_engine_has() {
+        let asked = |name: &str| name.parse::<AskedLevel>().map(|asked| asked.0);
+        assert_eq!(asked("auto"), Ok(None));
+        for level in Level::ALL {
+            assert_eq!(asked(level.name()), Ok(Some(level)));
+        }
+        let refused = asked("avx512vnni").expect_err("no such level");
+        assert!(["scalar", "avx2", "avx512", "auto"].iter().all(|name| refused.contains(name)), "{refused}");
+    }
+
+    #[test]
+    fn a_level_that_the_processor_lacks_is_refused_as_such() {
+        let refusal = refused(Path::new("m.gguf"), &BenchError::MissingLevel(Level::Avx512));
+        assert_eq!(refusal.reason, Reason::WrongInstructionSet);
+        assert!(refusal.to_string().contains("this processor has no avx512 instructions"), "{refusal}");
+    }
 }
