@@ -368,6 +368,43 @@ fn a_penalty_reads_the_history_that_was_given_and_what_was_sampled() {
 }
 
 #[test]
+fn a_penalty_forgets_the_ids_of_forgotten_positions() {
+    let tiny = Tiny::new(tiny::llama(), 77, |_| Dtype::F32);
+    let engine = engine(Level::best(), 1);
+    let strong = Sampling { repetition_penalty: 50.0, ..Sampling::GREEDY };
+    let fresh = || {
+        let stage = load(&engine, &tiny, StagePart::whole(3), 2);
+        assert!(stage.set_sampling(strong));
+        vec![stage]
+    };
+    let (old, new) = (prompt(&tiny, 12, 0), prompt(&tiny, 9, 5));
+    let turned = fresh();
+    generated(&turned, &old, 4);
+    assert!(turned[0].truncate(3));
+    let got = (through(&turned, 3, &new), through(&turned, 12, &[1]));
+    let straight = fresh();
+    through(&straight, 0, &old[..3]);
+    assert_eq!(got, (through(&straight, 3, &new), through(&straight, 12, &[1])));
+}
+
+#[test]
+fn dice_depend_on_the_position_and_not_on_how_the_ids_before_it_were_cut() {
+    let tiny = Tiny::new(tiny::llama(), 78, |_| Dtype::F32);
+    let (engine, ids) = (engine(Level::best(), 1), prompt(&tiny, 40, 3));
+    let sampled = |seed, piece: usize| -> Vec<u32> {
+        let stage = vec![load(&engine, &tiny, StagePart::whole(3), 2)];
+        assert!(stage[0].set_sampling(Sampling { temperature: 5.0, seed, ..Sampling::GREEDY }));
+        ids.chunks(piece).enumerate().map(|(i, ids)| through(&stage, i * piece, ids)).collect()
+    };
+    let each = sampled(9, 1);
+    for piece in [2, 4, 8, 40] {
+        let ends: Vec<u32> = each.iter().skip(piece - 1).step_by(piece).copied().collect();
+        assert_eq!(sampled(9, piece), ends, "in pieces of {piece}");
+    }
+    assert_ne!(sampled(10, 1), each);
+}
+
+#[test]
 fn a_stage_loads_its_own_tensors_only() {
     struct Counting(Arc<std::sync::Mutex<Vec<String>>>, Box<dyn TensorSource>);
     impl TensorSource for Counting {
@@ -402,19 +439,32 @@ fn broken_sources_and_small_ceilings_are_refused() {
             (self.0)()
         }
     }
+    struct BadEnd;
+    impl TensorSource for BadEnd {
+        fn tensor(&mut self, _: &TensorEntry) -> Result<Vec<u8>, SourceError> {
+            Err(SourceError("gone".into()))
+        }
+    }
+    impl Drop for BadEnd {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
     let tiny = Tiny::new(tiny::llama(), 31, |_| Dtype::Q8_0);
     let engine = engine(Level::best(), 1);
-    let with = |source: fn() -> _| {
+    let from = |source: Box<dyn TensorSource>| {
         let (done, loaded) = sync_channel(1);
         let answer = Box::new(move |result| drop(done.send(result)));
         let part = StagePart::whole(3);
         let options = LoadOptions::default();
-        engine.load(tiny.model.clone(), tiny.tensors.clone(), part, options, Box::new(Broken(source)), answer);
+        engine.load(tiny.model.clone(), tiny.tensors.clone(), part, options, source, answer);
         loaded.recv_timeout(LONG).expect("an answer").expect_err("refused")
     };
+    let with = |source| from(Box::new(Broken(source)));
     assert!(matches!(with(|| Err(SourceError("gone".into()))), LoadError::Weights(WeightsError::Source { .. })));
     assert!(matches!(with(|| Ok(vec![0; 3])), LoadError::Weights(WeightsError::Length { got: 3, .. })));
     assert!(matches!(with(|| panic!("planned")), LoadError::Panicked(why) if why == "planned"));
+    assert!(matches!(from(Box::new(BadEnd)), LoadError::Panicked(why) if why == "dropped"));
     wait_for(|| engine.memory().0 == 0);
     let small = Engine::start(EngineConfig { threads: 1, level: None, memory_max: 10_000 }).expect("engine");
     let refused = try_load(&small, &tiny, StagePart::whole(3), LoadOptions::default());

@@ -163,15 +163,25 @@ fn take(hands: &Hands, sessions: &mut BTreeMap<SessionId, Open>, command: Comman
     }
 }
 
+/// Changes a session that is not lost.
 fn live(sessions: &mut BTreeMap<SessionId, Open>, session: SessionId, change: impl FnOnce(&mut Session)) {
-    if let Some(Open { session: Ok(session), .. }) = sessions.get_mut(&session) {
-        change(session);
+    if let Some(open) = sessions.get_mut(&session) {
+        // Of a lost session there is nothing to change, and its next step says so.
+        let _ = guarded(open, |session| {
+            change(session);
+            Ok(())
+        });
     }
 }
 
 fn step(hands: &Hands, open: &mut Open, input: &StepInput) -> Result<StepOutput, StepError> {
+    guarded(open, |session| session.step(hands, input))
+}
+
+/// Does something with a session; a panic loses it.
+fn guarded<T>(open: &mut Open, act: impl FnOnce(&mut Session) -> Result<T, StepError>) -> Result<T, StepError> {
     let session = open.session.as_mut().map_err(|why| StepError::Lost(why.clone()))?;
-    match catch_unwind(AssertUnwindSafe(|| session.step(hands, input))) {
+    match catch_unwind(AssertUnwindSafe(|| act(session))) {
         Ok(result) => result,
         Err(panic) => {
             let why = said(&*panic);
@@ -185,9 +195,11 @@ fn step(hands: &Hands, open: &mut Open, input: &StepInput) -> Result<StepOutput,
 /// The loader thread: loads one stage after the other until nobody can ask for any.
 pub(super) fn load(jobs: &Receiver<LoadJob>, commands: &SyncSender<Command>) {
     for job in jobs.iter() {
-        let LoadJob { model, tensors, part, context, planes, device, mut source, share, answer } = job;
-        let source = &mut *source;
-        let loaded = catch_unwind(AssertUnwindSafe(|| -> Result<_, LoadError> {
+        let LoadJob { model, tensors, part, context, planes, device, source, share, answer } = job;
+        // The source goes in: it belongs to whoever asked, and may panic when it is dropped, too.
+        let loaded = catch_unwind(AssertUnwindSafe(move || -> Result<_, LoadError> {
+            let mut source = source;
+            let source = &mut *source;
             match device {
                 None => Ok(on_cpu(weights::load(&model, &tensors, &part, context, source)?, planes, context)),
                 Some(device) => Ok(on_gpu(GpuWeights::load(&model, &tensors, &part, context, source, device)?)),
@@ -267,6 +279,23 @@ mod tests {
         let answer = Answer::new(Box::new(move |result| drop(said.send(result))), || StepError::Stopped);
         take(hands, sessions, Command::Step { session, input, answer });
         heard.recv().expect("an answer")
+    }
+
+    #[test]
+    fn a_panic_while_a_session_is_changed_loses_that_session_only() {
+        let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::F32);
+        let hands = Hands { pool: Pool::new(1).expect("pool"), level: Level::best() };
+        let (mut sessions, shared) = (BTreeMap::new(), broken(&tiny));
+        let [bad, good] = [SessionId::fresh(), SessionId::fresh()];
+        for session in [bad, good] {
+            let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
+            take(&hands, &mut sessions, Command::Open { session, weights, context: 64, share: None, closed });
+        }
+        live(&mut sessions, bad, |_| panic!("planned"));
+        assert_eq!(ask(&hands, &mut sessions, bad, 0, 1), Err(StepError::Lost("planned".to_string())));
+        take(&hands, &mut sessions, Command::Truncate { session: bad, len: 0 });
+        assert!(matches!(ask(&hands, &mut sessions, bad, 0, 1), Err(StepError::Lost(_))), "it stays lost");
+        assert!(ask(&hands, &mut sessions, good, 0, 4).is_ok(), "the other goes on");
     }
 
     #[test]
