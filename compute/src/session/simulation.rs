@@ -583,6 +583,23 @@ fn a_token_that_was_not_asked_for_is_ignored_and_an_impossible_one_costs_the_sta
 }
 
 #[test]
+fn a_token_that_comes_twice_counts_once_even_before_the_next_can_be_sent() {
+    // Four chunks, so that the window is full when the token comes.
+    let mut session = Session::new(Config { chunk_tokens: PROMPT.div_ceil(SENDS_IN_FLIGHT), ..config(Some(1)) });
+    let mut effects = Vec::new();
+    session.step(0, Input::Start, &mut effects);
+    let plan = crate::plan::plan(&PlanInput { bound: Bound::Exactly(1), ..plan_input(1) }).unwrap();
+    session.step(1, Input::PlanMade { epoch: 1, plan }, &mut effects);
+    session.step(2, Input::StageReady { epoch: 1, index: 0 }, &mut effects);
+    effects.clear();
+    let (sequence, position) = (SENDS_IN_FLIGHT as u64 - 1, PROMPT as u64);
+    for now in [3, 4] {
+        session.step(now, Input::Token { epoch: 1, sequence, position, id: 11 }, &mut effects);
+    }
+    assert_eq!(effects, [Effect::Emit { index: 0, position, id: 11 }]);
+}
+
+#[test]
 fn cancelling_closes_the_stages_and_says_so_once() {
     let mut session = Session::new(config(Some(1)));
     let mut effects = Vec::new();
