@@ -134,9 +134,9 @@ impl Home {
         read_secret(&self.key_path(handle)).map(|seed| seed.map(Keypair::from_seed))
     }
 
-    /// Makes a key for a handle; if there is one already, that one.
-    pub fn create_publisher(&self, handle: &Handle) -> Result<Keypair, HomeError> {
-        read_or_create_secret(&self.key_path(handle)).map(Keypair::from_seed)
+    /// Stores a handle's new key, durably; if there is one already, that one stays and is returned.
+    pub fn keep_publisher(&self, handle: &Handle, key: &Keypair) -> Result<Keypair, HomeError> {
+        read_or_keep_secret(&self.key_path(handle), &key.seed()).map(Keypair::from_seed)
     }
 
     /// Every handle whose key is here, with its key, in order of handle.
@@ -248,15 +248,17 @@ fn read_secret(path: &Path) -> Result<Option<[u8; 32]>, HomeError> {
     Ok(Some(seed))
 }
 
-/// A draft with the secret is linked to its name, which fails if the name was taken meanwhile: the first writer wins.
 fn read_or_create_secret(path: &Path) -> Result<[u8; 32], HomeError> {
+    read_or_keep_secret(path, &rand::random())
+}
+
+/// A draft with the secret is linked to its name, which fails if the name was taken meanwhile: the first writer wins.
+fn read_or_keep_secret(path: &Path, seed: &[u8; 32]) -> Result<[u8; 32], HomeError> {
     if let Some(seed) = read_secret(path)? {
         return Ok(seed);
     }
-    let seed: [u8; 32] = rand::random();
-    let draft = path.with_extension(format!("draft-{}", std::process::id()));
-    let _ = fs::remove_file(&draft);
-    let written = write_secret(&draft, &seed).and_then(|()| fs::hard_link(&draft, path));
+    let draft = path.with_extension(format!("draft-{:016x}", rand::random::<u64>()));
+    let written = write_secret(&draft, seed).and_then(|()| fs::hard_link(&draft, path));
     let _ = fs::remove_file(&draft);
     match written {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_at(path)(error)),
@@ -335,7 +337,9 @@ mod tests {
         let home = Home::open(folder.path()).unwrap();
         let acme: Handle = "Acme".parse().unwrap();
         assert!(home.publisher(&acme).unwrap().is_none());
-        let made = home.create_publisher(&acme).unwrap().public();
+        let key = Keypair::from_seed([1; 32]);
+        let made = home.keep_publisher(&acme, &key).unwrap().public();
+        assert_eq!(home.keep_publisher(&acme, &Keypair::from_seed([2; 32])).unwrap().public(), made, "the first stays");
         let lower: Handle = "acme".parse().unwrap();
         assert_eq!(home.publisher(&lower).unwrap().unwrap().public(), made);
         assert_eq!(home.publishers().unwrap().len(), 1);

@@ -163,3 +163,20 @@ fn alter_the_largest_blob(home: &Path) -> Result<()> {
     std::fs::write(&path, bytes)?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_that_fails_leaves_no_key_and_a_claimed_handle_is_refused() -> Result<()> {
+    let net = Testnet::start(CAIRN, 2, &[]).await?;
+    let work = tempfile::tempdir()?;
+    let keys = net.node(1).home().join("keys");
+    net.publish(1, &work.path().join("missing"), "carl/foo").await.expect_err("there is no such file");
+    let left = std::fs::read_dir(&keys).map(Iterator::count).unwrap_or(0);
+    ensure!(left == 0, "{left} keys were made for nothing");
+    let file = random_file(work.path(), "weights.bin", 1 << 16)?;
+    net.publish(0, &file, "carl/foo").await?;
+    net.knows(1, "carl/foo").await?;
+    let refused = net.publish(1, &file, "carl/bar").await.expect_err("the handle is the other node's");
+    ensure!(format!("{refused:#}").contains("is claimed by the key"), "{refused:#}");
+    net.stop().await;
+    Ok(())
+}

@@ -174,7 +174,7 @@ fn write(source: &Source, file: &ManifestFile, root: &Path, transfer: Transfer) 
         }
         (Source::Memory(bytes), _) => {
             let mut copy = temporary.tempfile_in(&folder).map_err(failed)?;
-            copy.write_all(bytes).map_err(failed)?;
+            copy.write_all(bytes).and_then(|()| make_ordinary(copy.as_file())).map_err(failed)?;
             (copy.into_temp_path(), false)
         }
     };

@@ -26,11 +26,17 @@ pub(super) struct PullArgs {
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
     /// Only the tensors of these layers, half-open
-    #[arg(long, value_name = "A..B")]
+    #[arg(long, value_name = "A..B", value_parser = some_layers)]
     layers: Option<LayerRange>,
     /// Hard-link instead of copying; the files are read-only then
     #[arg(long)]
     link: bool,
+}
+
+/// None at all would be understood as all of them.
+fn some_layers(text: &str) -> Result<LayerRange, String> {
+    let layers: LayerRange = text.parse().map_err(|error| format!("{error}"))?;
+    if layers.is_empty() { Err("it holds no layer".to_owned()) } else { Ok(layers) }
 }
 
 pub(super) async fn run(global: &Global, args: PullArgs) -> Outcome {

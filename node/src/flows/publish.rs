@@ -77,6 +77,8 @@ struct Wish {
 /// Whose publication it is.
 struct Signer {
     key: Keypair,
+    /// Its key was made for this publication, and is stored only when there is something to sign.
+    is_new: bool,
     /// The handle to claim, if this key has not claimed it yet.
     claim: Option<Handle>,
 }
@@ -94,6 +96,7 @@ async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent
     let prepared = prepare(node, &wish, repo.clone(), events.clone()).await.map_err(failed)?;
     let (files, bytes) = (prepared.manifest.files.len() as u64, prepared.manifest.bytes());
     let main = next(node, &repo, &RefName::main()).await?;
+    keep_key(node, &wish.path, &signer)?;
     let records =
         sign(node, &signer, &prepared, main, wish.tag.clone()).map_err(|error| Refusal::internal(&what, error))?;
     let told = node.tasks.spawn(commit_and_tell(node.clone(), prepared, records));
@@ -108,7 +111,7 @@ async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent
         number: if wish.tag.is_some() { 1 } else { main.number },
         files,
         bytes,
-        key_created: signer.claim.is_some(),
+        key_created: signer.is_new,
         publisher: signer.key.public().to_string(),
     };
     // A client that hung up after the commit has still published.
@@ -134,7 +137,7 @@ async fn signer(node: &Node, path: &RepoPath) -> Result<Signer, Refusal> {
                 Refusal::new(Reason::Untrusted, path.to_string(), "this node does not have that publisher's key")
                     .try_this("a handle of your own")
             })?;
-            Ok(Signer { key, claim: None })
+            Ok(Signer { key, is_new: false, claim: None })
         }
         Publisher::Handle(handle) => signer_of(node, path, handle).await,
     }
@@ -142,16 +145,27 @@ async fn signer(node: &Node, path: &RepoPath) -> Result<Signer, Refusal> {
 
 async fn signer_of(node: &Node, path: &RepoPath, handle: &Handle) -> Result<Signer, Refusal> {
     let claimants = node.registry.claimants(handle).await.map_err(|error| Refusal::internal("the catalogue", error))?;
-    if let Some(key) = node.home.publisher(handle)? {
-        let claim = (!claimants.contains(&key.public())).then(|| handle.clone());
-        return Ok(Signer { key, claim });
+    let own = node.home.publisher(handle)?;
+    if let Some(key) = own.as_ref().filter(|key| claimants.contains(&key.public())) {
+        return Ok(Signer { key: key.clone(), is_new: false, claim: None });
     }
     if let Some(other) = claimants.first() {
         let why = format!("the handle {handle} is claimed by the key {other}, which is not on this node");
         return Err(Refusal::new(Reason::Untrusted, path.to_string(), why).try_this("another handle"));
     }
-    let key = node.home.create_publisher(handle)?;
-    Ok(Signer { key, claim: Some(handle.clone()) })
+    let is_new = own.is_none();
+    let key = own.unwrap_or_else(|| Keypair::from_seed(rand::random()));
+    Ok(Signer { key, is_new, claim: Some(handle.clone()) })
+}
+
+/// Stores a new key before anything is signed with it, so that no acknowledged publication loses its key.
+fn keep_key(node: &Node, path: &RepoPath, signer: &Signer) -> Result<(), Refusal> {
+    let Some(handle) = signer.claim.as_ref().filter(|_| signer.is_new) else { return Ok(()) };
+    if node.home.keep_publisher(handle, &signer.key)?.public() == signer.key.public() {
+        return Ok(());
+    }
+    let why = format!("another publication made the key of {handle} in the meantime");
+    Err(Refusal::new(Reason::Conflict, path.to_string(), why).try_this("the same again"))
 }
 
 async fn refuse_taken_tag(node: &Node, path: &RepoPath, repo: &RepoId, tag: &RefName) -> Result<(), Refusal> {

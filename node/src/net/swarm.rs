@@ -19,6 +19,7 @@ use libp2p::{
     Multiaddr, PeerId, Swarm,
     gossipsub::{MessageAcceptance, MessageId, PublishError},
     kad,
+    multiaddr::Protocol,
     request_response::{InboundRequestId, OutboundRequestId, ResponseChannel},
     swarm::ConnectionId,
 };
@@ -131,6 +132,7 @@ pub(super) async fn start(
     let wanted = config.listen.len();
     for address in &config.listen {
         let parsed = parse_address(address)?;
+        refuse_taken_port(address, &parsed)?;
         swarm.listen_on(parsed).map_err(|e| NetError::Listen { address: address.clone(), why: e.to_string() })?;
     }
     let mut redial = Redial::default();
@@ -148,6 +150,22 @@ pub(super) async fn start(
     handle.shared.tasks.spawn(owner.run(queue, stop));
     wait_for_listeners(&handle, wanted).await?;
     Ok((handle, inbox))
+}
+
+/// libp2p shares a TCP port between processes, which would then take each other's connections; two nodes on one port are
+/// a mistake, as they are on any other port. Who binds without sharing sees that it is taken.
+pub(super) fn refuse_taken_port(address: &str, parsed: &Multiaddr) -> Result<(), NetError> {
+    let mut parts = parsed.iter();
+    let ip: std::net::IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        _ => return Ok(()),
+    };
+    let Some(Protocol::Tcp(port)) = parts.next().filter(|part| *part != Protocol::Tcp(0)) else { return Ok(()) };
+    match std::net::TcpListener::bind((ip, port)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(NetError::Listen { address: address.to_owned(), why: error.to_string() }),
+    }
 }
 
 /// Parses a multiaddress of a person.

@@ -110,6 +110,16 @@ async fn two_nodes_tell_each_other_who_they_are_over_tcp_and_over_quic() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_another_node_listens_on_is_refused() {
+    let a = node_on(&[TCP], 1, RealmId::PUBLIC, &[]).await;
+    let address = a.net.listen_addresses()[0].clone();
+    let refused = super::swarm::refuse_taken_port(&address, &address.parse().expect("a multiaddress"));
+    assert!(refused.is_err(), "{address} is taken");
+    assert!(super::swarm::refuse_taken_port(TCP, &TCP.parse().expect("a multiaddress")).is_ok(), "any free port");
+    a.net.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listen_addresses_are_whole_and_one_for_each_listener() {
     let a = node_on(&[TCP, QUIC], 1, RealmId::PUBLIC, &[]).await;
     let addresses = a.net.listen_addresses();
