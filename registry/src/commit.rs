@@ -225,10 +225,12 @@ pub(crate) fn keep(
 ) -> Result<(), CatalogError> {
     transaction.open_table(tables::KEPT)?.insert(keys::one(realm, revision.as_bytes()).as_slice(), [].as_slice())?;
     let mut table = transaction.open_table(tables::KEPT_BLOBS)?;
+    let mut keepers = transaction.open_table(tables::BLOB_KEEPERS)?;
     let manifest_blob = (*revision.as_bytes(), manifest_bytes);
     let files = manifest.files.iter().map(|file| (*file.blake3.as_bytes(), file.size));
     for (blob, size) in std::iter::once(manifest_blob).chain(files) {
         table.insert(keys::two(realm, revision.as_bytes(), &blob).as_slice(), size.to_le_bytes().as_slice())?;
+        keepers.insert(keys::two(realm, &blob, revision.as_bytes()).as_slice(), [].as_slice())?;
     }
     Ok(())
 }

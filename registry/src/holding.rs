@@ -138,8 +138,16 @@ impl Registry {
             let key = keys::one(realm, revision.as_bytes());
             let was_kept = transaction.open_table(tables::KEPT)?.remove(key.as_slice())?.is_some();
             let mut blobs = transaction.open_table(tables::KEPT_BLOBS)?;
+            let mut keepers = transaction.open_table(tables::BLOB_KEEPERS)?;
             let end = keys::after(&key).unwrap_or_default();
-            blobs.retain_in::<&[u8], _>(key.as_slice()..end.as_slice(), |_, _| false)?;
+            let mut let_go = Vec::new();
+            blobs.retain_in::<&[u8], _>(key.as_slice()..end.as_slice(), |key, _| {
+                let_go.push(keys::swapped(key));
+                false
+            })?;
+            for key in let_go {
+                keepers.remove(key?.as_slice())?;
+            }
             Ok(was_kept)
         });
         let removed = removed.await?;

@@ -4,9 +4,9 @@
 
 mod house;
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
-use cairn_protocol::RefName;
+use cairn_protocol::{BlobHash, RealmId, RefName};
 use cairn_registry::{OpenError, PinClass, Registry};
 use house::{House, REALM, bytes, key, repo, sign};
 
@@ -36,6 +36,36 @@ async fn what_nothing_pins_goes_and_every_class_of_pin_holds() {
     for gone in [manifest.files[0].blake3, published.revision.blob(), was, staged] {
         assert!(!blobs.has(gone).await.unwrap(), "{gone} stayed");
     }
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_blob_is_pinned_in_the_realm_that_keeps_it_and_in_no_other() {
+    let house = House::new().await;
+    let blobs = house.registry.blobs();
+    let source = house.source("kept", &[("a.bin", bytes(40_000, 1))]);
+    let published = house.publish(&source, &key(1), "kept", 1).await;
+    let manifest = house.registry.manifest(published.revision).await.unwrap().unwrap();
+    let file = manifest.files[0].blake3;
+    let staged = blobs.add(bytes(60_000, 3)).await.unwrap().hash();
+    blobs.protect_stage(&[staged], 1, 1 << 30).await.unwrap();
+    let held = blobs.add(bytes(50_000, 2)).await.unwrap();
+    let all = BTreeSet::from([published.revision.blob(), file, staged, held.hash()]);
+    let asked: Vec<BlobHash> = all.iter().copied().chain([BlobHash::from([9; 32])]).collect();
+    assert_eq!(blobs.pinned(asked.clone()).await.unwrap(), all);
+    drop(held);
+    house.registry.close().await;
+
+    let other = Registry::open(&house.home(), RealmId::from([7; 32])).await.unwrap();
+    assert!(other.blobs().has(file).await.unwrap(), "the bytes are in the same home");
+    assert_eq!(other.blobs().pinned(asked.clone()).await.unwrap(), BTreeSet::new());
+    other.close().await;
+
+    let house = house.reopen().await;
+    let durable = BTreeSet::from([published.revision.blob(), file, staged]);
+    assert_eq!(house.registry.blobs().pinned(asked.clone()).await.unwrap(), durable);
+    house.registry.unpin(published.revision).await.unwrap();
+    assert_eq!(house.registry.blobs().pinned(asked).await.unwrap(), BTreeSet::from([staged]));
     house.registry.close().await;
 }
 

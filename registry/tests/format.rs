@@ -46,6 +46,25 @@ async fn a_catalogue_of_the_first_schema_is_read() {
     registry.close().await;
 }
 
+#[tokio::test]
+async fn a_catalogue_from_before_blobs_knew_their_keepers_learns_them() {
+    let house = House::new().await;
+    let source = house.source("a", &[("a.bin", house::bytes(40_000, 1))]);
+    let published = house.publish(&source, &key(1), "a", 1).await;
+    house.registry.close().await;
+    set_meta(&house, "schema", &1u32.to_le_bytes());
+    let keepers: redb::TableDefinition<&[u8], &[u8]> = redb::TableDefinition::new("blob-keepers-1");
+    let database = redb::Database::open(house.home().join("catalog.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    assert!(transaction.delete_table(keepers).unwrap());
+    transaction.commit().unwrap();
+    drop(database);
+    let house = house.reopen().await;
+    let manifest = published.revision.blob();
+    assert!(house.registry.blobs().pinned(vec![manifest]).await.unwrap().contains(&manifest));
+    house.registry.close().await;
+}
+
 /// The file above was made by this, with `CAIRN_WRITE_SCHEMA` set to its path, when schema 1 was the present one.
 #[tokio::test]
 async fn what_is_written_now_reads_back_from_its_packed_form() {

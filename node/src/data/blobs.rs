@@ -1,7 +1,7 @@
 //! The serving end of blobs: who may have which, and how much at once.
 //!
 //! The transfer itself is the library's; this is the gate before it. Only plain reads of single blobs pass: no pushes, no
-//! collections, no observing. Which bytes are here is the registry's business.
+//! collections, no observing. Which bytes are here, and which realm's they are, is the registry's business.
 //!
 //! Invariant: no request is served to a peer that [`BlobDoor::may_serve`] refuses, and one peer never takes more than its
 //! bounded part of connections, requests and request rate.
@@ -14,6 +14,7 @@ use std::{
 };
 
 use cairn_protocol::id::{BlobHash, NodeId, RealmId};
+use cairn_registry::Blobs;
 use iroh::{
     endpoint::Connection,
     protocol::{AcceptError, ProtocolHandler},
@@ -68,6 +69,7 @@ pub struct BlobDoor {
 }
 
 struct Gate {
+    blobs: Blobs,
     realm: RealmId,
     surroundings: OnceLock<Surroundings>,
     /// Guards the counts; held for a look-up, never across an await.
@@ -98,9 +100,11 @@ impl fmt::Debug for BlobDoor {
 
 impl BlobDoor {
     /// The door, and the task that answers the library's questions for it; whoever owns the endpoint runs that.
-    pub fn new(store: &Store, realm: RealmId) -> (BlobDoor, impl Future<Output = ()> + Send + use<>) {
+    pub fn new(blobs: &Blobs, realm: RealmId) -> (BlobDoor, impl Future<Output = ()> + Send + use<>) {
         let (events, messages) = EventSender::channel(MESSAGES_MAX, mask());
-        let gate = Arc::new(Gate { realm, surroundings: OnceLock::new(), guests: Mutex::default() });
+        let (surroundings, guests) = (OnceLock::new(), Mutex::default());
+        let gate = Arc::new(Gate { blobs: blobs.clone(), realm, surroundings, guests });
+        let store: &Store = blobs.store();
         let door = BlobDoor { store: store.clone(), events, gate: gate.clone() };
         (door, answer(gate, messages))
     }
@@ -110,9 +114,10 @@ impl BlobDoor {
         let _ = self.gate.surroundings.set(surroundings);
     }
 
-    /// Whether this peer may have this blob: in the public realm everybody, in another its members.
-    pub fn may_serve(&self, peer: NodeId, realm: RealmId, hash: BlobHash) -> bool {
-        self.gate.may_serve(peer, realm, hash)
+    /// Whether this peer may have this blob: in the public realm everybody, in another its members; and only what a pin of
+    /// that realm keeps, for one home may hold the bytes of several.
+    pub async fn may_serve(&self, peer: NodeId, realm: RealmId, hash: BlobHash) -> bool {
+        self.gate.may_serve(peer, realm, hash).await
     }
 }
 
@@ -132,9 +137,20 @@ impl ProtocolHandler for BlobDoor {
 }
 
 impl Gate {
-    fn may_serve(&self, peer: NodeId, realm: RealmId, _hash: BlobHash) -> bool {
+    async fn may_serve(&self, peer: NodeId, realm: RealmId, hash: BlobHash) -> bool {
         realm == self.realm
             && (realm == RealmId::PUBLIC || self.surroundings.get().is_some_and(|around| (around.is_member)(peer)))
+            && self.is_of_realm(hash).await
+    }
+
+    async fn is_of_realm(&self, hash: BlobHash) -> bool {
+        match self.blobs.pinned(vec![hash]).await {
+            Ok(pinned) => pinned.contains(&hash),
+            Err(error) => {
+                tracing::warn!(%error, "a blob is refused: the pins could not be read");
+                false
+            }
+        }
     }
 
     fn served(&self, bytes: u64) {
@@ -163,15 +179,10 @@ impl Gate {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Admits a request or says why not; an admitted one is counted until its [`Service`] is dropped.
-    fn admit(self: &Arc<Self>, connection: u64, request: &GetRequest) -> Result<Service, AbortReason> {
-        let peer = self.guests().connections.get(&connection).copied().ok_or(AbortReason::Permission)?;
-        let hash = BlobHash::from(*request.hash.as_bytes());
-        if !request.ranges.is_blob() || !self.may_serve(peer, self.realm, hash) {
-            tracing::debug!(peer = %peer.short(), blob = %hash.short(), "a blob is refused");
-            return Err(AbortReason::Permission);
-        }
+    /// Counts a request until its [`Service`] is dropped, or says that there is no room for it.
+    fn admit(self: &Arc<Self>, connection: u64) -> Result<Service, AbortReason> {
         let mut guests = self.guests();
+        let peer = guests.connections.get(&connection).copied().ok_or(AbortReason::Permission)?;
         if guests.requests >= REQUESTS_MAX {
             return Err(AbortReason::RateLimited);
         }
@@ -231,6 +242,16 @@ struct Service {
 }
 
 impl Service {
+    /// Whether the peer may have what it asks for.
+    async fn permit(&self, request: &GetRequest) -> Result<(), AbortReason> {
+        let hash = BlobHash::from(*request.hash.as_bytes());
+        if request.ranges.is_blob() && self.gate.may_serve(self.peer, self.gate.realm, hash).await {
+            return Ok(());
+        }
+        tracing::debug!(peer = %self.peer.short(), blob = %hash.short(), "a blob is refused");
+        Err(AbortReason::Permission)
+    }
+
     /// Counts the bytes of a request that has ended.
     fn note(&self, update: &RequestUpdate) {
         match update {
@@ -297,22 +318,22 @@ async fn answer(gate: Arc<Gate>, mut messages: mpsc::Receiver<ProviderMessage>) 
             Some(ProviderMessage::ConnectionClosed(message)) => {
                 gate.guests().connections.remove(&message.inner.connection_id);
             }
-            Some(ProviderMessage::GetRequestReceived(message)) => {
-                match gate.admit(message.inner.connection_id, &message.inner.request) {
-                    Ok(service) => {
-                        message.tx.send(Ok(())).await.ok();
-                        let mut updates = message.rx;
-                        serving.spawn(async move {
-                            while let Ok(Some(update)) = updates.recv().await {
-                                service.note(&update);
-                            }
-                        });
-                    }
-                    Err(reason) => {
-                        message.tx.send(Err(reason)).await.ok();
-                    }
+            Some(ProviderMessage::GetRequestReceived(message)) => match gate.admit(message.inner.connection_id) {
+                Ok(service) => {
+                    let (request, reply, mut updates) = (message.inner.request, message.tx, message.rx);
+                    serving.spawn(async move {
+                        let verdict = service.permit(&request).await;
+                        let is_permitted = verdict.is_ok();
+                        reply.send(verdict).await.ok();
+                        while is_permitted && let Ok(Some(update)) = updates.recv().await {
+                            service.note(&update);
+                        }
+                    });
                 }
-            }
+                Err(reason) => {
+                    message.tx.send(Err(reason)).await.ok();
+                }
+            },
             Some(ProviderMessage::ObserveRequestReceived(message)) => {
                 message.tx.send(Err(AbortReason::Permission)).await.ok();
             }

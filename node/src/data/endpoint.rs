@@ -18,13 +18,12 @@ use cairn_protocol::{
     record::Keypair,
     refusal::{Reason, Refusal},
 };
-use cairn_registry::Registry;
+use cairn_registry::{Blobs, Registry};
 use iroh::{
     Endpoint, EndpointAddr, EndpointId, SecretKey, Watcher,
     endpoint::{Builder, Connection, presets},
     protocol::{DynProtocolHandler, Router},
 };
-use iroh_blobs::api::Store;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -126,17 +125,16 @@ pub async fn start(
 ) -> Result<DataHandle, Refusal> {
     let stage_door: Box<dyn DynProtocolHandler> = Box::new(StageDoor::new(stages));
     let protocols = vec![(link::STAGE_ALPN.to_vec(), stage_door)];
-    let store = registry.blobs().store();
-    Ok(DataHandle::bind(config.data_listen, config.realm, identity, store, protocols).await?)
+    Ok(DataHandle::bind(config.data_listen, config.realm, identity, registry.blobs(), protocols).await?)
 }
 
 impl DataHandle {
-    /// Binds to `listen` (port 0 takes a free one) and answers for the blobs of `store`.
+    /// Binds to `listen` (port 0 takes a free one) and answers for the blobs of that realm.
     pub async fn bind(
         listen: SocketAddr,
         realm: RealmId,
         identity: &Keypair,
-        store: &Store,
+        blobs: &Blobs,
         protocols: Vec<Protocol>,
     ) -> Result<DataHandle, DataError> {
         let failed = |why: String| DataError::Listen { address: listen, why };
@@ -151,7 +149,7 @@ impl DataHandle {
             .bind()
             .await
             .map_err(|error| failed(format!("{error:#}")))?;
-        let (door, answering) = BlobDoor::new(store, realm);
+        let (door, answering) = BlobDoor::new(blobs, realm);
         let mut router = Router::builder(endpoint.clone()).accept(iroh_blobs::ALPN, door.clone());
         for (alpn, handler) in protocols {
             router = router.accept(alpn, handler);

@@ -36,8 +36,19 @@ impl Peer {
         let registry = Registry::open(folder.path(), realm).await.unwrap();
         let identity = Keypair::from_seed([seed; 32]);
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let data = DataHandle::bind(listen, realm, &identity, registry.blobs().store(), vec![]).await.unwrap();
+        let data = DataHandle::bind(listen, realm, &identity, registry.blobs(), vec![]).await.unwrap();
         Peer { registry, data, identity, _folder: folder, prepared: None }
+    }
+
+    /// The same home, under another realm.
+    async fn moved_to(self, realm: RealmId) -> Peer {
+        self.data.shutdown().await;
+        drop(self.prepared);
+        self.registry.close().await;
+        let registry = Registry::open(self._folder.path(), realm).await.unwrap();
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let data = DataHandle::bind(listen, realm, &self.identity, registry.blobs(), vec![]).await.unwrap();
+        Peer { registry, data, prepared: None, ..self }
     }
 
     async fn with_file(seed: u8, file: &Path) -> Peer {
@@ -282,6 +293,30 @@ async fn a_private_realm_serves_members_only() {
         peer.stop().await;
     }
     assert_eq!(sent.load(Ordering::Relaxed), blob.size);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_of_a_private_realm_are_not_served_by_the_same_home_in_public() {
+    let realm = RealmId::from([5; 32]);
+    let mut secret = Peer::in_realm(1, realm).await;
+    let private = blob(12, MIB);
+    let repo = RepoId { publisher: PublisherKey::from([1; 32]), kind: RepoKind::Model, name: "x".parse().unwrap() };
+    let file = private.file.path().to_owned();
+    secret.prepared = Some(secret.registry.prepare(file, repo, PrepareOptions::default(), |_| {}).await.unwrap());
+    secret.registry.blobs().protect_stage(&[private.hash], 1, 1 << 30).await.unwrap();
+    let home = secret.moved_to(RealmId::PUBLIC).await;
+    assert!(home.registry.blobs().has(private.hash).await.unwrap(), "the bytes are still in this home");
+    let stranger = Peer::new(2).await;
+    let refused = stranger.fetch(&private, &[0..private.size], &[home.source()]).await.unwrap_err();
+    assert!(
+        matches!(&refused, FetchError::Undelivered { failures, .. } if failures[0].1 == Failure::Refused),
+        "{refused}"
+    );
+    home.registry.blobs().protect_stage(&[private.hash], 1, 1 << 30).await.unwrap();
+    stranger.fetch(&private, &[0..private.size], &[home.source()]).await.unwrap();
+    assert_held(&stranger, &private, 0..private.size).await;
+    stranger.stop().await;
+    home.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -200,9 +200,12 @@ async fn answer_holds(registry: &Registry, holds: Holds) -> Answered {
     if holds.hashes.len() > HOLDS_MAX {
         return Err((Reason::Limit, format!("at most {HOLDS_MAX} hashes in one question")));
     }
+    let hashes: Result<Vec<BlobHash>, _> =
+        holds.hashes.iter().map(|hash| BlobHash::try_from(hash.as_slice())).collect();
+    let hashes = hashes.map_err(|e| (Reason::BadInput, e.to_string()))?;
+    // What another realm keeps in the same home is not here, as far as this realm can tell.
     let mut holdings = Vec::new();
-    for hash in holds.hashes {
-        let hash = BlobHash::try_from(hash.as_slice()).map_err(|e| (Reason::BadInput, e.to_string()))?;
+    for hash in registry.blobs().pinned(hashes).await.map_err(internal)? {
         if let Some(holding) = holding(registry, hash).await? {
             holdings.push(holding);
         }

@@ -163,6 +163,12 @@ impl Guard {
         }
     }
 
+    /// Whether a temporary pin holds this blob, or did since the last mark (the catalogue may just be taking it over).
+    pub(crate) fn is_pinned(&self, hash: BlobHash) -> bool {
+        let state = self.state();
+        state.pinned.contains_key(&hash) || state.released.contains(&hash)
+    }
+
     /// From now on collections take this blob even if it is pinned, until `pardon`.
     pub(crate) fn condemn(&self, hash: BlobHash) {
         self.state().condemned.insert(hash);

@@ -9,6 +9,7 @@ pub(crate) mod guard;
 pub(crate) mod stage_cache;
 
 use std::{
+    collections::BTreeSet,
     io,
     ops::Range,
     path::{Path, PathBuf},
@@ -27,7 +28,10 @@ use iroh_blobs::{
 
 use self::guard::{Guard, raw};
 pub use self::guard::{Stalled, TempPin};
-use crate::{catalog::Catalog, import::INLINE_MAX};
+use crate::{
+    catalog::{Catalog, CatalogError, keys, tables},
+    import::INLINE_MAX,
+};
 
 /// Patience with one collection on demand: it lists every blob and deletes a few.
 const COLLECT_PATIENCE: Duration = Duration::from_secs(60);
@@ -71,7 +75,7 @@ pub enum BlobError {
     },
     /// The catalogue, which keeps the stage cache, failed.
     #[error(transparent)]
-    Catalog(#[from] crate::catalog::CatalogError),
+    Catalog(#[from] CatalogError),
 }
 
 /// A handle to the blob store. Clones share it.
@@ -97,6 +101,33 @@ impl Blobs {
     /// The library's store, for serving blobs and for fetching them.
     pub fn store(&self) -> &FsStore {
         &self.store
+    }
+
+    /// Those of `hashes` that a pin of this run's realm keeps: a kept revision, the stage cache, or a temporary pin of this run. Only
+    /// they are this realm's to serve; bytes that another realm keeps in the same home are not. Costs one look into the catalogue.
+    pub async fn pinned(&self, hashes: Vec<BlobHash>) -> Result<BTreeSet<BlobHash>, CatalogError> {
+        let (held, others): (Vec<_>, Vec<_>) = hashes.into_iter().partition(|hash| self.guard.is_pinned(*hash));
+        let mut pinned = BTreeSet::from_iter(held);
+        if others.is_empty() {
+            return Ok(pinned);
+        }
+        let realm = self.realm;
+        let read = self.catalog.read::<_, CatalogError, _>(move |transaction| {
+            let stage = transaction.open_table(tables::STAGE_BLOBS)?;
+            let keepers = transaction.open_table(tables::BLOB_KEEPERS)?;
+            let mut found = Vec::new();
+            for hash in others {
+                let key = keys::one(realm, hash.as_bytes());
+                let next = keepers.range(key.as_slice()..)?.next().transpose()?;
+                let is_kept = next.is_some_and(|(next, _)| next.value().starts_with(&key));
+                if is_kept || stage.get(key.as_slice())?.is_some() {
+                    found.push(hash);
+                }
+            }
+            Ok(found)
+        });
+        pinned.extend(read.await?);
+        Ok(pinned)
     }
 
     /// Whether the whole blob is here (by the store's book-keeping; `verify` reads the bytes).

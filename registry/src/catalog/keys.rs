@@ -87,6 +87,14 @@ pub(crate) fn last_blob(key: &[u8]) -> Result<BlobHash, CatalogError> {
     last_id(key).map(BlobHash::from)
 }
 
+/// Realm ‖ second ‖ first, of a key that is realm ‖ first ‖ second: KEPT_BLOBS' keys and BLOB_KEEPERS'.
+pub(crate) fn swapped(key: &[u8]) -> Result<Vec<u8>, CatalogError> {
+    if key.len() != 3 * ID {
+        return Err(damaged("a kept blob's key"));
+    }
+    Ok([&key[..ID], &key[2 * ID..], &key[ID..2 * ID]].concat())
+}
+
 /// What a HEADS key says after the prefix of its repo: (ref, epoch, number, head).
 pub(crate) fn parse_head<'a>(key: &'a [u8], repo_prefix: &[u8]) -> Result<(&'a str, u64, u64, RecordId), CatalogError> {
     let rest = key.get(repo_prefix.len()..).ok_or_else(|| damaged("a head's key"))?;

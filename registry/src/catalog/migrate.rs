@@ -5,9 +5,9 @@
 //! Invariant: every step is idempotent and commits together with its number, so a crash between two steps resumes at the
 //! right one; a catalogue of a later schema is refused untouched.
 
-use redb::{Database, Durability, ReadableDatabase, TableError, WriteTransaction};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableError, WriteTransaction};
 
-use super::{CatalogError, tables};
+use super::{CatalogError, keys, tables};
 
 /// The schema that this code reads and writes: the number of steps in the chain.
 pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
@@ -15,7 +15,7 @@ pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
 type Step = fn(&WriteTransaction) -> Result<(), CatalogError>;
 
 /// Step n takes schema n to n + 1.
-const STEPS: [Step; 1] = [make_first_tables];
+const STEPS: [Step; 2] = [make_first_tables, list_kept_blobs_by_blob];
 
 /// Why a catalogue could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,17 @@ fn run_step(database: &Database, number: u32, step: Step) -> Result<(), CatalogE
 fn make_first_tables(transaction: &WriteTransaction) -> Result<(), CatalogError> {
     for table in tables::ALL {
         transaction.open_table(table)?;
+    }
+    Ok(())
+}
+
+/// Schema 2: BLOB_KEEPERS says of KEPT_BLOBS' pairs the second first.
+fn list_kept_blobs_by_blob(transaction: &WriteTransaction) -> Result<(), CatalogError> {
+    let kept = transaction.open_table(tables::KEPT_BLOBS)?;
+    let mut keepers = transaction.open_table(tables::BLOB_KEEPERS)?;
+    for entry in kept.iter()? {
+        let key = entry?.0;
+        keepers.insert(keys::swapped(key.value())?.as_slice(), [].as_slice())?;
     }
     Ok(())
 }

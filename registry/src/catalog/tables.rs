@@ -52,6 +52,10 @@ pub(crate) const KEPT: Bytes = TableDefinition::new("kept-1");
 /// realm ‖ revision ‖ blob → size u64 little-endian: the blobs of a kept revision, its manifest included.
 pub(crate) const KEPT_BLOBS: Bytes = TableDefinition::new("kept-blobs-1");
 
+/// realm ‖ blob ‖ revision → nothing: the blobs of [`KEPT_BLOBS`] by themselves, for asking whether a blob is of this realm. Since
+/// schema 2.
+pub(crate) const BLOB_KEEPERS: Bytes = TableDefinition::new("blob-keepers-1");
+
 /// realm ‖ blob → last use in ms u64 little-endian ‖ bytes held u64 little-endian (pin class "stage cache").
 pub(crate) const STAGE_BLOBS: Bytes = TableDefinition::new("stage-blobs-1");
 
@@ -61,7 +65,7 @@ pub(crate) const SHA256: Bytes = TableDefinition::new("sha256-1");
 /// realm ‖ pattern as written → nothing.
 pub(crate) const MIRRORS: Bytes = TableDefinition::new("mirrors-1");
 
-/// Every table of bytes, for making them all at once: a read transaction refuses a table that was never made.
+/// Every table of bytes that the first schema had, for making them all at once: a read transaction refuses a table that was never made.
 pub(crate) const ALL: [Bytes; 15] = [
     RECORDS,
     PROFILES,
