@@ -2,9 +2,13 @@
 //!
 //! A connection serves one purpose, told by its first stream: a control stream makes this node a stage, a data stream
 //! brings another stage's output. Not here: who may have a stage ([`crate::stages`]). Invariant: a peer that says
-//! nothing, or something else, costs one of a bounded number of places for a bounded time.
+//! nothing, or something else, costs one of a bounded number of places for a bounded time, and has an eighth of them at most.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use cairn_compute::StepInput;
 use cairn_protocol::{id::NodeId, limits, peer_pb};
@@ -23,11 +27,55 @@ use crate::{
 
 /// Most unread bytes of one stage connection: two frames of the largest chunk on a wide model.
 const UNREAD_BYTES_MAX: u32 = 16 << 20;
+/// Connections of one node that have not said yet what they are for: an eighth of all, so that no key can keep others out.
+const SILENT_PER_NODE_MAX: usize = bounds::STRANGERS_MAX / 8;
 
 /// The handler to register under [`link::STAGE_ALPN`].
 #[derive(Clone)]
 pub struct StageDoor {
     host: StageHost,
+    silent: Silent,
+}
+
+/// How many connections of each node have not said yet what they are for.
+#[derive(Clone, Default)]
+struct Silent {
+    /// Guards the counts; held for one step, never across an await.
+    counts: Arc<Mutex<BTreeMap<NodeId, usize>>>,
+}
+
+/// One of a node's places among them; given back when dropped.
+struct SilentPlace {
+    silent: Silent,
+    node: NodeId,
+}
+
+impl Silent {
+    fn place(&self, node: NodeId) -> Option<SilentPlace> {
+        let mut counts = self.counts();
+        let count = counts.entry(node).or_default();
+        if *count >= SILENT_PER_NODE_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(SilentPlace { silent: self.clone(), node })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<NodeId, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for SilentPlace {
+    fn drop(&mut self) {
+        let mut counts = self.silent.counts();
+        if let Some(count) = counts.get_mut(&self.node) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.node);
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for StageDoor {
@@ -39,13 +87,13 @@ impl std::fmt::Debug for StageDoor {
 impl StageDoor {
     /// Before this host.
     pub fn new(host: StageHost) -> StageDoor {
-        StageDoor { host }
+        StageDoor { host, silent: Silent::default() }
     }
 }
 
 impl ProtocolHandler for StageDoor {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
-        if let Err(why) = receive(&self.host, &connection).await {
+        if let Err(why) = receive(&self.host, &self.silent, &connection).await {
             tracing::debug!(peer = %link::remote_node(&connection).short(), why, "stage connection refused");
             connection.close(1u32.into(), why.as_bytes());
         }
@@ -63,9 +111,11 @@ enum First {
     Data(RecvStream),
 }
 
-async fn receive(host: &StageHost, connection: &Connection) -> Result<(), &'static str> {
+async fn receive(host: &StageHost, silent: &Silent, connection: &Connection) -> Result<(), &'static str> {
     let node = host.node().ok_or("starting or stopping")?;
-    let place = host.stranger().ok_or("too many connections that say nothing")?;
+    let from = link::remote_node(connection);
+    let own_place = silent.place(from).ok_or("too many connections of this node that say nothing")?;
+    let place = (own_place, host.stranger().ok_or("too many connections that say nothing")?);
     connection.set_receive_window(UNREAD_BYTES_MAX.into());
     let first = async {
         tokio::select! {
@@ -86,7 +136,6 @@ async fn receive(host: &StageHost, connection: &Connection) -> Result<(), &'stat
             let mut reader = FrameReader::new(stream);
             let introduction = timeout(bounds::INTRODUCTION, reader.introduction()).await;
             let introduction = introduction.map_err(|_| "silent")?.map_err(|_| "not a stage stream")?;
-            let from = link::remote_node(connection);
             let Some(run) = host.rooms().find(introduction, from).await else {
                 reader.refuse();
                 return Err("no session here expects this stream");
@@ -186,5 +235,23 @@ async fn take_frames(run: &Arc<Run>, from: NodeId, mut reader: FrameReader) {
         let (first_position, count, sample) = (header.first_position, header.count, header.sample);
         let step = Step { sequence: header.sequence, first_position, count, sample };
         run.submit(step, StepInput::Hidden { first_position, count, values, sample }, permit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silent_connections_of_one_node_leave_places_for_others() {
+        let silent = Silent::default();
+        let (greedy, other) = (NodeId::from([1; 32]), NodeId::from([2; 32]));
+        let mut places: Vec<_> = std::iter::from_fn(|| silent.place(greedy)).take(bounds::STRANGERS_MAX).collect();
+        assert_eq!(places.len(), SILENT_PER_NODE_MAX);
+        assert!(silent.place(other).is_some());
+        places.pop();
+        assert!(silent.place(greedy).is_some(), "a place that was given back is free");
+        places.clear();
+        assert!(silent.counts().is_empty(), "nobody is remembered who has no place");
     }
 }
