@@ -62,6 +62,8 @@ pub enum Standing {
 #[derive(Debug, Default)]
 pub struct Conduct {
     accounts: BTreeMap<NodeId, Account>,
+    /// Banned nodes whose accounts had to give way: their bans end at the next [`Conduct::wake`].
+    displaced: Vec<NodeId>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -104,9 +106,11 @@ impl Conduct {
         }
     }
 
-    /// Ends the bans that are over and names the nodes they were on.
+    /// Ends the bans that are over, or that nobody remembers any more, and names the nodes they were on.
     pub fn wake(&mut self, now_ms: u64) -> Vec<NodeId> {
-        let mut freed = Vec::new();
+        let mut freed = std::mem::take(&mut self.displaced);
+        // Whoever was banned anew meanwhile stays so.
+        freed.retain(|node| !self.accounts.get(node).is_some_and(|account| account.banned_until_ms.is_some()));
         for (node, account) in &mut self.accounts {
             if account.banned_until_ms.is_some_and(|until| until <= now_ms) {
                 account.banned_until_ms = None;
@@ -123,8 +127,10 @@ impl Conduct {
         }
         let rank = |a: &Account| (a.banned_until_ms.unwrap_or(0), a.decayed(now_ms).to_bits());
         let least = self.accounts.iter().min_by_key(|(_, account)| rank(account)).map(|(node, _)| *node);
-        if let Some(least) = least {
-            self.accounts.remove(&least);
+        if let Some(least) = least
+            && self.accounts.remove(&least).is_some_and(|account| account.banned_until_ms.is_some())
+        {
+            self.displaced.push(least);
         }
     }
 }
@@ -173,6 +179,17 @@ mod tests {
             panic!("tolerated")
         };
         assert_eq!(again - until_ms, 2 * until_ms);
+    }
+
+    #[test]
+    fn a_ban_whose_account_gave_way_ends_too() {
+        let mut conduct = Conduct::default();
+        for n in 0..=ACCOUNTS_MAX as u16 {
+            conduct.report(u64::from(n), node(n), Severity::Attack);
+        }
+        assert_eq!(conduct.accounts.len(), ACCOUNTS_MAX);
+        assert_eq!(conduct.wake(ACCOUNTS_MAX as u64), vec![node(0)]);
+        assert_eq!(conduct.wake(ACCOUNTS_MAX as u64), vec![]);
     }
 
     #[test]
