@@ -13,7 +13,7 @@ use libp2p::{
     },
 };
 
-use super::{PeerEvent, behaviour::BehaviourEvent, bounds, identity, peers, redial::Attempt, swarm::Owner};
+use super::{PeerEvent, behaviour::BehaviourEvent, bounds, identity, redial::Attempt, swarm::Owner};
 
 impl Owner {
     /// Events of connections and listeners.
@@ -152,9 +152,6 @@ impl Owner {
     }
 
     fn on_listening(&mut self, address: Multiaddr) {
-        if let Some(ip) = peers::ip(&address) {
-            self.table().add_own_ip(ip);
-        }
         tracing::info!(%address, "listening");
         self.listening.send_modify(|addresses| {
             if !addresses.contains(&address) {

@@ -4,11 +4,7 @@
 //! Invariant: an advert is only replaced by one with a higher (incarnation, sequence); hearing the same or an older
 //! one renews nothing. At most `PEERS_MAX` nodes are kept; connected ones are never evicted.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, ops::Bound, time::Duration};
 
 use cairn_protocol::{advert::Advert, id::NodeId};
 use libp2p::{Multiaddr, multiaddr::Protocol, swarm::ConnectionId};
@@ -36,7 +32,7 @@ pub struct PeerInfo {
     pub rtt: Option<Duration>,
     /// What it says of itself, while that holds.
     pub advert: Option<Advert>,
-    /// It runs on this machine: every connection comes from a loopback or own address, and none is relayed.
+    /// It runs on this machine: every connection comes from a loopback address, and none is relayed.
     pub same_host: bool,
 }
 
@@ -57,7 +53,6 @@ pub enum Heard {
 #[derive(Debug)]
 pub struct PeerTable {
     own: NodeId,
-    own_ips: BTreeSet<IpAddr>,
     peers: BTreeMap<NodeId, Peer>,
 }
 
@@ -87,14 +82,7 @@ struct Connection {
 impl PeerTable {
     /// An empty table of the node `own`.
     pub fn new(own: NodeId) -> PeerTable {
-        PeerTable { own, own_ips: BTreeSet::new(), peers: BTreeMap::new() }
-    }
-
-    /// Notes that this machine has that address.
-    pub fn add_own_ip(&mut self, ip: IpAddr) {
-        if !ip.is_unspecified() {
-            self.own_ips.insert(ip);
-        }
+        PeerTable { own, peers: BTreeMap::new() }
     }
 
     /// A connection is open. True if it is the first with that peer.
@@ -262,7 +250,8 @@ impl PeerTable {
     }
 
     fn info(&self, now_ms: u64, node: NodeId, peer: &Peer) -> PeerInfo {
-        let is_here = |c: &Connection| !c.is_relayed && c.remote.is_some_and(|ip| self.is_own_ip(ip));
+        // Loopback alone, as the stage door has it: another machine may have an address that this one has too.
+        let is_here = |c: &Connection| !c.is_relayed && c.remote.is_some_and(|ip| ip.to_canonical().is_loopback());
         PeerInfo {
             node_id: node,
             peer_id: identity::peer_id(node).map(|peer| peer.to_string()).unwrap_or_default(),
@@ -273,10 +262,6 @@ impl PeerTable {
             advert: peer.advert.clone(),
             same_host: !peer.connections.is_empty() && peer.connections.values().all(is_here),
         }
-    }
-
-    fn is_own_ip(&self, ip: IpAddr) -> bool {
-        ip.to_canonical().is_loopback() || self.own_ips.contains(&ip) || self.own_ips.contains(&ip.to_canonical())
     }
 
     /// The peer's entry, made if there is room: the longest-silent disconnected peer gives way.
@@ -303,7 +288,7 @@ impl PeerTable {
 }
 
 /// The IP address that a multiaddress begins with.
-pub(super) fn ip(address: &Multiaddr) -> Option<IpAddr> {
+fn ip(address: &Multiaddr) -> Option<IpAddr> {
     match address.iter().next()? {
         Protocol::Ip4(ip) => Some(ip.into()),
         Protocol::Ip6(ip) => Some(ip.into()),
@@ -390,12 +375,11 @@ mod tests {
     #[test]
     fn a_peer_is_on_this_host_only_if_every_connection_says_so() {
         let mut table = PeerTable::new(node(0));
-        table.add_own_ip("10.0.0.5".parse().expect("an address"));
         table.heard(0, advert(node(1), 1, 1, 1000));
         let same_host = |table: &PeerTable| table.get(0, &node(1)).expect("known").same_host;
         assert!(!same_host(&table), "without a connection");
         table.connected(0, node(1), link(1), &address("/ip4/127.0.0.1/tcp/1"));
-        table.connected(0, node(1), link(2), &address("/ip4/10.0.0.5/tcp/1"));
+        table.connected(0, node(1), link(2), &address("/ip6/::1/tcp/1"));
         assert!(same_host(&table));
         table.connected(0, node(1), link(3), &address("/ip4/10.0.0.6/tcp/1"));
         assert!(!same_host(&table), "one from elsewhere");
