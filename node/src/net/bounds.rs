@@ -107,6 +107,8 @@ pub const REDIAL_FIRST_MS: u64 = 500;
 pub const REDIAL_LAST_MS: u64 = 30_000;
 /// Attempts after which a peer that no one configured is given up.
 pub const REDIAL_ATTEMPTS_MAX: u32 = 8;
+/// A peer that was given up is left alone for so long, and then tried once.
+pub const GIVEN_UP_MS: u64 = 600_000;
 
 /// Records that no one was there to hear, kept for another attempt.
 pub const UNSENT_MAX: usize = 256;

@@ -47,11 +47,12 @@ impl Owner {
             if table.connected_count() >= bounds::PEERS_WANTED {
                 Vec::new()
             } else {
-                let some = table.absent_members().take(bounds::PEERS_WANTED);
+                let some = table.absent_members(self.dial_turn).take(bounds::PEERS_WANTED);
                 some.map(|(node, addresses)| (node, addresses.to_vec())).collect()
             }
         };
         for (node, addresses) in absent {
+            self.dial_turn = node;
             self.redial.add_peer(now_ms, node, addresses);
         }
         let attempts = {
@@ -109,6 +110,7 @@ impl Owner {
         if let Some(target) = self.dials.remove(&connection) {
             self.redial.reached(now_ms, target, node);
         }
+        self.redial.met(now_ms, node);
         let remote = endpoint.get_remote_address();
         let is_first = {
             let mut table = self.table();

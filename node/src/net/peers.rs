@@ -203,9 +203,11 @@ impl PeerTable {
         self.peers.values().filter(|peer| !peer.connections.is_empty()).count()
     }
 
-    /// Members that aren't connected, with their addresses.
-    pub fn absent_members(&self) -> impl Iterator<Item = (NodeId, &[Multiaddr])> {
-        self.peers.iter().filter_map(|(node, peer)| {
+    /// Members that aren't connected, with their addresses: first those after that node, then the others, so that whoever goes
+    /// on where it stopped passes over nobody.
+    pub fn absent_members(&self, last: NodeId) -> impl Iterator<Item = (NodeId, &[Multiaddr])> {
+        let after = self.peers.range((Bound::Excluded(last), Bound::Unbounded));
+        after.chain(self.peers.range(..=last)).filter_map(|(node, peer)| {
             let is_absent = peer.advert.is_some() && peer.connections.is_empty() && !peer.addresses.is_empty();
             is_absent.then_some((*node, peer.addresses.as_slice()))
         })
@@ -370,6 +372,24 @@ mod tests {
         let heard: Vec<Heard> = (1..100).map(|n| table.heard(0, advert(node(1), 1, n, 1000))).collect();
         assert_eq!(heard.iter().filter(|h| **h == Heard::Newer).count(), ADVERTS_BURST as usize);
         assert_eq!(heard.last(), Some(&Heard::TooMany));
+    }
+
+    #[test]
+    fn everybody_absent_has_a_turn() {
+        let mut table = PeerTable::new(node(0));
+        for n in 1..=40 {
+            table.heard(0, advert(node(n), 1, 1, 1000));
+            table.add_addresses(node(n), [address("/ip4/10.0.0.9/tcp/1")]);
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        let mut turn = node(0);
+        for _ in 0..4 {
+            for (node, _) in table.absent_members(turn).take(10).collect::<Vec<_>>() {
+                seen.insert(node);
+                turn = node;
+            }
+        }
+        assert_eq!(seen.len(), 40);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Whom to dial, and when again. A pure decider: it knows addresses and times and opens nothing itself.
 //!
 //! Configured bootstrap addresses are tried for ever, with a pause that doubles up to half a minute; peers that were
-//! only heard of are given up after some failures. Pauses are spread by a hash, so that nodes that lost the same peer
+//! only heard of are given up for some minutes after some failures, however often they are heard of meanwhile. Pauses are spread by a hash, so that nodes that lost the same peer
 //! don't come back all at once.
 //!
 //! Invariant: one target is never dialled twice at the same time, and there are at most `DIAL_TARGETS_MAX` of them.
@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use cairn_protocol::id::NodeId;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
-use super::bounds::{ADDRESSES_PER_PEER_MAX, DIAL_TARGETS_MAX, REDIAL_ATTEMPTS_MAX, REDIAL_FIRST_MS, REDIAL_LAST_MS};
+use super::bounds::{
+    ADDRESSES_PER_PEER_MAX, DIAL_TARGETS_MAX, GIVEN_UP_MS, REDIAL_ATTEMPTS_MAX, REDIAL_FIRST_MS, REDIAL_LAST_MS,
+};
 
 /// Names a target of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +53,7 @@ impl Redial {
         self.insert(Target { addresses: vec![address], node, lasting: true, dialling: false, failures: 0, next_ms: 0 });
     }
 
-    /// Adds a peer that was heard of, or refreshes its addresses.
+    /// Adds a peer that was heard of, or refreshes its addresses; when to try it again stays as it was.
     pub fn add_peer(&mut self, now_ms: u64, node: NodeId, mut addresses: Vec<Multiaddr>) {
         addresses.truncate(ADDRESSES_PER_PEER_MAX);
         if let Some(target) = self.targets.values_mut().find(|t| t.node == Some(node) && !t.lasting) {
@@ -62,20 +64,27 @@ impl Redial {
         }
     }
 
-    /// What to dial now, at most `max` dials; `connected` says whom we needn't.
+    /// What to dial now, at most `max` dials, the longest due first; `connected` says whom we needn't.
     pub fn due(&mut self, now_ms: u64, max: usize, connected: impl Fn(&NodeId) -> bool) -> Vec<Attempt> {
-        let mut attempts = Vec::new();
-        for (id, target) in &mut self.targets {
-            if attempts.len() == max {
-                break;
-            }
-            let idle = !target.dialling && target.next_ms <= now_ms;
-            if idle && !target.node.as_ref().is_some_and(&connected) {
-                target.dialling = true;
-                attempts.push(Attempt { target: *id, node: target.node, addresses: target.addresses_now() });
-            }
+        let is_due = |target: &Target| {
+            !target.dialling && target.next_ms <= now_ms && !target.node.as_ref().is_some_and(&connected)
+        };
+        let mut due: Vec<(TargetId, &mut Target)> =
+            self.targets.iter_mut().filter(|(_, target)| is_due(target)).map(|(id, target)| (*id, target)).collect();
+        due.sort_by_key(|(id, target)| (target.next_ms, *id));
+        let attempts = due.into_iter().take(max).map(|(id, target)| {
+            target.dialling = true;
+            Attempt { target: id, node: target.node, addresses: target.addresses_now() }
+        });
+        attempts.collect()
+    }
+
+    /// That node is connected, whoever dialled: what failed before is forgiven.
+    pub fn met(&mut self, now_ms: u64, node: NodeId) {
+        for target in self.targets.values_mut().filter(|target| target.node == Some(node)) {
+            target.failures = 0;
+            target.next_ms = now_ms + REDIAL_FIRST_MS;
         }
-        attempts
     }
 
     /// A dial succeeded; `node` answered.
@@ -93,10 +102,9 @@ impl Redial {
         let Some(target) = self.targets.get_mut(&id) else { return };
         target.dialling = false;
         target.failures += 1;
-        target.next_ms = now_ms + pause_ms(id, target.failures);
-        if !target.lasting && target.failures >= REDIAL_ATTEMPTS_MAX {
-            self.targets.remove(&id);
-        }
+        // A target that is given up stays, so that hearing of it again does not begin it anew.
+        let is_given_up = !target.lasting && target.failures >= REDIAL_ATTEMPTS_MAX;
+        target.next_ms = now_ms + if is_given_up { GIVEN_UP_MS } else { pause_ms(id, target.failures) };
     }
 
     /// That target makes no sense, e.g. it is this node itself.
@@ -195,6 +203,33 @@ mod tests {
             redial.failed(now_ms, attempt.target);
         }
         assert_eq!(redial.due(now_ms + REDIAL_LAST_MS, 8, |_| false), vec![]);
+    }
+
+    #[test]
+    fn a_peer_that_was_given_up_is_not_begun_anew_by_hearing_of_it() {
+        let mut redial = Redial::default();
+        let (mut now_ms, mut dials) = (0, 0);
+        while now_ms < GIVEN_UP_MS / 2 {
+            redial.add_peer(now_ms, node(1), vec![address(1)]);
+            for attempt in redial.due(now_ms, 8, |_| false) {
+                redial.failed(now_ms, attempt.target);
+                dials += 1;
+            }
+            now_ms += 200;
+        }
+        assert_eq!(dials, REDIAL_ATTEMPTS_MAX);
+        redial.met(now_ms, node(1));
+        assert_eq!(redial.due(now_ms + REDIAL_FIRST_MS, 8, |_| false).len(), 1, "it was here in between");
+    }
+
+    #[test]
+    fn who_has_waited_longest_is_dialled_first() {
+        let mut redial = Redial::default();
+        for n in 1..=20 {
+            redial.add_peer(u64::from(n == 1), node(n), vec![address(u16::from(n))]);
+        }
+        let first: Vec<Option<NodeId>> = redial.due(1, 19, |_| false).into_iter().map(|attempt| attempt.node).collect();
+        assert!(!first.contains(&Some(node(1))), "it was heard of last");
     }
 
     #[test]

@@ -86,6 +86,8 @@ pub(super) struct Owner {
     pub(super) conduct: Conduct,
     pub(super) redial: Redial,
     pub(super) dials: HashMap<ConnectionId, TargetId>,
+    /// The absent member that was considered last; the next ones come after it.
+    pub(super) dial_turn: NodeId,
     pub(super) own: Advertiser,
     pub(super) statement: watch::Receiver<Statement>,
     pub(super) listening: watch::Sender<Vec<Multiaddr>>,
@@ -203,6 +205,7 @@ fn assemble(
         conduct: Conduct::default(),
         redial,
         dials: HashMap::new(),
+        dial_turn: node,
         own,
         statement: statement_heard,
         listening,
