@@ -6,7 +6,7 @@
 //! Invariant: the token is sent to a loopback address or over TLS, never in the clear to another machine.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -66,13 +66,20 @@ pub struct Found {
     pub tls_ca: Option<PathBuf>,
 }
 
+impl Found {
+    /// Whether the daemon is on this machine, and so has the same files.
+    pub fn is_local(&self) -> bool {
+        is_loopback(&self.uri)
+    }
+}
+
 impl ConnectOptions {
     /// Looks in every place; nothing is connected yet.
     pub fn find(&self) -> Result<Found, Refusal> {
         let home = self.home.clone().unwrap_or_else(default_home);
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let config = read(&home.join("config.toml")).and_then(|text| text.parse::<toml::Table>().ok());
-        let in_config = |key: &str| config.as_ref()?.get(key)?.as_str().map(String::from).filter(|v| !v.is_empty());
+        let config = config_of(&home)?;
+        let in_config = |key: &str| config.get(key)?.as_str().map(String::from).filter(|value| !value.is_empty());
         let places = [
             ("--api", self.api.clone()),
             ("CAIRN_API", variable("CAIRN_API")),
@@ -103,6 +110,33 @@ pub fn default_home() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(".cairn"))
 }
 
+/// What `config.toml` says. No file says nothing; one that can't be read or understood is refused, for what it says matters.
+fn config_of(home: &Path) -> Result<toml::Table, Refusal> {
+    let path = home.join("config.toml");
+    let broken = |what: String, why: String| {
+        Err(Refusal::new(Reason::BadInput, what, why).try_this("mend the file or remove it"))
+    };
+    let name = path.display().to_string();
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => String::new(),
+        Err(error) => return broken(name, error.to_string()),
+    };
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => {
+            let error: toml::de::Error = error;
+            let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or_default());
+            let line = before.matches('\n').count() + 1;
+            return broken(format!("{name}:{line}"), error.message().to_string());
+        }
+    };
+    match ["api", "tls_ca"].into_iter().find(|key| table.get(*key).is_some_and(|value| !value.is_str())) {
+        Some(key) => broken(name, format!("{key} is not a text in quotes")),
+        None => Ok(table),
+    }
+}
+
 fn in_ready_note(home: &Path) -> Option<String> {
     let note: serde_json::Value = serde_json::from_str(&read(&home.join("ready.json"))?).ok()?;
     note.get("api")?.as_str().map(String::from)
@@ -128,10 +162,12 @@ fn parse_api(address: &str, source: &str) -> Result<Uri, Refusal> {
 
 /// Whether a secret sent there stays between us and the daemon.
 fn is_private(uri: &Uri) -> bool {
+    uri.scheme_str() == Some("https") || is_loopback(uri)
+}
+
+fn is_loopback(uri: &Uri) -> bool {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    uri.scheme_str() == Some("https")
-        || host == "localhost"
-        || host.parse().is_ok_and(|ip| SocketAddr::new(ip, 0).ip().is_loopback())
+    host == "localhost" || host.parse().is_ok_and(|ip| SocketAddr::new(ip, 0).ip().is_loopback())
 }
 
 #[cfg(test)]
@@ -159,6 +195,16 @@ mod tests {
         assert_eq!(options.find().unwrap().source, "ready.json");
         let (_keep, options) = home(&[]);
         assert_eq!(options.find().unwrap().uri.to_string(), "http://127.0.0.1:4180/");
+    }
+
+    #[test]
+    fn a_broken_config_is_refused_with_its_line() {
+        for (text, line) in [("mdns = true\napi = = 5\n", ":2"), ("api = 5\n", "")] {
+            let (keep, options) = home(&[("config.toml", text)]);
+            let refusal = options.find().unwrap_err();
+            assert_eq!(refusal.reason, Reason::BadInput);
+            assert_eq!(refusal.what, format!("{}{line}", keep.path().join("config.toml").display()));
+        }
     }
 
     #[test]
