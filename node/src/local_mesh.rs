@@ -2,13 +2,15 @@
 //!
 //! Not a simulator: the processes are those a person would start, with free ports, a realm and a home of their own and
 //! no mDNS. Its invariant: when a [`LocalMesh`] is gone, so are its processes and its folder, unless it was told to
-//! keep them; a process whose parent is killed notices that its standard input closed and stops.
+//! keep them; a process whose parent is killed notices that its standard input closed and stops. The nodes take no
+//! setting from this process's environment but those of [`INHERITED`].
 
 use std::{
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::Deserialize;
@@ -23,6 +25,12 @@ use tokio::{
 const READY_MS: u64 = 60_000;
 /// How long a node may take to stop in order before it is killed.
 const STOP_MS: u64 = 10_000;
+
+/// Variables of ours that are about this machine and not about one node.
+const INHERITED: [&str; 4] = ["CAIRN_LOG", "CAIRN_LEVEL", "CAIRN_DEVICE", "CAIRN_NVML"];
+
+/// How long the system may take to end a killed process.
+const KILL_MS: u64 = 5_000;
 
 /// What a node prints when every door is open.
 #[derive(Debug, Clone, Deserialize)]
@@ -73,7 +81,7 @@ pub struct MeshOptions {
     pub realm: String,
     /// Further arguments of `cairn node`, for all of them.
     pub arguments: Vec<String>,
-    /// Further environment, for all of them.
+    /// Environment for all of them; of this process's own `CAIRN_*` they get only [`INHERITED`].
     pub environment: Vec<(String, String)>,
     /// Text of `config.toml` for node 0, 1, …; those after the last have none.
     pub configs: Vec<String>,
@@ -82,7 +90,7 @@ pub struct MeshOptions {
 /// One running node.
 #[derive(Debug)]
 pub struct LocalNode {
-    child: Child,
+    child: Leashed,
     // Held open: the node stops when it closes. The rest of its standard output is drained by nobody, for a node
     // prints one line there.
     _stdout: Lines<BufReader<ChildStdout>>,
@@ -180,10 +188,14 @@ impl LocalMesh {
         if index > 0 {
             command.args(self.nodes[0].ready.listen.iter().flat_map(|address| ["--bootstrap", address]));
         }
-        command.args(&self.options.arguments).args(arguments).envs(self.options.environment.iter().cloned());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log_file).kill_on_drop(true);
-        let mut child = command.spawn().map_err(failed)?;
-        let stdout = child.stdout.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+        command.args(&self.options.arguments).args(arguments);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_a_setting(name)) {
+            command.env_remove(name);
+        }
+        command.envs(self.options.environment.iter().cloned());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log_file);
+        let mut child = Leashed(command.spawn().map_err(failed)?);
+        let stdout = child.0.stdout.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
         let mut lines = BufReader::new(stdout).lines();
         let not_ready = || StartError::NotReady { index, log: tail(&log) };
         let line = timeout(Duration::from_millis(READY_MS), lines.next_line()).await.map_err(|_| not_ready())?;
@@ -206,23 +218,43 @@ impl LocalNode {
 
     /// Kills it at once (SIGKILL) and waits until it is gone.
     pub async fn kill(&mut self) -> io::Result<()> {
-        self.child.kill().await
+        self.child.0.kill().await
     }
 
     /// Whether the process runs.
     pub fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        matches!(self.child.0.try_wait(), Ok(None))
     }
 
     /// Asks it to stop in order (its standard input closes); kills it when that takes too long.
     pub async fn stop(&mut self) {
-        drop(self.child.stdin.take());
-        if timeout(Duration::from_millis(STOP_MS), self.child.wait()).await.is_err()
-            && let Err(error) = self.child.kill().await
+        drop(self.child.0.stdin.take());
+        if timeout(Duration::from_millis(STOP_MS), self.child.0.wait()).await.is_err()
+            && let Err(error) = self.child.0.kill().await
         {
             tracing::warn!(%error, "a node could not be killed");
         }
     }
+}
+
+/// A process that is gone when this is dropped, so that nobody writes to its home any more.
+#[derive(Debug)]
+struct Leashed(Child);
+
+impl Drop for Leashed {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.start_kill();
+        let started = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) && started.elapsed() < Duration::from_millis(KILL_MS) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Whether a variable would set something of a node.
+fn is_a_setting(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with("CAIRN_") && !INHERITED.contains(&name))
 }
 
 /// The last lines of a log, for an error message.

@@ -10,6 +10,7 @@ use cairn_protocol::refusal::{Reason, Refusal};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::HumanBytes;
 
+use super::interruption::or_interrupted;
 use super::{Global, Outcome, output};
 use crate::bench_blobs::{self, BlobsReport};
 use crate::bench_stages::{self, Side, StagesOptions, StagesReport};
@@ -56,7 +57,7 @@ struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
     /// Int8 planes of activations: 2 is exact to rounding, 1 is faster
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
     planes: u32,
     /// Kernels: auto (`CAIRN_LEVEL`, else the best here), scalar, avx2 or avx512; refused where the processor lacks them
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
@@ -93,8 +94,8 @@ enum Format {
 #[command(after_help = "Examples:\n  cairn bench blobs\n  cairn bench blobs --mib 1024 --json")]
 struct BlobsArgs {
     /// Size of the random file
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65536))]
-    mib: u64,
+    #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    mib: u32,
     /// Where the temporary stores are made [default: the system's temporary folder]
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
@@ -120,22 +121,27 @@ struct StagesArgs {
 
 pub(super) async fn run(global: &Global, args: BenchArgs) -> Outcome {
     match args.command {
-        BenchCommand::Engine(args) => engine(global, args).await,
-        BenchCommand::Blobs(args) => blobs(global, args).await,
-        BenchCommand::Stages(args) => stages(global, args).await,
+        BenchCommand::Engine(args) => or_interrupted("cairn bench engine", engine(global, args)).await,
+        BenchCommand::Blobs(args) => or_interrupted("cairn bench blobs", blobs(global, args)).await,
+        BenchCommand::Stages(args) => or_interrupted("cairn bench stages", stages(global, args)).await,
     }
 }
 
 async fn engine(global: &Global, args: EngineArgs) -> Outcome {
     let name = args.model.display().to_string();
-    let measured = tokio::task::spawn_blocking(move || measure(&args));
+    found(&args.model)?;
+    // Held here and not by the thread that measures: an interruption drops this future, and nobody waits for the thread.
+    let folder = args.format.map(|_| tempfile::Builder::new().prefix("cairn-bench-").tempdir()).transpose();
+    let folder = folder.map_err(|error| output::failed("a temporary folder", &error))?;
+    let remade = folder.as_ref().map(|folder| folder.path().join("model.gguf"));
+    let measured = tokio::task::spawn_blocking(move || measure(&args, remade));
     let report = measured.await.map_err(|error| output::failed(&name, &error))??;
     let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
     global.output().result(&value, || describe_engine(&report));
     Ok(true)
 }
 
-fn measure(args: &EngineArgs) -> Result<BenchReport, Refusal> {
+fn measure(args: &EngineArgs, remade: Option<PathBuf>) -> Result<BenchReport, Refusal> {
     let options = BenchOptions {
         prompt_tokens: args.prompt_tokens,
         decode_tokens: args.decode_tokens,
@@ -145,22 +151,31 @@ fn measure(args: &EngineArgs) -> Result<BenchReport, Refusal> {
         planes: args.planes,
         level: args.level.0,
     };
-    let remade = args.format.map(|format| remake(&args.model, format)).transpose()?;
-    let model = remade.as_ref().map_or(args.model.as_path(), |remade| remade.as_ref());
-    bench::run(model, &options).map_err(|error| refused(&args.model, &error))
+    if let (Some(format), Some(remade)) = (args.format, &remade) {
+        remake(&args.model, format, remade)?;
+    }
+    bench::run(remade.as_deref().unwrap_or(&args.model), &options).map_err(|error| refused(&args.model, &error))
 }
 
-/// The model in another format, in a file that goes when the benchmark ends.
-fn remake(model: &Path, format: Format) -> Result<tempfile::TempPath, Refusal> {
+/// Writes the model in another format to `path`.
+fn remake(model: &Path, format: Format, path: &Path) -> Result<(), Refusal> {
     let target = match format {
         Format::Q8_0 => Dtype::Q8_0,
         Format::Q4_0 => Dtype::Q4_0,
     };
-    let file = tempfile::Builder::new().prefix("cairn-bench-").suffix(".gguf").tempfile();
-    let path = file.map_err(|error| output::failed("a temporary file", &error))?.into_temp_path();
-    bench::requantise(model, &path, target)
-        .map_err(|error| Refusal::new(Reason::BadInput, model.display().to_string(), error.to_string()))?;
-    Ok(path)
+    bench::requantise(model, path, target).map_err(|error| {
+        Refusal::new(Reason::BadInput, model.display().to_string(), error.to_string())
+            .try_this("cairn bench engine --help")
+    })
+}
+
+/// A model that is there, with its whole path.
+fn found(model: &Path) -> Result<PathBuf, Refusal> {
+    std::fs::canonicalize(model).map_err(|error| {
+        let reason = if error.kind() == std::io::ErrorKind::NotFound { Reason::NotFound } else { Reason::BadInput };
+        Refusal::new(reason, model.display().to_string(), error.to_string())
+            .try_this("a .gguf file or a model's folder")
+    })
 }
 
 fn refused(model: &Path, error: &BenchError) -> Refusal {
@@ -198,7 +213,7 @@ fn describe_engine(report: &BenchReport) -> String {
 
 async fn blobs(global: &Global, args: BlobsArgs) -> Outcome {
     let folder = args.folder.unwrap_or_else(std::env::temp_dir);
-    let report = bench_blobs::measure(args.mib, &folder).await?;
+    let report = bench_blobs::measure(args.mib.into(), &folder).await?;
     let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
     global.output().result(&value, || describe_blobs(&report));
     Ok(true)
@@ -219,10 +234,7 @@ fn describe_blobs(report: &BlobsReport) -> String {
 
 async fn stages(global: &Global, args: StagesArgs) -> Outcome {
     let StagesArgs { model, nodes, decode_tokens, repeat } = args;
-    let name = model.display().to_string();
-    let model = std::fs::canonicalize(&model).map_err(|error| {
-        Refusal::new(Reason::NotFound, &name, error.to_string()).try_this("a .gguf file or a model's folder")
-    })?;
+    let model = found(&model)?;
     let program = std::env::current_exe().map_err(|error| output::failed("the cairn program", &error))?;
     let report = bench_stages::measure(program, &model, &StagesOptions { nodes, decode_tokens, repeat }).await?;
     let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use cairn_protocol::refusal::Refusal;
+use cairn_protocol::refusal::{Reason, Refusal};
 use clap::Args;
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,6 +68,8 @@ impl NodeArgs {
 pub(super) async fn run(global: &Global, args: NodeArgs) -> Outcome {
     let is_leashed = args.until_stdin_closes;
     let config = Config::load(&global.home(), args.flags())?;
+    are_multiaddresses("--listen", &config.listen, "/ip4/0.0.0.0/tcp/4177")?;
+    are_multiaddresses("--bootstrap", &config.bootstrap, "/ip4/10.0.0.7/tcp/4177/p2p/12D3KooW…")?;
     // Before the start, so that a signal during a slow start is not lost.
     let mut stop = Stop::listen(is_leashed)?;
     let node = tokio::select! {
@@ -88,6 +90,17 @@ pub(super) async fn run(global: &Global, args: NodeArgs) -> Outcome {
         tracing::warn!(why, "asked twice to stop: leaving at once");
     }
     Ok(true)
+}
+
+/// Before a home is made: `option` and the setting of that name take multiaddresses, such as `example`.
+fn are_multiaddresses(option: &str, addresses: &[String], example: &str) -> Result<(), Refusal> {
+    for address in addresses {
+        address.parse::<libp2p::Multiaddr>().map_err(|error| {
+            Refusal::new(Reason::BadInput, format!("{option} {address}"), format!("it is no multiaddress: {error}"))
+                .try_this(format!("{option} {example}"))
+        })?;
+    }
+    Ok(())
 }
 
 /// One line on stdout. Nobody needs to read it: a closed pipe does not stop a daemon.

@@ -9,7 +9,8 @@
 mod bench;
 mod catalog;
 mod daemon;
-pub mod demo;
+mod demo;
+mod interruption;
 mod mesh;
 mod mirror;
 pub mod output;
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 
 use cairn_client::{Client, ConnectOptions};
 use cairn_protocol::refusal::Refusal;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{config, panics, telemetry};
 use output::Output;
@@ -131,9 +132,10 @@ pub fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
-        Err(error) => return output::usage(&error, &words),
+        Err(error) => return output::usage(&error, &command_of(&words), &words),
     };
     let usual = match cli.command {
+        Command::Node(_) if cli.global.quiet => "warn,libp2p_kad=error",
         Command::Node(_) => "warn,libp2p_kad=error,cairn=info,cairn_node=info,cairn_registry=info,cairn_compute=info",
         _ => "error",
     };
@@ -152,6 +154,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The command that these words name, as far as they name one: `cairn bench engine`.
+fn command_of(words: &[OsString]) -> String {
+    let (mut command, mut name) = (Cli::command(), "cairn".to_string());
+    for word in words.iter().skip(1).filter_map(|word| word.to_str()) {
+        if let Some(inner) = command.find_subcommand(word).cloned() {
+            name = format!("{name} {word}");
+            command = inner;
+        }
+    }
+    name
+}
+
 /// A daemon gets all cores; a client needs one thread.
 fn runtime(command: &Command) -> Result<tokio::runtime::Runtime, Refusal> {
     let mut builder = match command {
@@ -165,7 +179,7 @@ async fn dispatch(cli: Cli) -> Outcome {
     let global = &cli.global;
     match cli.command {
         Command::Node(args) => daemon::run(global, args).await,
-        Command::Demo(args) => demo::run(args, global.json).await.map(|()| true),
+        Command::Demo(args) => demo::run(global, args).await,
         Command::Publish(args) => publish::publish(global, args).await,
         Command::Import(args) => publish::import(global, args).await,
         Command::Pull(args) => pull::run(global, args).await,
@@ -186,7 +200,6 @@ async fn dispatch(cli: Cli) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -203,6 +216,19 @@ mod tests {
             }
         }
         check(&Cli::command(), "cairn");
+    }
+
+    #[test]
+    fn the_command_in_trouble_is_found_in_the_words() {
+        for (words, command) in [
+            ("cairn pull x --layers 5..2", "cairn pull"),
+            ("cairn --home ls", "cairn ls"),
+            ("cairn --json bench engine m --planes 9", "cairn bench engine"),
+            ("cairn frobnicate", "cairn"),
+        ] {
+            let words: Vec<OsString> = words.split(' ').map(OsString::from).collect();
+            assert_eq!(command_of(&words), command);
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Results go to stdout: for people as text, with `--json` as one object a line, the last of which is the result. All else
 //! goes to stderr, and a failure is one line there.
 //!
-//! Invariant: a reader that goes away (`| head`) ends the command quietly, it never makes it panic.
+//! Invariant: a reader that goes away (`| head`) ends the command quietly, it never makes it panic; a result that can't
+//! be written for any other reason is a failure.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -30,6 +31,11 @@ impl Output {
         self.json
     }
 
+    /// Whether only results are wanted.
+    pub fn is_quiet(self) -> bool {
+        self.quiet
+    }
+
     /// Whether a person watches stderr and wants to see progress.
     pub fn is_watched(self) -> bool {
         !self.json && !self.quiet && io::stderr().is_terminal()
@@ -38,11 +44,11 @@ impl Output {
     /// The result, or one step of it: `value` for programs, `text` for people.
     pub fn result(self, value: &Value, text: impl FnOnce() -> String) {
         if self.json {
-            put(&format!("{value}\n"));
+            self.put(&format!("{value}\n"));
         } else {
             let text = text();
             if !text.is_empty() {
-                put(&format!("{}\n", text.trim_end()));
+                self.put(&format!("{}\n", text.trim_end()));
             }
         }
     }
@@ -50,14 +56,14 @@ impl Output {
     /// A line that only programs see.
     pub fn event(self, value: &Value) {
         if self.json {
-            put(&format!("{value}\n"));
+            self.put(&format!("{value}\n"));
         }
     }
 
     /// A piece of text that only people see, as it is.
     pub fn piece(self, text: &str) {
         if !self.json {
-            put(text);
+            self.put(text);
         }
     }
 
@@ -66,6 +72,26 @@ impl Output {
         if !self.quiet && !self.json {
             let _ = writeln!(io::stderr(), "{text}");
         }
+    }
+
+    /// Writes to stdout; ends the process when that can't be done: quietly when nobody reads.
+    fn put(self, text: &str) {
+        if let Err(error) = write(text) {
+            let code = self.unwritable(&error).map_or(0, |refusal| {
+                let _ = self.refusal(&refusal);
+                refusal.reason.exit()
+            });
+            std::process::exit(code.into());
+        }
+    }
+
+    /// What a result that can't be written is: nothing to speak of when its reader went away, else a failure.
+    pub fn unwritable(self, error: &io::Error) -> Option<Refusal> {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return None;
+        }
+        let reason = if error.kind() == io::ErrorKind::StorageFull { Reason::DiskFull } else { Reason::Internal };
+        Some(Refusal::new(reason, "standard output", error.to_string()).try_this("another place for the output"))
     }
 
     /// The one line of a failure, and its exit code.
@@ -80,25 +106,22 @@ impl Output {
     }
 }
 
-/// Wrong usage in the same one-line form, exit 2; help and version on stdout, exit 0.
-pub fn usage(error: &clap::Error, words: &[OsString]) -> ExitCode {
+/// Wrong usage of `command` in the same one-line form, exit 2; help and version on stdout, exit 0.
+pub fn usage(error: &clap::Error, command: &str, words: &[OsString]) -> ExitCode {
     use clap::error::ErrorKind;
+    let is_json = words.iter().skip(1).take_while(|word| *word != "--").any(|word| word == "--json");
+    let output = Output::new(is_json, false);
+    let text = error.render().to_string();
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        put(&error.render().to_string());
+        output.put(&text);
         return ExitCode::SUCCESS;
     }
-    let text = error.render().to_string();
     let why = match error.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             "a command is missing".to_string()
         }
-        _ => {
-            let paragraph: Vec<&str> = text.lines().take_while(|line| !line.starts_with("Usage:")).collect();
-            one_line(paragraph.join(" ").trim_start_matches("error: "))
-        }
+        _ => complaint(&text),
     };
-    let is_json = words.iter().skip(1).take_while(|word| *word != "--").any(|word| word == "--json");
-    let command = command_of(&text);
     let line = if is_json {
         json!({"error": {"code": "usage", "what": "command line", "why": why, "try": format!("{command} --help")}})
             .to_string()
@@ -109,12 +132,12 @@ pub fn usage(error: &clap::Error, words: &[OsString]) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// The command whose usage clap shows: `Usage: cairn pull [OPTIONS] …` is `cairn pull`.
-fn command_of(text: &str) -> String {
-    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or("cairn");
-    let words: Vec<&str> =
-        usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
-    if words.is_empty() { "cairn".to_string() } else { words.join(" ") }
+/// What clap has against the words, on one line and without its advice.
+fn complaint(text: &str) -> String {
+    let is_advice =
+        |line: &&str| line.starts_with("Usage:") || line.starts_with("For more") || line.contains("tip: to pass");
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).take_while(|l| !is_advice(l)).collect();
+    one_line(lines.join(" ").trim_start_matches("error: "))
 }
 
 /// A failure of this machine rather than of a call.
@@ -127,12 +150,10 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Writes to stdout; ends the process quietly when nobody reads.
-fn put(text: &str) {
+/// Writes to stdout, at once.
+pub fn write(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
-        std::process::exit(0);
-    }
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
 
 #[cfg(test)]
@@ -140,10 +161,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_in_trouble_is_found_in_the_usage() {
-        assert_eq!(command_of("error: x\n\nUsage: cairn pull [OPTIONS] <REPO>\n"), "cairn pull");
-        assert_eq!(command_of("error: x\n\nUsage: cairn [OPTIONS] <COMMAND>\n"), "cairn");
-        assert_eq!(command_of("error: x"), "cairn");
+    fn a_complaint_is_without_advice() {
+        let noise = "error: invalid value 'x' for '--seed <S>': no number\n\nFor more information, try '--help'.\n";
+        assert_eq!(complaint(noise), "invalid value 'x' for '--seed <S>': no number");
+        let tip = "error: unexpected argument '--nope' found\n\n  tip: to pass '--nope' as a value, use '-- --nope'\n\nUsage: cairn\n";
+        assert_eq!(complaint(tip), "unexpected argument '--nope' found");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cairn_client::{Events, api};
+use cairn_client::{Client, Events, api};
 use cairn_protocol::refusal::{Reason, Refusal};
 use clap::Args;
 use indicatif::HumanBytes;
@@ -48,13 +48,18 @@ pub(super) struct ImportArgs {
 pub(super) async fn publish(global: &Global, args: PublishArgs) -> Outcome {
     let path = absolute(&args.path)?;
     let client = global.connect().await?;
+    found(&client, &args.path)?;
     let PublishArgs { repo, tag, message, link, .. } = args;
     follow(global, client.publish(api::PublishRequest { path, repo, tag, message, link }).await?).await
 }
 
 pub(super) async fn import(global: &Global, args: ImportArgs) -> Outcome {
-    let source = if args.source.contains("://") { args.source } else { absolute(Path::new(&args.source))? };
+    let is_elsewhere = args.source.contains("://");
+    let source = if is_elsewhere { args.source.clone() } else { absolute(Path::new(&args.source))? };
     let client = global.connect().await?;
+    if !is_elsewhere {
+        found(&client, Path::new(&args.source))?;
+    }
     follow(global, client.import(api::ImportRequest { source, repo: args.repo, message: args.message }).await?).await
 }
 
@@ -81,7 +86,7 @@ fn show(global: &Global, done: &api::Published) {
         "files": done.files, "bytes": done.bytes, "key_created": done.key_created, "publisher": done.publisher,
     });
     global.output().result(&value, || {
-        let key = if done.key_created {
+        let key = if done.key_created && !global.quiet {
             "\na new key was made for this publisher; it is in HOME/keys: back it up"
         } else {
             ""
@@ -104,6 +109,15 @@ pub(super) fn absolute(path: &Path) -> Result<String, Refusal> {
         Refusal::new(Reason::BadInput, path.to_string_lossy(), "the path is not UTF-8")
             .try_this("another name for the file")
     })
+}
+
+/// A path that is to be taken in is looked for before anything is asked. A daemon on another machine has other files.
+fn found(client: &Client, path: &Path) -> Result<(), Refusal> {
+    if !client.found().is_local() || path.exists() {
+        return Ok(());
+    }
+    Err(Refusal::new(Reason::NotFound, path.display().to_string(), "there is no such file or folder")
+        .try_this("the path of a file or folder"))
 }
 
 /// The daemon ended a call without its last word.

@@ -1,6 +1,7 @@
 //! `cairn run`: a generation as it comes, or a chat.
 
 use std::io::{IsTerminal, Read, Write};
+use std::time::Instant;
 
 use cairn_client::api::{self, generate_event::Event};
 use cairn_client::{Client, Events};
@@ -26,25 +27,25 @@ pub(super) struct RunArgs {
     /// What to go on from; read from a pipe if there is one
     prompt: Option<String>,
     /// Most tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
     /// 0 is greedy
-    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    #[arg(long, value_name = "T", default_value_t = 0.7, allow_negative_numbers = true, value_parser = not_negative)]
     temperature: f64,
     /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = not_negative)]
     top_p: Option<f64>,
     /// Choose among this many likeliest tokens
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
     /// Makes tokens less likely that were there already
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = not_negative)]
     repetition_penalty: Option<f64>,
     /// Draws the same again [default: drawn and reported]
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = seed)]
     seed: Option<u64>,
     /// Split over exactly this many nodes [default: the planner chooses]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, allow_negative_numbers = true)]
     stages: u32,
     /// Stop at this text; may be given several times
     #[arg(long, value_name = "TEXT")]
@@ -55,6 +56,15 @@ pub(super) struct RunArgs {
     /// Who may see activations: local, trusted, realm or open
     #[arg(long, default_value = "trusted")]
     privacy: String,
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
+    number.ok_or_else(|| "it must be a number, 0 or more".to_string())
 }
 
 impl RunArgs {
@@ -115,7 +125,9 @@ async fn chat(global: &Global, client: &Client, args: &RunArgs) -> Outcome {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut messages = Vec::new();
     loop {
-        let _ = write!(std::io::stderr(), "> ");
+        if !global.json && !global.quiet {
+            let _ = write!(std::io::stderr(), "> ");
+        }
         let line = tokio::select! {
             line = lines.next_line() => line.map_err(|error| output::failed("standard input", &error))?,
             _ = tokio::signal::ctrl_c() => None,
@@ -142,18 +154,21 @@ fn message(role: &str, content: String) -> api::ChatMessage {
     api::ChatMessage { role: role.to_string(), content }
 }
 
-/// One generation on its way to the screen.
+/// One generation on its way to the screen, and what is known of it so far.
 struct Telling<'a> {
     global: &'a Global,
     bar: Bar,
-    tokens: Vec<u32>,
-    text: String,
-    seed: u64,
+    asked: Instant,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    so_far: api::Done,
 }
 
 impl<'a> Telling<'a> {
     fn new(global: &'a Global) -> Telling<'a> {
-        Telling { global, bar: Bar::new(global.output()), tokens: Vec::new(), text: String::new(), seed: 0 }
+        let so_far = api::Done { finish: "cancelled".to_string(), ..api::Done::default() };
+        let bar = Bar::new(global.output());
+        Telling { global, bar, asked: Instant::now(), first: None, last: None, so_far }
     }
 
     /// Shows events until the last. Ctrl-C drops the call, which cancels the work, and what came so far is the result.
@@ -188,7 +203,9 @@ impl<'a> Telling<'a> {
             Event::Progress(progress) => self.bar.show(&progress),
             Event::Started(started) => {
                 self.bar.clear();
-                self.seed = started.seed;
+                self.so_far.seed = started.seed;
+                self.so_far.prompt_tokens = started.prompt_tokens;
+                self.so_far.stages = started.plan.iter().flat_map(|plan| &plan.stages).map(planned).collect();
                 output.event(&json!({
                     "event": "started", "session": started.session, "revision": started.revision, "seed": started.seed,
                     "prompt_tokens": started.prompt_tokens, "resume_token": started.resume_token,
@@ -197,8 +214,10 @@ impl<'a> Telling<'a> {
             }
             Event::Token(token) => {
                 self.bar.clear();
-                self.tokens.push(token.id);
-                self.text.push_str(&token.text);
+                self.last = Some(Instant::now());
+                self.first = self.first.or(self.last);
+                self.so_far.tokens.push(token.id);
+                self.so_far.text.push_str(&token.text);
                 output.event(&json!({"event": "token", "id": token.id, "text": token.text, "index": token.index}));
                 output.piece(&token.text);
             }
@@ -208,33 +227,43 @@ impl<'a> Telling<'a> {
                     "noticed_ms": lost.noticed_ms, "replanned_ms": lost.replanned_ms, "rebuilt_ms": lost.rebuilt_ms,
                     "stages": lost.stages.iter().map(stage).collect::<Vec<_>>(),
                 }));
-                tracing::info!(
-                    node = lost.node,
-                    why = lost.why,
-                    pause_ms = lost.pause_ms,
-                    "a stage was lost and replaced"
-                );
+                self.tell_of(&lost);
+                self.so_far.recoveries += 1;
+                self.so_far.pauses_ms.push(lost.pause_ms);
+                let stages = std::mem::replace(&mut self.so_far.stages, lost.stages);
+                self.so_far.replans.push(api::Replan { stages });
             }
             Event::Done(_) => {}
         }
     }
 
+    /// Says at once, to a person, why the text paused.
+    fn tell_of(&self, lost: &api::Recovery) {
+        self.bar.clear();
+        let is_mid_line = !self.so_far.text.is_empty() && !self.so_far.text.ends_with('\n');
+        let before = if is_mid_line { "\n" } else { "" };
+        self.global.output().note(&format!(
+            "{before}[node {:.10} was lost ({}); its layers went on elsewhere after {:.0} ms]",
+            lost.node, lost.why, lost.pause_ms
+        ));
+    }
+
+    /// What is known when the person has had enough; times are measured here.
     fn cancelled(self) -> api::Done {
         self.end_line();
-        let done = api::Done {
-            tokens: self.tokens.clone(),
-            text: self.text.clone(),
-            finish: "cancelled".to_string(),
-            seed: self.seed,
-            ..api::Done::default()
-        };
+        let mut done = self.so_far.clone();
+        if let (Some(first), Some(last)) = (self.first, self.last) {
+            done.ttft_ms = first.duration_since(self.asked).as_secs_f64() * 1e3;
+            let seconds = last.duration_since(first).as_secs_f64();
+            done.tokens_per_s = if seconds > 0.0 { (done.tokens.len() - 1) as f64 / seconds } else { 0.0 };
+        }
         self.show_done(&done);
         done
     }
 
     fn end_line(&self) {
         self.bar.clear();
-        if !self.text.is_empty() && !self.text.ends_with('\n') {
+        if !self.so_far.text.is_empty() && !self.so_far.text.ends_with('\n') {
             self.global.output().piece("\n");
         }
     }
@@ -264,6 +293,17 @@ impl<'a> Telling<'a> {
                 done.seed
             ));
         }
+    }
+}
+
+/// A stage of which only the plan is known.
+fn planned(stage: &api::StagePlan) -> api::StageReport {
+    api::StageReport {
+        node: stage.node.clone(),
+        first_layer: stage.first_layer,
+        end_layer: stage.end_layer,
+        bytes_needed: stage.bytes,
+        ..api::StageReport::default()
     }
 }
 

@@ -114,7 +114,7 @@ impl Drop for Daemon {
 
 /// A daemon about to be started.
 pub fn node(home: &Path) -> Command {
-    let mut command = quiet(home);
+    let mut command = command(home);
     command
         .args(["node", "--json", "--no-mdns", "--realm", &"7e".repeat(32), "--threads", "1"])
         .args(["--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"])
@@ -127,11 +127,11 @@ pub fn node(home: &Path) -> Command {
 
 /// Runs a command to its end.
 pub fn cairn(home: &Path, words: &[&str]) -> Output {
-    quiet(home).args(words).stdin(Stdio::null()).output().unwrap()
+    command(home).args(words).stdin(Stdio::null()).output().unwrap()
 }
 
 /// Without anything of this machine's environment that would change what is tested.
-fn quiet(home: &Path) -> Command {
+pub fn command(home: &Path) -> Command {
     let mut command = Command::new(CAIRN);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CAIRN_")) {
         command.env_remove(name);

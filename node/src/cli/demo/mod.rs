@@ -1,8 +1,8 @@
 //! `cairn demo`: the whole story on one machine, with real processes.
 //!
 //! It starts `cairn node` processes on loopback, drives them through the gRPC API as any client would, and takes down what
-//! it put up: no process and no file stays behind, also on Ctrl-C or SIGTERM. Nothing here is special to the demo but the
-//! order of the calls.
+//! it put up: no process and no file stays behind, also on Ctrl-C, SIGTERM, or when its reader goes away. Nothing here is
+//! special to the demo but the order of the calls.
 
 mod story;
 mod teller;
@@ -11,10 +11,11 @@ use std::path::PathBuf;
 
 use cairn_protocol::refusal::{Reason, Refusal};
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::story::Story;
 use self::teller::Teller;
+use super::interruption::{Interruption, interrupted};
+use super::{Global, Outcome};
 
 /// What `cairn demo` takes.
 #[derive(Args, Debug, Clone)]
@@ -30,29 +31,31 @@ pub struct DemoArgs {
     pub keep: bool,
 }
 
-/// Tells the story; `json` prints one object a step and the result last.
-pub async fn run(args: DemoArgs, json: bool) -> Result<(), Refusal> {
+/// Tells the story: with `--json` one object a step and the result last.
+pub(super) async fn run(global: &Global, args: DemoArgs) -> Outcome {
+    // Before the first process and folder, so that nothing that interrupts comes too early.
+    let mut interruption = Interruption::listen()?;
     let program = std::env::current_exe().map_err(|error| {
         Refusal::new(Reason::Internal, "cairn demo", format!("can't find its own program: {error}"))
             .try_this("a path without links")
     })?;
-    let mut story = Story::begin(&args, program, Teller::new(json)).await?;
-    let told = tokio::select! {
-        told = story.tell(&args) => told,
-        () = interrupted() => Err(Refusal::new(Reason::Cancelled, "cairn demo", "interrupted; its nodes are stopped").try_this("cairn demo")),
+    let (teller, mut broken) = Teller::new(global.output());
+    let mut story = tokio::select! {
+        story = Story::begin(&args, program, teller) => story?,
+        () = interruption.comes() => return Err(interrupted("cairn demo")),
     };
-    let kept: Option<PathBuf> = story.end(args.keep).await;
+    let told = tokio::select! {
+        told = story.tell(global, &args) => told,
+        () = interruption.comes() => Err(interrupted("cairn demo")),
+        Some(error) = broken.recv() => global.output().unwritable(&error).map_or(Ok(()), Err),
+    };
+    let kept: Option<PathBuf> = tokio::select! {
+        kept = story.end(args.keep) => kept,
+        // Asked twice: the nodes are killed.
+        () = interruption.comes() => return Err(interrupted("cairn demo")),
+    };
     if let Some(folder) = kept {
-        eprintln!("the nodes' homes are in {}", folder.display());
+        global.output().note(&format!("the nodes' homes are in {}", folder.display()));
     }
-    told
-}
-
-/// Returns on Ctrl-C or SIGTERM.
-async fn interrupted() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => (),
-        _ = terminate.recv() => (),
-    }
+    told.map(|()| true)
 }

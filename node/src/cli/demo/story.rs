@@ -7,13 +7,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use cairn_client::{Client, ConnectOptions, api};
+use cairn_client::{Client, api};
 use cairn_protocol::refusal::{Reason, Refusal};
 use serde_json::{Value, json};
 
 use super::DemoArgs;
 use super::teller::Teller;
 use crate::builtin;
+use crate::cli::Global;
 use crate::local_clients::{self, last, wait_until};
 use crate::local_mesh::LocalMesh;
 
@@ -62,7 +63,8 @@ impl Story {
     pub(super) async fn begin(args: &DemoArgs, program: PathBuf, mut teller: Teller) -> Result<Self, Refusal> {
         let started = Instant::now();
         let (mesh, clients) = local_clients::start(program, args.nodes as usize).await?;
-        let work = tempfile::tempdir().map_err(|e| failed("a temporary folder", e.to_string()))?;
+        let work = tempfile::Builder::new().prefix("cairn-demo-").tempdir();
+        let work = work.map_err(|e| failed("a temporary folder", e.to_string()))?;
         let ids: Vec<&str> = mesh.nodes().iter().map(|n| n.ready().node_id.as_str()).collect();
         let value = json!({ "event": "nodes", "nodes": ids, "realm": mesh.realm(), "seconds": seconds(started) });
         teller.step(&format!("{} nodes on this machine, in a realm of their own", ids.len()), seconds(started), &value);
@@ -74,8 +76,8 @@ impl Story {
     }
 
     /// All acts.
-    pub(super) async fn tell(&mut self, args: &DemoArgs) -> Result<(), Refusal> {
-        let (path, prompt) = self.model(args).await?;
+    pub(super) async fn tell(&mut self, global: &Global, args: &DemoArgs) -> Result<(), Refusal> {
+        let (path, prompt) = self.model(global, args).await?;
         self.publish(&path).await?;
         self.plan().await?;
         self.cold_generation(&prompt).await?;
@@ -95,7 +97,7 @@ impl Story {
     }
 
     /// The files to publish and what to ask the model.
-    async fn model(&self, args: &DemoArgs) -> Result<(PathBuf, Prompt), Refusal> {
+    async fn model(&self, global: &Global, args: &DemoArgs) -> Result<(PathBuf, Prompt), Refusal> {
         let question = Prompt { text: "Why is the sky blue?".into(), raw: false };
         let folder = self.work.path().join("model");
         match &args.model {
@@ -108,7 +110,7 @@ impl Story {
                 Ok((path, question))
             }
             Some(repo) => {
-                pull_from_own_daemon(repo, &folder).await?;
+                pull_from_own_daemon(global, repo, &folder).await?;
                 Ok((folder, question))
             }
         }
@@ -314,7 +316,7 @@ impl Story {
             ("nodes lost, tokens lost", format!("{}, 0", lossy.recoveries)),
             ("pause", lossy.pauses_ms.first().map_or("none".into(), |ms| format!("{ms:.0} ms"))),
         ];
-        rows.iter().for_each(|(what, figure)| self.teller.detail(&format!("{what:26} {figure}")));
+        rows.iter().for_each(|(what, figure)| self.teller.figure(what, figure));
     }
 
     fn node_name(&self, id: &str) -> String {
@@ -324,8 +326,8 @@ impl Story {
 }
 
 /// Pulls `repo` through the daemon that this person runs, into `folder`.
-async fn pull_from_own_daemon(repo: &str, folder: &Path) -> Result<(), Refusal> {
-    let client = Client::connect(&ConnectOptions::default()).await?;
+async fn pull_from_own_daemon(global: &Global, repo: &str, folder: &Path) -> Result<(), Refusal> {
+    let client = global.connect().await?;
     let ask = api::PullRequest { repo: repo.into(), to: folder.display().to_string(), ..api::PullRequest::default() };
     let mut events = client.pull(ask).await?;
     last(&mut events, |e| match e.event {
