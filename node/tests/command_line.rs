@@ -1,4 +1,5 @@
 //! What the binary says and how it ends, without a daemon: help, usage, exit codes, closed pipes.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod daemon;
 
@@ -94,6 +95,10 @@ fn a_config_that_can_not_be_used_is_exit_2_with_the_nearest_key() {
     let output = cairn(home.path(), &["config", "show", "--json"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(error_of(&output)["try"].as_str().unwrap().contains("api_listen"));
+    std::fs::write(home.path().join("config.toml"), "lease_idle_s = \"soon\"\n").unwrap();
+    let output = cairn(home.path(), &["config", "show", "--json"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!error_of(&output)["try"].as_str().unwrap().contains("config show"), "it advises itself");
 }
 
 #[test]

@@ -55,7 +55,9 @@ pub(super) async fn ls(global: &Global, args: LsArgs) -> Outcome {
     }
     let value = json!({"repos": repos.iter().map(repo).collect::<Vec<_>>(), "is_complete": page_token.is_empty()});
     global.output().result(&value, || repos.iter().map(row).collect::<Vec<_>>().join("\n"));
-    if repos.is_empty() {
+    if repos.is_empty() && !args.prefix.is_empty() {
+        global.output().note(&format!("no repo begins with {} (try: cairn ls)", args.prefix));
+    } else if repos.is_empty() {
         global.output().note("no repos yet (try: cairn publish PATH PUBLISHER/NAME)");
     }
     Ok(true)

@@ -67,7 +67,7 @@ pub(super) async fn status(global: &Global) -> Outcome {
     global.output().result(&value, || {
         let listen = status.listen.join("\n  listen     ");
         format!(
-            "node {}\n  version    {}, up {:.0} s\n  home       {}\n  realm      {:.10}\n  holds      {} repos, {}\n  sessions   {}\n  peers      {}\n  data       {}\n  http       {}\n  listen     {listen}",
+            "node {}\n  version    {}, up {:.0} s\n  home       {}\n  realm      {}\n  holds      {} repos, {}\n  sessions   {}\n  peers      {}\n  data       {}\n  http       {}\n  listen     {listen}",
             status.node_id, status.version, status.uptime_s, status.home, status.realm, status.repos,
             HumanBytes(status.bytes_stored), status.sessions, status.peers, status.data, status.http,
         )

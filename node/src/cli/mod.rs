@@ -52,7 +52,7 @@ struct Cli {
 /// Options of every command.
 #[derive(Args, Clone, Debug)]
 pub struct Global {
-    /// The folder of keys, catalogue and blobs [default: CAIRN_HOME, else ~/.local/share/cairn]
+    /// The folder of keys, catalogue and blobs [default: CAIRN_HOME, else XDG_DATA_HOME/cairn, else ~/.local/share/cairn]
     #[arg(long, global = true, value_name = "DIR")]
     pub home: Option<PathBuf>,
     /// The daemon to talk to, IP:PORT or a URL

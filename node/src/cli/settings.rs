@@ -1,10 +1,11 @@
 //! `cairn config show`: every setting, its value, and who said so. Needs no daemon.
 
+use cairn_protocol::refusal::Refusal;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{Global, Outcome};
-use crate::config::{Config, Flags};
+use crate::config::{Config, ConfigError, Flags};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  cairn config show\n  CAIRN_MDNS=false cairn config show --json")]
@@ -24,7 +25,12 @@ pub(super) fn run(global: &Global, args: ConfigArgs) -> Outcome {
     let ConfigCommand::Show = args.command;
     let mut flags = Flags::default();
     flags.set_some("api", global.api.clone());
-    let config = Config::load(&global.home(), flags)?;
+    let config = Config::load(&global.home(), flags).map_err(|error| {
+        let is_a_value = matches!(error, ConfigError::BadValue { .. });
+        let refusal = Refusal::from(error);
+        // Elsewhere this command is the advice.
+        if is_a_value { refusal.try_this("another value, or none, where it is set") } else { refusal }
+    })?;
     let settings: Vec<_> = config
         .settings
         .shown()

@@ -160,7 +160,7 @@ async fn bounded<T>(
     };
     tokio::select! {
         result = flow => result,
-        () = node.shutdown.cancelled() => Err(Refusal::new(Reason::Cancelled, "the call", "this node is stopping").try_this("another node")),
+        () = node.shutdown.cancelled() => Err(Refusal::new(Reason::Unavailable, "the call", "this node is stopping").try_this("another node")),
         () = late => Err(Refusal::new(Reason::Deadline, "the call", "its deadline passed").try_this("a longer deadline")),
     }
 }
