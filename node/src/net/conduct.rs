@@ -110,7 +110,7 @@ impl Conduct {
     pub fn wake(&mut self, now_ms: u64) -> Vec<NodeId> {
         let mut freed = std::mem::take(&mut self.displaced);
         // Whoever was banned anew meanwhile stays so.
-        freed.retain(|node| !self.accounts.get(node).is_some_and(|account| account.banned_until_ms.is_some()));
+        freed.retain(|node| self.accounts.get(node).is_none_or(|account| account.banned_until_ms.is_none()));
         for (node, account) in &mut self.accounts {
             if account.banned_until_ms.is_some_and(|until| until <= now_ms) {
                 account.banned_until_ms = None;
