@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Global, Outcome, output};
 use crate::config::{Config, Flags};
 use crate::home::Ready;
+use crate::net;
 use crate::shell::Node;
 
 /// Flags of the daemon; each beats the environment and config.toml.
@@ -95,9 +96,8 @@ pub(super) async fn run(global: &Global, args: NodeArgs) -> Outcome {
 /// Before a home is made: `option` and the setting of that name take multiaddresses, such as `example`.
 fn are_multiaddresses(option: &str, addresses: &[String], example: &str) -> Result<(), Refusal> {
     for address in addresses {
-        address.parse::<libp2p::Multiaddr>().map_err(|error| {
-            Refusal::new(Reason::BadInput, format!("{option} {address}"), format!("it is no multiaddress: {error}"))
-                .try_this(format!("{option} {example}"))
+        net::check_address(address).map_err(|error| {
+            Refusal::new(Reason::BadInput, option, error.to_string()).try_this(format!("{option} {example}"))
         })?;
     }
     Ok(())

@@ -186,6 +186,11 @@ pub enum PeerEvent {
     Gone(NodeId),
 }
 
+/// Whether a person's text is a multiaddress.
+pub fn check_address(address: &str) -> Result<(), NetError> {
+    swarm::parse_address(address).map(drop)
+}
+
 /// A handle on the network: cheap to clone, all clones speak to one task.
 #[derive(Clone, Debug)]
 pub struct NetHandle {
