@@ -7,11 +7,17 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cairn.errors import BadInput
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DEFAULT_API = "127.0.0.1:4180"
 
@@ -52,16 +58,21 @@ def default_home() -> Path:
 
 
 def _in_config(home: Path, key: str) -> str | None:
-    text = _read(home / "config.toml")
+    """No file says nothing; one that can't be read or understood is refused, for what it says matters."""
+    path = home / "config.toml"
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10 has no reader; the other places remain.
+        value = tomllib.loads(path.read_text(encoding="utf-8")).get(key)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        value = tomllib.loads(text or "").get(key)
-    except tomllib.TOMLDecodeError:
-        return None
-    return value if isinstance(value, str) else None
+    except (OSError, ValueError) as error:
+        raise _broken(path, str(error)) from None
+    if value is not None and not isinstance(value, str):
+        raise _broken(path, f"{key} is not a text in quotes")
+    return value
+
+
+def _broken(path: Path, why: str) -> BadInput:
+    return BadInput("bad_input", str(path), why, "mend the file or remove it")
 
 
 def _in_ready_note(home: Path) -> str | None:
