@@ -3,11 +3,13 @@
 //! It repairs nothing; [`crate::blobs::Blobs::quarantine`] throws a damaged blob away so that it can be fetched anew.
 //!
 //! Invariant: `ok` means that every byte of every file was read from disk just now and hashes to what the signed records name, by
-//! BLAKE3 and by SHA-256, and that the proof which peers are served is the right one.
+//! BLAKE3 and by SHA-256, and that the proof which peers are served is the right one. Of a file that is here in part, that part is
+//! read and held against BLAKE3; what is missing is told apart from what is wrong.
 
 use std::{
     fs::File,
     io::{self, BufReader, Read},
+    ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -36,6 +38,8 @@ use crate::{
 
 /// Proofs up to this size lie in the store's database, larger ones in a file of their own.
 const PROOF_INLINE_MAX: u64 = 16 * 1024;
+/// A file that is here in part is read in pieces of this size.
+const PIECE_BYTES: u64 = 4 << 20;
 
 /// What a verification found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +107,14 @@ impl Problem {
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Data | Self::Proof | Self::Unreadable(_))
     }
+
+    /// Bytes that are simply not here.
+    pub fn bytes_missing(&self) -> u64 {
+        match self {
+            Self::Incomplete { held, size } => size.saturating_sub(*held),
+            _ => 0,
+        }
+    }
 }
 
 impl Registry {
@@ -121,7 +133,10 @@ impl Registry {
             let advance = move |done| progress(Progress { done: before + done, total });
             let problem = self.verify_file(file, advance).await?;
             report.files += 1;
-            report.bytes += file.size;
+            report.bytes += match problem {
+                Some(Problem::Incomplete { held, .. }) => held,
+                _ => file.size,
+            };
             report.bad.extend(problem.map(|problem| BadFile { path: file.path.clone(), blob: file.blake3, problem }));
         }
         report.ok = report.bad.is_empty() && report.bad_records.is_empty();
@@ -136,8 +151,7 @@ impl Registry {
         let blobs = self.blobs();
         // The blob is judged by its hash, as long as it is: a stated size is only the publisher's word.
         let Some(size) = blobs.size(file.blake3).await? else {
-            let held = blobs.bytes_held(file.blake3).await?;
-            return Ok(Some(Problem::Incomplete { held, size: file.size }));
+            return self.verify_part(file, advance).await.map(Some);
         };
         let Some(path) = blobs.path(file.blake3).await else { return self.verify_inline(file, size).await };
         let on_disk = OnDisk { path, proof: blobs.proof_path(file.blake3), file: file.clone() };
@@ -147,6 +161,22 @@ impl Registry {
         }
         // The proof lies in the store's database: reading through it checks it.
         Ok(blobs.read(file.blake3, 0..size).await.err().map(|_| Problem::Proof))
+    }
+
+    /// Of a blob that is here in part, every byte that is here.
+    async fn verify_part(&self, file: &ManifestFile, advance: impl Fn(u64)) -> Result<Problem, BlobError> {
+        let held = self.blobs().local_ranges(file.blake3).await?;
+        let mut read = 0;
+        for piece in held.iter().flat_map(pieces) {
+            match self.blobs().read(file.blake3, piece.clone()).await {
+                Ok(_) => read += piece.end - piece.start,
+                Err(BlobError::Corrupt { .. } | BlobError::NotHeld { .. }) => return Ok(Problem::Data),
+                Err(BlobError::Io(error)) => return Ok(Problem::Unreadable(error.to_string())),
+                Err(error) => return Err(error),
+            }
+            advance(read);
+        }
+        Ok(Problem::Incomplete { held: read, size: file.size })
     }
 
     /// A small blob lies in the store's database; a large one without its file is damaged.
@@ -192,6 +222,11 @@ impl Registry {
         });
         read.await
     }
+}
+
+fn pieces(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let end = range.end;
+    (range.start..end).step_by(PIECE_BYTES as usize).map(move |start| start..end.min(start + PIECE_BYTES))
 }
 
 fn check_record(

@@ -57,6 +57,7 @@ async fn a_range_that_is_here_reads_and_what_lies_beside_it_does_not() {
     assert_eq!((holding.whole, holding.bytes_held, holding.bytes_total), (false, 1 << 20, Some(SIZE as u64)));
     let report = b.registry.verify(revision, |_| {}).await.unwrap();
     assert_eq!(report.bad[0].problem, Problem::Incomplete { held: 1 << 20, size: SIZE as u64 });
+    assert_eq!(report.bytes, 1 << 20, "it counts what it read");
     assert!(report.damaged().is_empty(), "what is missing is not damaged");
     let out = b.folder.path().join("out");
     let refused = b.registry.export(revision, &["big.bin".parse().unwrap()], &out, Transfer::Copy, |_| {}).await;

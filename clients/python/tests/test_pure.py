@@ -9,10 +9,12 @@ import subprocess
 import sys
 
 import pytest
+from google.protobuf import descriptor_pb2
 
 import cairn
 from cairn import discovery, errors
 from cairn.progress import Bar
+from cairn.v1 import cairn_pb2 as pb
 from conftest import CHECKOUT
 
 
@@ -28,9 +30,8 @@ def test_each_place_beats_the_next(home, monkeypatch):
     assert discovery.find(home=home).target == "127.0.0.1:4180"
     (home / "ready.json").write_text(json.dumps({"api": "127.0.0.1:2"}))
     assert discovery.find(home=home).target == "127.0.0.1:2"
-    if sys.version_info >= (3, 11):
-        (home / "config.toml").write_text('api = "127.0.0.1:3"')
-        assert discovery.find(home=home).target == "127.0.0.1:3"
+    (home / "config.toml").write_text('api = "127.0.0.1:3"')
+    assert discovery.find(home=home).target == "127.0.0.1:3"
     monkeypatch.setenv("CAIRN_API", "127.0.0.1:4")
     assert discovery.find(home=home).target == "127.0.0.1:4"
     assert discovery.find("http://127.0.0.1:5", home=home).target == "127.0.0.1:5"
@@ -45,10 +46,32 @@ def test_the_token_goes_to_loopback_or_over_tls_only(home):
     assert "secret" not in repr(discovery.find("127.0.0.1:1", home))
 
 
-def test_damaged_files_of_a_home_are_passed_over(home):
+def test_a_damaged_note_of_a_daemon_is_passed_over(home):
     (home / "ready.json").write_text("[not json")
-    (home / "config.toml").write_text("= =")
     assert discovery.find(home=home).source == "default"
+
+
+@pytest.mark.parametrize("text", [b"= =", b"api = 7", b"api = '\xff'"])
+def test_a_damaged_configuration_is_refused_and_names_the_file(home, text):
+    (home / "config.toml").write_bytes(text)
+    with pytest.raises(cairn.BadInput, match=re.escape(str(home / "config.toml"))):
+        discovery.find(home=home)
+
+
+def test_the_generated_messages_are_those_of_the_released_description():
+    released = descriptor_pb2.FileDescriptorSet.FromString((CHECKOUT / "protocol/src/gen/cairn.v1.bin").read_bytes())
+    (wanted,) = (file for file in released.file if file.name == pb.DESCRIPTOR.name)
+    generated = descriptor_pb2.FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(generated)
+    for name in ("message_type", "service", "enum_type", "dependency"):
+        found = [_plain(one) for one in getattr(generated, name)]
+        assert found == [_plain(one) for one in getattr(wanted, name)], "run clients/python/generate"
+
+
+def _plain(described):
+    """Without the names in JSON, which compilers fill in or not."""
+    text = str(described)
+    return re.sub(r'^\s*json_name: .*\n', "", text, flags=re.M)
 
 
 @pytest.mark.parametrize("address", ["nowhere", "ftp://x:1", "127.0.0.1:99999", "http://:1"])

@@ -160,17 +160,59 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Outcome {
 }
 
 fn show_verified(global: &Global, done: &api::Verified) {
-    let bad: Vec<_> = done.bad.iter().map(|bad| json!({"path": bad.path, "why": bad.why})).collect();
+    let bad: Vec<_> = done
+        .bad
+        .iter()
+        .map(|bad| json!({"path": bad.path, "why": bad.why, "bytes_missing": bad.bytes_missing}))
+        .collect();
     let value = json!({
         "repo": done.repo, "revision": done.revision, "ok": done.ok, "files": done.files, "bytes": done.bytes, "bad": bad,
     });
     global.output().result(&value, || {
-        let verdict = if done.ok { "every byte and signature is right" } else { "NOT what was signed" };
-        let head =
-            format!("{} {:.10}: {} files, {}: {verdict}", done.repo, done.revision, done.files, HumanBytes(done.bytes));
+        let head = format!(
+            "{} {:.10}: {} files, {} read: {}",
+            done.repo,
+            done.revision,
+            done.files,
+            HumanBytes(done.bytes),
+            verdict(done)
+        );
         std::iter::once(head)
             .chain(done.bad.iter().map(|bad| format!("  {}: {}", bad.path, bad.why)))
             .collect::<Vec<_>>()
             .join("\n")
     });
+}
+
+fn verdict(done: &api::Verified) -> String {
+    let missing: u64 = done.bad.iter().map(|bad| bad.bytes_missing).sum();
+    if done.ok {
+        "every byte and signature is right".to_owned()
+    } else if done.bad.iter().any(|bad| bad.bytes_missing == 0) {
+        "NOT what was signed".to_owned()
+    } else {
+        format!("what is here is right, {} are missing (try: cairn pull {})", HumanBytes(missing), done.repo)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verified(bad: Vec<api::BadFile>) -> api::Verified {
+        api::Verified { repo: "acme/tiny".to_owned(), ok: bad.is_empty(), bad, ..Default::default() }
+    }
+
+    fn bad(why: &str, bytes_missing: u64) -> api::BadFile {
+        api::BadFile { path: "weights.bin".to_owned(), why: why.to_owned(), bytes_missing }
+    }
+
+    #[test]
+    fn a_repo_that_was_pulled_in_part_is_not_called_altered() {
+        let part = verdict(&verified(vec![bad("1 of 3 bytes are here", 2)]));
+        assert_eq!(part, "what is here is right, 2 B are missing (try: cairn pull acme/tiny)");
+        let altered = verdict(&verified(vec![bad("1 of 3 bytes are here", 2), bad("the bytes on disk are others", 0)]));
+        assert_eq!(altered, "NOT what was signed");
+        assert_eq!(verdict(&verified(Vec::new())), "every byte and signature is right");
+    }
 }

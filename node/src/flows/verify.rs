@@ -64,9 +64,14 @@ pub async fn verify(
 async fn clear_up(node: &Node, revision: RevisionId, report: &VerifyReport) -> Vec<api::BadFile> {
     let mut bad = Vec::new();
     for file in &report.bad {
-        bad.push(api::BadFile { path: file.path.to_string(), why: clear_up_file(node, revision, file).await });
+        bad.push(api::BadFile {
+            path: file.path.to_string(),
+            why: clear_up_file(node, revision, file).await,
+            bytes_missing: file.problem.bytes_missing(),
+        });
     }
-    bad.extend(report.bad_records.iter().map(|why| api::BadFile { path: String::new(), why: why.clone() }));
+    let of_record = |why: &String| api::BadFile { path: String::new(), why: why.clone(), bytes_missing: 0 };
+    bad.extend(report.bad_records.iter().map(of_record));
     if !report.bad.is_empty() {
         node.mirror.look_again();
     }

@@ -368,6 +368,7 @@ pub struct Verified {
     pub files: u64,
     #[prost(uint64, tag = "5")]
     pub bytes: u64,
+    /// What is wrong or missing; empty if `ok`.
     #[prost(message, repeated, tag = "6")]
     pub bad: ::prost::alloc::vec::Vec<BadFile>,
 }
@@ -377,6 +378,9 @@ pub struct BadFile {
     pub path: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub why: ::prost::alloc::string::String,
+    /// Bytes of the file that are not here. Of a file that was pulled in part this is all that is the matter: what is here is right.
+    #[prost(uint64, tag = "3")]
+    pub bytes_missing: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MirrorAddRequest {

@@ -183,7 +183,11 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Verified:
-    """What re-reading every byte and signature found; `bad` is path → why."""
+    """What re-reading every byte and signature found.
+
+    `bad` is path → what is wrong with the file; `missing` is path → bytes of it that aren't here, as after a pull of some layers.
+    `ok` only if both are empty.
+    """
 
     repo: str
     revision: str
@@ -191,10 +195,15 @@ class Verified:
     files: int
     bytes: int
     bad: dict[str, str]
+    missing: dict[str, int]
 
     @classmethod
     def _of(cls, m: pb.Verified) -> Verified:
-        return cls(m.repo, m.revision, m.ok, m.files, m.bytes, {bad.path: bad.why for bad in m.bad})
+        return cls(
+            m.repo, m.revision, m.ok, m.files, m.bytes,
+            {bad.path: bad.why for bad in m.bad if not bad.bytes_missing},
+            {bad.path: bad.bytes_missing for bad in m.bad if bad.bytes_missing},
+        )
 
 
 @dataclass(frozen=True)

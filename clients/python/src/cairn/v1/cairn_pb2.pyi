@@ -362,12 +362,14 @@ class Verified(_message.Message):
     def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., ok: bool = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., bad: _Optional[_Iterable[_Union[BadFile, _Mapping]]] = ...) -> None: ...
 
 class BadFile(_message.Message):
-    __slots__ = ("path", "why")
+    __slots__ = ("path", "why", "bytes_missing")
     PATH_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MISSING_FIELD_NUMBER: _ClassVar[int]
     path: str
     why: str
-    def __init__(self, path: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+    bytes_missing: int
+    def __init__(self, path: _Optional[str] = ..., why: _Optional[str] = ..., bytes_missing: _Optional[int] = ...) -> None: ...
 
 class MirrorAddRequest(_message.Message):
     __slots__ = ("pattern",)
