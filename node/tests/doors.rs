@@ -135,6 +135,46 @@ async fn a_repo_that_nobody_has_is_exit_3_and_a_whole_refusal() {
     assert_eq!(output.status.code(), Some(2));
 }
 
+#[test]
+fn a_wish_that_can_not_be_met_is_refused_in_words_that_help() {
+    let daemon = Daemon::start();
+    let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny");
+    assert_eq!(daemon.cairn(&["publish", tiny, "acme/tiny", "--quiet"]).status.code(), Some(0));
+    let file = daemon.home().join("a-file");
+    std::fs::write(&file, b"x").unwrap();
+    let (file, long, http) = (file.display().to_string(), "x".repeat(4097), daemon.http());
+    let http = http.to_string();
+    for (words, exit, why) in [
+        (&["publish", tiny, "acme/tiny", "-m", &long][..], 4, "the message has 4097 bytes, at most 4096 are accepted"),
+        (&["pull", "acme/tiny", "--to", &file][..], 2, "is a file, and a folder is needed"),
+        (&["pull", "acme/none"][..], 3, "neither this node nor a peer that it reaches knows it"),
+        (&["ls", "--api", &http][..], 4, "it is the node's HTTP door, not its gRPC API"),
+    ] {
+        let output = daemon.cairn(&[words, &["--json"]].concat());
+        let error = error_of(&output);
+        assert!(error["why"].as_str().unwrap().ends_with(why), "{error}");
+        assert_eq!(output.status.code(), Some(exit), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_is_given_in_one_way_and_its_roles_are_known_ones() {
+    let daemon = Daemon::start();
+    let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny");
+    assert_eq!(daemon.cairn(&["publish", tiny, "acme/tiny", "--quiet"]).status.code(), Some(0));
+    let client = client(&daemon).await;
+    let robot = api::ChatMessage { role: "robot".into(), content: "hum".into() };
+    let ask = api::GenerateRequest { repo: "acme/tiny".into(), max_tokens: 1, ..Default::default() };
+    let both = api::GenerateRequest { prompt: "Once".into(), messages: vec![robot.clone()], ..ask.clone() };
+    let ids = api::GenerateRequest { prompt: "Once".into(), token_ids: vec![1], ..ask.clone() };
+    let role = api::GenerateRequest { messages: vec![robot], ..ask };
+    for (ask, told) in [(both, "several ways"), (ids, "several ways"), (role, "\"robot\" is not a role")] {
+        let refusal = client.generate(ask).await.unwrap().next().await.unwrap_err();
+        assert_eq!(refusal.reason, Reason::BadInput, "{refusal}");
+        assert!(refusal.why.contains(told) && !refusal.try_.contains("--raw"), "{refusal}");
+    }
+}
+
 #[tokio::test]
 async fn a_message_over_the_limit_is_refused_and_the_daemon_lives() {
     let daemon = Daemon::start();

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use cairn_client::api::{self, generate_event::Event};
+use cairn_client::{
+    Reason, ResumeToken,
+    api::{self, generate_event::Event},
+};
 use cairn_testnet::{Generation, Testnet, full_precision_model, greedy, real_model, tiny_model};
 
 const CAIRN: &str = env!("CARGO_BIN_EXE_cairn");
@@ -135,6 +138,40 @@ async fn kill_at(net: &mut Testnet, place: usize, moment: usize) -> Result<Gener
     net.all_know_each_other().await?;
     net.knows(victim, REPO).await?;
     Ok(heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_node_goes_on_where_the_asked_one_died() -> Result<()> {
+    let mut net = Testnet::start(CAIRN, 3, &[]).await?;
+    let _model = published(&net).await?;
+    let ask = api::GenerateRequest { temperature: Some(0.9), seed: Some(11), ..greedy(REPO, PROMPT, 40, 2) };
+    net.pull(1, api::PullRequest { repo: REPO.into(), ..Default::default() }).await?;
+    let undisturbed = Generation::of(net.client(1), ask.clone()).await?;
+    let mut events = net.client(0).generate(ask.clone()).await?;
+    let (mut resume, mut received) = (None, Vec::new());
+    while received.len() < 15 {
+        match events.next().await?.context("it ended early")?.event {
+            Some(Event::Started(started)) => resume = Some(started.resume_token.parse::<ResumeToken>()?),
+            Some(Event::Token(token)) => received.push(token),
+            _ => {}
+        }
+    }
+    net.node_mut(0).kill().await?;
+    let cut = loop {
+        match events.next().await {
+            Ok(Some(api::GenerateEvent { event: Some(Event::Token(token)) })) => received.push(token),
+            Ok(Some(_)) => {}
+            Ok(None) => anyhow::bail!("the stream of a dead node ended as if it were whole"),
+            Err(refusal) => break refusal,
+        }
+    };
+    ensure!(cut.reason == Reason::Unavailable && cut.reason.exit() == 5, "{cut}");
+    let resume = resume.context("no resume token")?;
+    let rest = Generation::of(net.client(1), resume.request(ask, &received)).await?;
+    let tokens = [received.iter().map(|token| token.id).collect(), rest.tokens].concat();
+    ensure!(tokens == undisturbed.tokens, "{tokens:?} against {:?}", undisturbed.tokens);
+    net.stop().await;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,6 +23,7 @@ pub mod manifest;
 pub mod name;
 pub mod record;
 pub mod refusal;
+pub mod resume;
 pub mod safetensors;
 pub mod talk;
 
@@ -48,3 +49,4 @@ pub use manifest::{Manifest, ManifestFile, Model, Naming, TensorEntry};
 pub use name::{FilePath, Handle, Publisher, RefName, RefSpec, RepoId, RepoKind, RepoName, RepoPath, RepoRef};
 pub use record::{Body, Head, Profile, Record, RecordError, RecordKind, Revision};
 pub use refusal::{Reason, Refusal};
+pub use resume::ResumeToken;

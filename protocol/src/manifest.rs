@@ -91,6 +91,9 @@ pub enum ManifestError {
     /// Another version.
     #[error("the manifest's version is {0}, version {VERSION} is understood")]
     UnknownVersion(u32),
+    /// A longer message than is accepted.
+    #[error("the message has {0} bytes, at most {MESSAGE_BYTES_MAX} are accepted")]
+    MessageTooLong(usize),
     /// More of something than is accepted.
     #[error("the manifest has too many {0}")]
     TooMany(&'static str),
@@ -227,7 +230,7 @@ fn from_pb(pb: record_pb::Manifest) -> Result<Manifest, ManifestError> {
         return Err(ManifestError::UnknownVersion(pb.version));
     }
     if pb.message.len() > MESSAGE_BYTES_MAX {
-        return Err(ManifestError::Malformed("message"));
+        return Err(ManifestError::MessageTooLong(pb.message.len()));
     }
     let repo = RepoId {
         publisher: PublisherKey::try_from(&pb.publisher[..]).map_err(|_| ManifestError::Malformed("publisher"))?,

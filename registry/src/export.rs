@@ -74,6 +74,9 @@ pub enum ExportError {
         /// Its blob, to be thrown away and fetched anew.
         blob: BlobHash,
     },
+    /// A file stands where the folder should be.
+    #[error("{} is a file, and a folder is needed", .0.display())]
+    NotAFolder(PathBuf),
     /// A folder on the way is a link to somewhere else.
     #[error("{} leads out of the folder", .0.display())]
     LeadsOut(PathBuf),
@@ -154,7 +157,10 @@ async fn make_root(to: &Path) -> Result<PathBuf, ExportError> {
     let to = to.to_owned();
     let made = tokio::task::spawn_blocking(move || {
         let made = fs::create_dir_all(&to).and_then(|()| to.canonicalize());
-        made.map_err(|error| write_error(&to, error))
+        made.map_err(|error| match to.is_file() {
+            true => ExportError::NotAFolder(to.clone()),
+            false => write_error(&to, error),
+        })
     });
     made.await.map_err(|error| HoldError::Blobs(BlobError::Io(io::Error::other(error))))?
 }

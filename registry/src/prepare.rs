@@ -16,7 +16,8 @@ use bytes::Bytes;
 use cairn_protocol::{
     gguf::GgufHeader,
     id::{BlobHash, RevisionId},
-    manifest::{Manifest, ManifestFile, Model, TensorEntry},
+    limits::MESSAGE_BYTES_MAX,
+    manifest::{Manifest, ManifestError, ManifestFile, Model, TensorEntry},
     name::{FilePath, RefName, RepoId},
     record::{Head, Revision},
 };
@@ -150,6 +151,10 @@ impl Registry {
         options: PrepareOptions,
         progress: impl Fn(Progress) + Send + Sync + Clone + 'static,
     ) -> Result<Prepared, PublishError> {
+        // Said before terabytes are read.
+        if options.message.len() > MESSAGE_BYTES_MAX {
+            return Err(ManifestError::MessageTooLong(options.message.len()).into());
+        }
         let (files, headers) = survey(source).await?;
         let seen: Vec<_> = headers.iter().map(|(_, header)| header.as_ref().map(|header| header.seen)).collect();
         let (index, header_bytes) = TensorIndex::build(headers);

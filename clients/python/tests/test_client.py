@@ -73,6 +73,15 @@ def test_a_generation_streams_what_its_result_holds(node, model):
     assert words.started.revision == model.revision and words.started.prompt_tokens == result.prompt_tokens
 
 
+def test_a_generation_that_broke_off_goes_on_where_it_was(node, model):
+    options = {"temperature": 1.0, "seed": 7}
+    words = node.generate("acme/tiny", "Once upon", max_tokens=20, raw=True, **options)
+    tokens = [token.id for token in words]
+    ids = words.started.prompt_ids + tokens[:8]
+    rest = node.generate(f"acme/tiny@{words.started.revision}", token_ids=ids, max_tokens=12, **options)
+    assert tokens[:8] + [token.id for token in rest] == tokens
+
+
 def test_one_seed_makes_one_text(node, model):
     def text():
         return node.generate("acme/tiny", "The", max_tokens=8, temperature=1.0, seed=7, raw=True).text

@@ -25,6 +25,7 @@ mod refusal;
 
 pub use cairn_protocol::api;
 pub use cairn_protocol::refusal::{Reason, Refusal};
+pub use cairn_protocol::resume::{NoResumeToken, ResumeToken};
 pub use calls::{Client, Events};
 pub use discovery::{ConnectOptions, DEFAULT_API, Found, Token, default_home};
 pub use refusal::from_status;

@@ -89,7 +89,6 @@ impl ChatTemplate {
 
     /// The conversation, followed by what invites the assistant's answer.
     pub(super) fn render(&self, messages: &[Message], now: Moment, specials: &Specials) -> Result<Rendered, ChatError> {
-        check(messages)?;
         if self.source.len() > TEMPLATE_BYTES_MAX {
             return Err(ChatError::Template(format!("it is longer than {TEMPLATE_BYTES_MAX} bytes")));
         }
@@ -115,7 +114,8 @@ impl ChatTemplate {
     }
 }
 
-fn check(messages: &[Message]) -> Result<(), ChatError> {
+/// There is a message, and every role is a role, whether or not the model has a template that looks at them.
+pub(super) fn check(messages: &[Message]) -> Result<(), ChatError> {
     if messages.is_empty() {
         return Err(ChatError::Empty);
     }

@@ -5,7 +5,7 @@
 //! and what people wrote in [`Tokenizer::encode_chat`] never become a special token; where a text holds no special
 //! token, all ways of encoding it agree.
 
-use super::chat::{ChatError, ChatTemplate, Message, Moment};
+use super::chat::{self, ChatError, ChatTemplate, Message, Moment};
 use super::decode::Pieces;
 use super::specials::{Part, Specials};
 use super::spm::Spm;
@@ -142,6 +142,7 @@ impl Tokenizer {
     /// A conversation through the model's chat template, ready for the assistant's answer. What the messages say never
     /// becomes a special token. A model without a template gets the messages' texts, one after the other.
     pub fn encode_chat(&self, messages: &[Message], now: Moment) -> Result<Vec<u32>, EncodeError> {
+        chat::check(messages)?;
         let Some(template) = &self.template else {
             let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
             let ids = self.encode_plain(&texts.join("\n\n"))?;

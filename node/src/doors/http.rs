@@ -53,6 +53,9 @@ struct Door {
 }
 
 async fn admit(State(door): State<Door>, request: Request, next: Next) -> Response {
+    if is_grpc(request.headers()) {
+        return another_door(&door);
+    }
     if !is_our_host(request.headers(), door.port) {
         return refuse(
             &door,
@@ -88,6 +91,18 @@ fn is_our_host(headers: &HeaderMap, port: u16) -> bool {
     let name = name.trim_start_matches('[').trim_end_matches(']');
     let is_loopback = name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     is_loopback && said_port == Some(port)
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Whoever speaks gRPC here took one port for the other; answered in gRPC, which is what it understands.
+fn another_door(door: &Door) -> Response {
+    Counters::add(&door.node.counters.refusals_total, 1);
+    let refusal = Refusal::new(Reason::Unsupported, "this port", "it is the node's HTTP door, not its gRPC API")
+        .try_this(format!("--api {}", door.node.doors.api));
+    status::status(&refusal).into_http::<axum::body::Body>()
 }
 
 fn refuse(door: &Door, refusal: Refusal) -> Response {

@@ -111,7 +111,7 @@ fn layer_ranges(manifest: &Manifest, layers: LayerRange) -> Result<Vec<(&Manifes
     }
     let part = StagePart::of(layers, model.layers);
     let tensors = arch::stage_tensors(model, &manifest.tensors, &part)
-        .map_err(|error| Refusal::new(Reason::Corrupt, &what, error.to_string()))?;
+        .map_err(|error| Refusal::new(Reason::Unsupported, &what, error.to_string()).try_this("--include"))?;
     let mut ranges = Vec::with_capacity(tensors.len());
     for tensor in tensors {
         let Some(file) = manifest.files.get(tensor.file as usize) else { continue };

@@ -153,5 +153,9 @@ fn refusal(name: &RepoRef, error: &ResolveError) -> Refusal {
         }
         ResolveError::Catalog(_) => (Reason::Internal, "the node's log".to_owned()),
     };
-    Refusal::new(reason, name.to_string(), error.to_string()).try_this(advice)
+    let why = match error {
+        ResolveError::UnknownRepo(_) => "neither this node nor a peer that it reaches knows it".to_owned(),
+        error => error.to_string(),
+    };
+    Refusal::new(reason, name.to_string(), why).try_this(advice)
 }

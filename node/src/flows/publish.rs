@@ -12,6 +12,7 @@ use cairn_compute::arch;
 use cairn_protocol::{
     api,
     id::RevisionId,
+    manifest::ManifestError,
     name::{Handle, Publisher, RefName, RepoId, RepoPath},
     record::{Keypair, Profile, Record, RecordError},
     refusal::{Reason, Refusal},
@@ -275,6 +276,7 @@ fn publish_refusal(what: &str, error: PublishError) -> Refusal {
         PublishError::Folder(_) => (Reason::BadInput, "another file or folder"),
         PublishError::Import(_) => (Reason::BadInput, "the same again when nothing writes there"),
         PublishError::Index { .. } | PublishError::Describe(_) => (Reason::BadInput, "a whole copy of the file"),
+        PublishError::Manifest(ManifestError::MessageTooLong(_)) => (Reason::Limit, "a shorter message"),
         PublishError::Manifest(_) => (Reason::Limit, "fewer or smaller parts"),
         PublishError::Moved { .. } => (Reason::Conflict, "the same again"),
         PublishError::TagExists(_) | PublishError::Insert(InsertError::TagMoves(_)) => (Reason::Exists, "another tag"),

@@ -3,7 +3,7 @@
 //! Names are [`super::names`]', sources [`super::holders`]', bytes [`super::bring`]'s; this puts them in order and reports.
 //! Invariant: what was exported was whole and verified; a damaged copy on this disk is thrown away and fetched anew.
 
-use std::{ops::Range, path::PathBuf, sync::Arc, time::Instant};
+use std::{io::ErrorKind, ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
 use cairn_protocol::{
     api,
@@ -129,13 +129,16 @@ impl Pull<'_> {
 
     fn export_refusal(&self, to: &std::path::Path, error: ExportError) -> Refusal {
         let why = error.to_string();
-        let is_full = why.contains("os error 28");
         let (reason, advice) = match &error {
-            _ if is_full => (Reason::DiskFull, "another disk, or making room"),
+            ExportError::Write { error, .. } if error.kind() == ErrorKind::StorageFull => {
+                (Reason::DiskFull, "another disk, or making room")
+            }
             ExportError::NoSuchFile { .. } | ExportError::NotHeld { .. } => (Reason::NotFound, "the same again"),
             ExportError::Corrupt { .. } => (Reason::Corrupt, "cairn verify, then the same again"),
             ExportError::WrongSize { .. } => (Reason::Corrupt, "another revision"),
-            ExportError::LeadsOut(_) | ExportError::Write { .. } => (Reason::BadInput, "another folder"),
+            ExportError::LeadsOut(_) | ExportError::NotAFolder(_) | ExportError::Write { .. } => {
+                (Reason::BadInput, "another folder")
+            }
             ExportError::Hold(_) => (Reason::Internal, "the node's log"),
         };
         Refusal::new(reason, format!("{} to {}", self.resolved.path, to.display()), why).try_this(advice)

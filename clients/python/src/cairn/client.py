@@ -149,6 +149,7 @@ class Client:
         prompt: str | None = None,
         *,
         messages: Iterable[Mapping[str, str]] | None = None,
+        token_ids: Sequence[int] | None = None,
         max_tokens: int = 256,
         temperature: float | None = None,
         top_k: int = 0,
@@ -162,14 +163,17 @@ class Client:
         timeout: float | None = None,
         progress: Report = None,
     ) -> Generation:
-        """Tokens as they are made, from a prompt or from chat `messages` ({"role", "content"}). Temperature 0 is greedy; an unset seed
-        is drawn and reported; `stages` asks for exactly so many different nodes."""
-        if (prompt is None) == (messages is None):
-            raise BadInput("bad_input", repo, "either a prompt or messages are needed")
+        """Tokens as they are made, from a prompt, from chat `messages` ({"role", "content"}) or from `token_ids`. Temperature 0 is greedy;
+        an unset seed is drawn and reported; `stages` asks for exactly so many different nodes.
+
+        When the node itself dies, another one goes on: ask it for the same revision, seed and options, with `started.prompt_ids` and
+        the ids received so far as `token_ids`, and `max_tokens` less by those. What follows is what would have followed."""
+        if sum(way is not None for way in (prompt, messages, token_ids)) != 1:
+            raise BadInput("bad_input", repo, "one of prompt, messages and token_ids is needed")
         request = pb.GenerateRequest(
             repo=repo, prompt=prompt or "", messages=[_message(one) for one in messages or ()], max_tokens=max_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=_texts("stop", stop), stages=stages,
-            raw=raw, privacy=privacy, repetition_penalty=repetition_penalty,
+            raw=raw, privacy=privacy, repetition_penalty=repetition_penalty, token_ids=token_ids or (),
         )
         call = self._compute.Generate(request, metadata=self._metadata, timeout=timeout)
         return Generation(call, self._explain, Bar(progress))

@@ -3,9 +3,14 @@ here. Every class is made from its message by `_of`."""
 
 from __future__ import annotations
 
+import base64
+import struct
 from dataclasses import dataclass
 
 from cairn.v1 import cairn_pb2 as pb
+
+# In a resume token, revision and seed stand before the prompt's ids.
+_PROMPT_AT = 32 + 8
 
 
 @dataclass(frozen=True)
@@ -319,6 +324,12 @@ class Started:
     @classmethod
     def _of(cls, m: pb.Started) -> Started:
         return cls(m.session, m.revision, m.seed, Plan._of(m.plan), m.resume_token, m.prompt_tokens)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The ids of the prompt, as the model's tokenizer made them; out of the resume token."""
+        token = base64.urlsafe_b64decode(self.resume_token + "=" * (-len(self.resume_token) % 4))
+        return [id for (id,) in struct.iter_unpack("<I", token[_PROMPT_AT:])]
 
 
 @dataclass(frozen=True)

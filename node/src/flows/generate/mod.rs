@@ -25,8 +25,8 @@ use cairn_protocol::{
     id::{RevisionId, SessionId},
     manifest::Manifest,
     refusal::{Reason, Refusal},
+    resume::ResumeToken,
 };
-use data_encoding::BASE64URL_NOPAD;
 use tokio::sync::mpsc;
 
 pub(crate) use prompt::TextCache;
@@ -99,7 +99,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         prompt: ids,
     };
     Ok(Job {
-        resume_token: resume_token(resolved.revision, seed, &machine.prompt),
+        resume_token: ResumeToken { revision: resolved.revision, seed, prompt: machine.prompt.clone() }.to_string(),
         wish: plan::Wish {
             cost,
             context,
@@ -165,15 +165,6 @@ fn sampling(request: &api::GenerateRequest, seed: u64) -> Result<Sampling, Refus
         seed,
         repetition_penalty: repetition_penalty as f32,
     })
-}
-
-/// Revision, seed and prompt ids, so that a client whose node died can ask another to go on: with this revision and
-/// seed, and `token_ids` of prompt plus the tokens it has received, the rest is the same.
-fn resume_token(revision: RevisionId, seed: u64, prompt: &[u32]) -> String {
-    let mut bytes = revision.as_bytes().to_vec();
-    bytes.extend_from_slice(&seed.to_le_bytes());
-    prompt.iter().for_each(|id| bytes.extend_from_slice(&id.to_le_bytes()));
-    BASE64URL_NOPAD.encode(&bytes)
 }
 
 impl Job {

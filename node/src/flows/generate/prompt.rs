@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_compute::text::{self, Files, Message, Moment, Tokenizer};
+use cairn_compute::text::{self, ChatError, EncodeError, Files, Message, Moment, Tokenizer};
 use cairn_protocol::{
     api, gguf,
     id::RevisionId,
@@ -192,8 +192,13 @@ pub(super) async fn ids(
     request: &api::GenerateRequest,
     vocabulary: u32,
 ) -> Result<Vec<u32>, Refusal> {
-    if !request.token_ids.is_empty() {
-        return given(request, vocabulary);
+    match (request.token_ids.is_empty(), request.prompt.is_empty(), request.messages.is_empty()) {
+        (false, true, true) => return given(request, vocabulary),
+        (true, true, false) | (true, _, true) => {}
+        _ => {
+            let why = "it is given in several ways, and only one of prompt, messages and token_ids can be gone on from";
+            return Err(Refusal::new(Reason::BadInput, "the prompt", why).try_this("one of them"));
+        }
     }
     let (texts, said) = (texts.clone(), Said::of(request));
     let ids = guarded("encoding a prompt", move || said.encode(&texts.tokenizer)).await?;
@@ -219,7 +224,17 @@ impl Said {
             Said::Raw(prompt) => tokenizer.encode_raw(prompt),
             Said::Chat(messages) => tokenizer.encode_chat(messages, now()),
         };
-        encoded.map_err(|e| Refusal::new(Reason::BadInput, "the prompt", e.to_string()).try_this("--raw"))
+        encoded.map_err(|e| Refusal::new(Reason::BadInput, "the prompt", e.to_string()).try_this(advice(&e)))
+    }
+}
+
+fn advice(error: &EncodeError) -> &'static str {
+    match error {
+        EncodeError::Chat(ChatError::Role(_)) => "one of these roles",
+        EncodeError::Chat(ChatError::Empty) => "a message of role user",
+        // The model's own template stands in the way; without it, the text is taken as it is.
+        EncodeError::Chat(ChatError::Raised(_) | ChatError::Template(_)) => "a raw prompt (--raw)",
+        EncodeError::Tokenizer(_) => "another text",
     }
 }
 
