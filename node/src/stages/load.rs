@@ -5,7 +5,7 @@
 //! before anything is fetched, and given back when the stage goes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
     sync::Arc,
     time::{Duration, Instant},
@@ -266,20 +266,30 @@ async fn fetch(
     Ok(report)
 }
 
-/// Whether what is missing fits the disk that stages may take.
+/// Whether what is missing fits the disk that stages may take, beside what they keep of the same files: other files make room,
+/// these are in use.
 async fn check_disk(node: &Node, manifest: &Manifest, wanted: &BTreeMap<u32, Vec<Range<u64>>>) -> Result<(), Refusal> {
-    let mut bytes_missing = 0;
+    let blobs = node.registry.blobs();
+    let failed = |error| Refusal::internal("the blob store", error);
+    let (mut bytes_missing, mut files) = (0, BTreeSet::new());
     for (index, ranges) in wanted {
         let file = manifest.files.get(*index as usize).ok_or_else(|| corrupt(&"a tensor of no file"))?;
-        let missing = node.registry.blobs().missing(file.blake3, file.size, ranges).await;
-        let missing = missing.map_err(|error| Refusal::internal("the blob store", error))?;
+        let missing = blobs.missing(file.blake3, file.size, ranges).await.map_err(failed)?;
         bytes_missing += missing.iter().map(|r| r.end - r.start).sum::<u64>();
+        files.insert(file.blake3);
     }
-    let bytes_max = node.config.stage_disk_bytes;
-    if bytes_missing <= bytes_max {
+    let cached = blobs.stage_blobs().await.map_err(failed)?;
+    let bytes_kept = cached.iter().filter(|blob| files.contains(&blob.hash)).map(|blob| blob.bytes).sum();
+    refuse_beyond(bytes_missing, bytes_kept, node.config.stage_disk_bytes)
+}
+
+fn refuse_beyond(bytes_missing: u64, bytes_kept: u64, bytes_max: u64) -> Result<(), Refusal> {
+    if bytes_missing == 0 || bytes_missing.saturating_add(bytes_kept) <= bytes_max {
         return Ok(());
     }
-    let why = format!("{bytes_missing} bytes are missing here, and stages may take {bytes_max} of the disk");
+    let why = format!(
+        "{bytes_missing} bytes are missing here, stages keep {bytes_kept} of the same files, and may take {bytes_max} of the disk"
+    );
     Err(Refusal::new(Reason::Limit, "a stage", why).try_this("more stages, or a higher stage_disk_bytes"))
 }
 
@@ -339,6 +349,15 @@ fn corrupt(error: &dyn std::fmt::Display) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_takes_no_more_disk_bit_by_bit_than_at_once() {
+        assert!(refuse_beyond(60, 0, 100).is_ok());
+        assert!(refuse_beyond(60, 40, 100).is_ok());
+        assert!(refuse_beyond(60, 41, 100).is_err());
+        assert!(refuse_beyond(0, 500, 100).is_ok(), "what is here is used");
+        assert!(refuse_beyond(u64::MAX, 1, u64::MAX - 1).is_err());
+    }
 
     #[test]
     fn a_tensor_that_serves_two_purposes_is_fetched_once() {
