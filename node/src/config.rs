@@ -151,15 +151,6 @@ impl Config {
     }
 }
 
-/// The home that is used when nobody says otherwise: `CAIRN_HOME`, else the platform's data folder.
-pub fn default_home() -> PathBuf {
-    let from_environment = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    from_environment("CAIRN_HOME")
-        .or_else(|| from_environment("XDG_DATA_HOME").map(|data| data.join("cairn")))
-        .or_else(|| from_environment("HOME").map(|user| user.join(".local/share/cairn")))
-        .unwrap_or_else(|| PathBuf::from(".cairn"))
-}
-
 fn parse_display<T: FromStr>(text: &str) -> Result<T, String>
 where
     T::Err: std::fmt::Display,

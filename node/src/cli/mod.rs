@@ -29,7 +29,7 @@ use cairn_client::{Client, ConnectOptions};
 use cairn_protocol::refusal::Refusal;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::{config, panics, telemetry};
+use crate::{panics, telemetry};
 use output::Output;
 
 /// What a command comes to: `Ok(false)` has shown its result, and that result is a failure.
@@ -72,7 +72,7 @@ pub struct Global {
 impl Global {
     /// The home that was asked for, or the usual one.
     pub fn home(&self) -> PathBuf {
-        self.home.clone().unwrap_or_else(config::default_home)
+        self.home.clone().unwrap_or_else(cairn_client::default_home)
     }
 
     /// How things are to be shown.

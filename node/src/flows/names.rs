@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use cairn_protocol::{
     id::{NodeId, PublisherKey},
-    name::{Publisher, RefName, RefSpec, RepoPath, RepoRef},
+    name::{NameError, Publisher, RefName, RefSpec, RepoPath, RepoRef},
     peer_pb::{Answer, Question, Resolve, answer::Say, question::Ask},
     record::{Record, RecordKind},
     refusal::{Reason, Refusal},
@@ -22,6 +22,14 @@ use crate::{net::Severity, shell::Node};
 const ASKED_MAX: usize = 16;
 /// Time for their answers; they only look into their catalogues.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A name as a person writes it: `PUBLISHER/NAME` or `PUBLISHER/NAME@REF`.
+pub fn parse(repo: &str) -> Result<RepoRef, Refusal> {
+    repo.parse().map_err(|error: NameError| {
+        Refusal::new(Reason::BadInput, format!("{repo:?}"), error.to_string())
+            .try_this("PUBLISHER/NAME or PUBLISHER/NAME@REF")
+    })
+}
 
 /// Resolves with what is known here, else asks peers.
 pub async fn resolve_anywhere(node: &Node, name: &RepoRef) -> Result<Resolved, Refusal> {

@@ -35,7 +35,7 @@ const CONTEXT: u32 = 2048;
 
 /// Answers `Plan`.
 pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::PlanResponse, Refusal> {
-    let reference = request.repo.parse().map_err(|e| bad_repo(&request.repo, &e))?;
+    let reference = names::parse(&request.repo)?;
     let resolved = names::resolve_anywhere(&node, &reference).await?;
     let manifest = holders::manifest_of(&node, &resolved).await?;
     let model = served_model(&request.repo, &manifest)?;
@@ -248,11 +248,6 @@ pub(crate) fn refusal(repo: &str, error: &PlanError) -> Refusal {
         PlanError::TooManyStages { .. } => (Reason::BadInput, "fewer stages"),
     };
     Refusal::new(common.unwrap_or(reason), repo, error.to_string()).try_this(attempt)
-}
-
-pub(crate) fn bad_repo(repo: &str, error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::new(Reason::BadInput, format!("{repo:?}"), error.to_string())
-        .try_this("PUBLISHER/NAME, with @REF if you like")
 }
 
 #[cfg(test)]

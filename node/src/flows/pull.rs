@@ -11,7 +11,7 @@ use cairn_protocol::{
     layers::LayerRange,
     limits::PIECE_BYTES_MAX,
     manifest::Manifest,
-    name::{FilePath, RepoRef},
+    name::FilePath,
     refusal::{Reason, Refusal},
 };
 use cairn_registry::{BlobError, ExportError, ExportReport, Resolved, Transfer};
@@ -28,7 +28,7 @@ use crate::{data::fetch::FetchReport, shell::Node};
 /// Answers `Pull`.
 pub async fn pull(node: Arc<Node>, request: api::PullRequest, events: Sender<api::PullEvent>) -> Result<(), Refusal> {
     let started = Instant::now();
-    let name = parse(&request.repo)?;
+    let name = names::parse(&request.repo)?;
     let wish = Wish::new(&request)?;
     let resolved = names::resolve_newest(&node, &name).await?;
     let manifest = manifest_of(&node, &resolved).await.map_err(|refusal| about(&resolved, refusal))?;
@@ -253,7 +253,7 @@ async fn by_hash(node: &Node, hash: &str) -> Result<Found, Refusal> {
 }
 
 async fn by_file(node: &Node, file: &api::FileOf) -> Result<Found, Refusal> {
-    let resolved = resolve_anywhere(node, &parse(&file.repo)?).await?;
+    let resolved = resolve_anywhere(node, &names::parse(&file.repo)?).await?;
     let manifest = manifest_of(node, &resolved).await.map_err(|refusal| about(&resolved, refusal))?;
     let found = manifest.file(&file.path).ok_or_else(|| {
         Refusal::new(Reason::NotFound, format!("{} {}", resolved.path, file.path), "the revision has no such file")
@@ -278,12 +278,6 @@ fn read_refusal(hash: BlobHash, error: &BlobError) -> Refusal {
         _ => Reason::Internal,
     };
     Refusal::new(reason, format!("blob {hash}"), error.to_string()).try_this("cairn verify")
-}
-
-fn parse(repo: &str) -> Result<RepoRef, Refusal> {
-    repo.parse().map_err(|error: cairn_protocol::name::NameError| {
-        Refusal::new(Reason::BadInput, repo, error.to_string()).try_this("PUBLISHER/NAME or PUBLISHER/NAME@REF")
-    })
 }
 
 /// The refusal, naming the repo as people know it.

@@ -8,8 +8,8 @@ use cairn_protocol::{
     api,
     id::RevisionId,
     manifest::{Manifest, ManifestFile, Model},
-    name::{NameError, Publisher, RepoPath, RepoRef},
-    refusal::{Reason, Refusal},
+    name::{Publisher, RepoPath},
+    refusal::Refusal,
 };
 use cairn_registry::{PassedOver, RefState, RepoSummary, Resolved};
 
@@ -24,7 +24,7 @@ const FILES_MAX: usize = 10_000;
 
 /// Answers `Resolve`.
 pub async fn resolve(node: &Node, request: api::ResolveRequest) -> Result<api::ResolveResponse, Refusal> {
-    let resolved = names::resolve_anywhere(node, &parse(&request.repo)?).await?;
+    let resolved = names::resolve_anywhere(node, &names::parse(&request.repo)?).await?;
     Ok(api::ResolveResponse {
         repo: resolved.path,
         publisher: resolved.repo.publisher.to_string(),
@@ -52,7 +52,7 @@ pub async fn list(node: &Node, request: api::ListRequest) -> Result<api::ListRes
 
 /// Answers `Show`.
 pub async fn show(node: &Node, request: api::ShowRequest) -> Result<api::ShowResponse, Refusal> {
-    let resolved = names::resolve_anywhere(node, &parse(&request.repo)?).await?;
+    let resolved = names::resolve_anywhere(node, &names::parse(&request.repo)?).await?;
     let summary = node.registry.summary(&resolved.repo).await.map_err(catalog)?;
     let summary =
         summary.ok_or_else(|| Refusal::internal(&resolved.path, "a repo that resolves is not in the catalogue"))?;
@@ -175,12 +175,6 @@ fn model(model: &Model) -> api::Model {
         context_max: model.context_max,
         served: arch::is_served(model),
     }
-}
-
-fn parse(repo: &str) -> Result<RepoRef, Refusal> {
-    repo.parse().map_err(|error: NameError| {
-        Refusal::new(Reason::BadInput, repo, error.to_string()).try_this("PUBLISHER/NAME or PUBLISHER/NAME@REF")
-    })
 }
 
 fn catalog(error: cairn_registry::CatalogError) -> Refusal {

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use cairn_protocol::{
     api,
     id::RevisionId,
-    name::{NameError, RepoRef},
     refusal::{Reason, Refusal},
 };
 use cairn_registry::{BadFile, VerifyReport};
@@ -24,10 +23,7 @@ pub async fn verify(
     request: api::VerifyRequest,
     events: Sender<api::VerifyEvent>,
 ) -> Result<(), Refusal> {
-    let name: RepoRef = request.repo.parse().map_err(|error: NameError| {
-        Refusal::new(Reason::BadInput, &request.repo, error.to_string())
-            .try_this("PUBLISHER/NAME or PUBLISHER/NAME@REF")
-    })?;
+    let name = names::parse(&request.repo)?;
     let resolved = names::resolve_anywhere(&node, &name).await?;
     if holders::local_manifest(&node, resolved.revision).await?.is_none() {
         return Err(Refusal::new(Reason::NotFound, resolved.path.clone(), "nothing of this revision is held here")

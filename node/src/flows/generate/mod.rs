@@ -76,7 +76,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     let privacy = stages::parse_privacy(&request.privacy)?;
     let seed = request.seed.unwrap_or_else(rand::random);
     let sampling = sampling(&request, seed)?;
-    let reference = request.repo.parse().map_err(|e| plan::bad_repo(&request.repo, &e))?;
+    let reference = names::parse(&request.repo)?;
     let resolved = names::resolve_anywhere(node, &reference).await?;
     let manifest = holders::manifest_of(node, &resolved).await?;
     let model = plan::served_model(&request.repo, &manifest)?.clone();
