@@ -88,6 +88,8 @@ pub struct Gauges {
     pub blob_bytes: u64,
     /// Peers connected now.
     pub peers: u64,
+    /// Records of unknown kinds or versions that came in.
+    pub unknown_records: u64,
     /// Seconds since start.
     pub uptime_s: f64,
 }
@@ -95,11 +97,17 @@ pub struct Gauges {
 /// Prometheus' text format, version 0.0.4.
 pub fn prometheus(counters: &Counters, gauges: &Gauges) -> String {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    let rows: [(&str, &str, &str, f64); 14] = [
+    let rows: [(&str, &str, &str, f64); 15] = [
         ("cairn_records", "gauge", "Records in the catalogue", gauges.records as f64),
         ("cairn_repos", "gauge", "Repos in the catalogue", gauges.repos as f64),
         ("cairn_blob_bytes", "gauge", "Bytes of blobs on disk", gauges.blob_bytes as f64),
         ("cairn_peers", "gauge", "Peers connected now", gauges.peers as f64),
+        (
+            "cairn_unknown_records_total",
+            "counter",
+            "Records of kinds or versions unknown here",
+            gauges.unknown_records as f64,
+        ),
         ("cairn_uptime_seconds", "gauge", "Seconds since start", gauges.uptime_s),
         ("cairn_sessions", "gauge", "Generations under way", read(&counters.sessions_active)),
         ("cairn_sessions_total", "counter", "Generations begun", read(&counters.sessions_total)),

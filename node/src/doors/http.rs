@@ -134,6 +134,7 @@ async fn metrics(State(door): State<Door>) -> Response {
         repos: stats.repos,
         blob_bytes: stats.bytes_stored,
         peers: node.net.peers().iter().filter(|peer| peer.connected).count() as u64,
+        unknown_records: node.net.unknown_records(),
         uptime_s: node.started.elapsed().as_secs_f64(),
     };
     let text = telemetry::prometheus(&node.counters, &gauges);

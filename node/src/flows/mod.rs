@@ -5,6 +5,7 @@
 
 pub mod announce;
 pub mod bring;
+mod catch_up;
 pub mod generate;
 pub mod holders;
 pub mod mirror;
@@ -14,4 +15,5 @@ pub mod publish;
 pub mod pull;
 pub mod records;
 pub mod show;
+mod turns;
 pub mod verify;

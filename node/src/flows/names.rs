@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use cairn_protocol::{
-    id::{NodeId, PublisherKey},
+    id::PublisherKey,
     name::{NameError, Publisher, RefName, RefSpec, RepoPath, RepoRef},
     peer_pb::{Answer, Question, Resolve, answer::Say, question::Ask},
     record::{Record, RecordKind},
@@ -16,7 +16,8 @@ use cairn_protocol::{
 use cairn_registry::{Inserted, ResolveError, Resolved};
 use futures::{StreamExt, stream};
 
-use crate::{net::Severity, shell::Node};
+use super::records::{count_unknown, verify_answer};
+use crate::shell::Node;
 
 /// Peers that are asked for one name.
 const ASKED_MAX: usize = 16;
@@ -84,21 +85,14 @@ pub async fn learn(node: &Node, path: &RepoPath, reference: &RefName) -> usize {
         async move { (peer.node_id, node.net.ask(peer.node_id, question, ANSWER_DEADLINE).await) }
     });
     let mut answers = stream::iter(asking).buffer_unordered(ASKED_MAX);
-    let mut records: BTreeMap<_, (NodeId, Record)> = BTreeMap::new();
+    let mut records: BTreeMap<_, Record> = BTreeMap::new();
     while let Some((peer, answer)) = answers.next().await {
         let Ok(Answer { say: Some(Say::Records(answer)) }) = answer else { continue };
-        for envelope in answer.records {
-            match Record::from_envelope(envelope) {
-                // Profiles and revisions come before the heads that need them.
-                Ok(record) => drop(records.insert((order(record.kind()), record.id()), (peer, record))),
-                Err(error) => {
-                    tracing::debug!(peer = %peer.short(), %error, "a peer answered with a false record");
-                    node.net.report(peer, Severity::Breach, "it answered with a forged record").await;
-                }
-            }
-        }
+        let (good, _) = verify_answer(&node.net, peer, answer.records).await;
+        // Profiles and revisions come before the heads that need them.
+        records.extend(good.into_iter().map(|record| ((order(record.kind()), record.id()), record)));
     }
-    take_in(node, records.into_values().map(|(_, record)| record).collect()).await
+    take_in(node, records.into_values().collect()).await
 }
 
 async fn take_in(node: &Node, records: Vec<Record>) -> usize {
@@ -106,7 +100,10 @@ async fn take_in(node: &Node, records: Vec<Record>) -> usize {
         return 0;
     }
     match node.registry.insert_page(records).await {
-        Ok(verdicts) => verdicts.iter().filter(|verdict| matches!(verdict, Ok(Inserted::New))).count(),
+        Ok(verdicts) => {
+            node.net.note_unknown_records(count_unknown(&verdicts));
+            verdicts.iter().filter(|verdict| matches!(verdict, Ok(Inserted::New))).count()
+        }
         Err(error) => {
             tracing::warn!(%error, "peers' records were not kept");
             0

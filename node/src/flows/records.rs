@@ -1,60 +1,43 @@
-//! Records between nodes: what is gossiped here is judged and kept, newcomers are caught up with, and peers' questions
-//! about the catalogue are answered.
+//! Records between nodes: what is gossiped here is judged and kept, and peers' questions about the catalogue are answered.
 //!
-//! Three loops, one task each, in a set that [`run`] owns. Not here: publishing (`publish`) and asking others for a
-//! name (`pull`). Invariant: a record goes on to others only after the catalogue took it; a peer that sends forged ones
-//! pays; every exchange with one peer is bounded in pages, records and time.
-
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+//! Three loops, one task each, in a set that [`run`] owns; the third is `catch_up`. Not here: publishing (`publish`) and
+//! asking others for a name (`names`). Invariant: a record goes on to others only after the catalogue took it; a peer that
+//! sends forged ones pays; one that sends what only a later version knows does not, it is counted; no signature is checked
+//! on an async worker.
 
 use cairn_protocol::{
     id::{BlobHash, NodeId, PublisherKey},
     limits::{HEADS_PAGE_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX},
     name::{Handle, RefName, RepoId, RepoKind, RepoName},
-    peer_pb::{Answer, Heads, HeadsPage, Held, Holding, Holds, Question, Records, Resolve, answer::Say, question::Ask},
+    peer_pb::{Heads, HeadsPage, Held, Holding, Holds, Question, Records, Resolve, answer::Say, question::Ask},
     record::{Record, RecordError},
     record_pb,
     refusal::Reason,
 };
 use cairn_registry::{InsertError, Inserted, Registry};
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::catch_up::catch_up;
 use crate::net::{GossipedRecord, InboundQuestion, Inbox, NetHandle, Severity, Verdict, refused};
 
 /// Questions answered at the same time: they only read, and the catalogue is one file.
 const ANSWERING_MAX: usize = 8;
 /// Gossiped records that are taken into the catalogue in one step.
 const BATCH_MAX: usize = 64;
-/// Peers caught up with at the same time.
-const CATCHING_UP_MAX: usize = 3;
-/// Pages taken of one peer in one go: 512 pages of up to 512 KiB, about a million records.
-const PAGES_MAX: usize = 512;
-/// Time for one page.
-const PAGE_DEADLINE: Duration = Duration::from_secs(10);
-/// Time for catching up with one peer.
-const CATCH_UP_DEADLINE: Duration = Duration::from_secs(300);
-/// Forged records of one peer after which catching up with it stops.
-const FORGED_MAX: usize = 3;
-/// A second look follows the first after this: what was published while both sides were still subscribing to gossip
-/// reached neither by gossip nor by the first look.
-const SECOND_LOOK: Duration = Duration::from_secs(4);
-/// One connected peer is looked at again this often, in turn.
-const ROUND: Duration = Duration::from_secs(60);
+/// Forged records of one answer that its sender pays for; so many breaches are a ban already.
+pub(super) const FORGED_MAX: usize = 3;
 /// Publishers that share a handle and are told to an asker.
 const CLAIMANTS_MAX: usize = 4;
 /// Records told to a peer per page.
-const PAGE_RECORDS_MAX: usize = 1024;
+pub(super) const PAGE_RECORDS_MAX: usize = 1024;
 
 /// Runs until `stop`, or until the network has stopped. Dropping it stops it too; every record is either whole in the
 /// catalogue or not there.
 pub async fn run(registry: Registry, net: NetHandle, inbox: Inbox, stop: CancellationToken) {
     let Inbox { questions, records, arrivals } = inbox;
     let mut loops = JoinSet::new();
-    loops.spawn(judge_gossip(registry.clone(), records));
+    loops.spawn(judge_gossip(registry.clone(), net.clone(), records));
     loops.spawn(answer_questions(registry.clone(), questions));
     loops.spawn(catch_up(registry, net, arrivals));
     tokio::select! {
@@ -65,12 +48,15 @@ pub async fn run(registry: Registry, net: NetHandle, inbox: Inbox, stop: Cancell
 }
 
 /// Takes what has come in by now, at most [`BATCH_MAX`] records, in one durable step: syncing the disk is what costs.
-async fn judge_gossip(registry: Registry, mut records: mpsc::Receiver<GossipedRecord>) {
+async fn judge_gossip(registry: Registry, net: NetHandle, mut records: mpsc::Receiver<GossipedRecord>) {
     let mut batch = Vec::new();
     while records.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        let came = std::mem::take(&mut batch);
+        let verified = tokio::task::spawn_blocking(move || verify_gossip(came)).await;
+        let Ok(checked) = verified.inspect_err(|error| tracing::warn!(%error, "verifying stopped")) else { continue };
         let (mut verified, mut waiting) = (Vec::new(), Vec::new());
-        for gossiped in batch.drain(..) {
-            match Record::verify(&gossiped.bytes) {
+        for (gossiped, record) in checked {
+            match record {
                 Ok(record) => {
                     verified.push(record);
                     waiting.push(gossiped);
@@ -78,22 +64,39 @@ async fn judge_gossip(registry: Registry, mut records: mpsc::Receiver<GossipedRe
                 Err(error) => {
                     tracing::debug!(from = %gossiped.from.short(), %error, "a gossiped record can't be taken");
                     let verdict = if is_false(&error) { Verdict::Reject } else { Verdict::Ignore };
+                    net.note_unknown_records(u64::from(!is_false(&error)));
                     gossiped.judge(verdict).await;
                 }
             }
         }
-        let verdicts = take(&registry, verified).await;
+        let verdicts = take(&registry, &net, verified).await;
         for (gossiped, verdict) in waiting.into_iter().zip(verdicts) {
             gossiped.judge(verdict).await;
         }
     }
 }
 
+fn verify_gossip(batch: Vec<GossipedRecord>) -> Vec<(GossipedRecord, Result<Record, RecordError>)> {
+    batch
+        .into_iter()
+        .map(|gossiped| {
+            let record = Record::verify(&gossiped.bytes);
+            (gossiped, record)
+        })
+        .collect()
+}
+
 /// Hands verified records to the catalogue and says of each whether others should hear of it.
-async fn take(registry: &Registry, records: Vec<Record>) -> Vec<Verdict> {
+async fn take(registry: &Registry, net: &NetHandle, records: Vec<Record>) -> Vec<Verdict> {
     let count = records.len();
+    if count == 0 {
+        return Vec::new();
+    }
     match registry.insert_page(records).await {
-        Ok(inserted) => inserted.iter().map(verdict_on).collect(),
+        Ok(inserted) => {
+            net.note_unknown_records(count_unknown(&inserted));
+            inserted.iter().map(verdict_on).collect()
+        }
         Err(error) => {
             tracing::warn!(%error, count, "gossiped records were not kept");
             vec![Verdict::Ignore; count]
@@ -112,8 +115,50 @@ fn verdict_on(inserted: &Result<Inserted, InsertError>) -> Verdict {
     }
 }
 
+/// How many of them are well signed, and of a kind whose payload this version doesn't read.
+pub(super) fn count_unknown(inserted: &[Result<Inserted, InsertError>]) -> u64 {
+    let is_unknown = |inserted: &&Result<Inserted, InsertError>| matches!(inserted, Err(InsertError::Payload(error)) if !is_false(error));
+    inserted.iter().filter(is_unknown).count() as u64
+}
+
+/// Verifies what one peer answered with, off the async workers. It pays for forgeries; what this version doesn't know is
+/// counted and costs it nothing. The good ones, and how many were forged.
+pub(super) async fn verify_answer(
+    net: &NetHandle,
+    peer: NodeId,
+    envelopes: Vec<record_pb::Envelope>,
+) -> (Vec<Record>, usize) {
+    let verified = tokio::task::spawn_blocking(move || verify_all(envelopes)).await;
+    let checked = verified.inspect_err(|error| tracing::warn!(%error, "verifying stopped")).unwrap_or_default();
+    net.note_unknown_records(checked.unknown as u64);
+    for _ in 0..checked.forged.min(FORGED_MAX) {
+        net.report(peer, Severity::Breach, "it answered with a forged record").await;
+    }
+    (checked.good, checked.forged)
+}
+
+/// What came of an answer's records.
+#[derive(Default)]
+struct Checked {
+    good: Vec<Record>,
+    forged: usize,
+    unknown: usize,
+}
+
+fn verify_all(envelopes: Vec<record_pb::Envelope>) -> Checked {
+    let mut checked = Checked::default();
+    for envelope in envelopes {
+        match Record::from_envelope(envelope) {
+            Ok(record) => checked.good.push(record),
+            Err(error) if is_false(&error) => checked.forged += 1,
+            Err(_) => checked.unknown += 1,
+        }
+    }
+    checked
+}
+
 /// Whether no honest node passes such a record on.
-fn is_forged(error: &InsertError) -> bool {
+pub(super) fn is_forged(error: &InsertError) -> bool {
     match error {
         InsertError::Realm { .. } => true,
         InsertError::Payload(error) => is_false(error),
@@ -229,130 +274,6 @@ async fn holding(registry: &Registry, hash: BlobHash) -> Result<Option<Holding>,
 fn internal(error: impl std::fmt::Display) -> (Reason, String) {
     tracing::warn!(%error, "a peer's question could not be answered");
     (Reason::Internal, "this node's catalogue could not be read".to_owned())
-}
-
-/// Pages through the catalogues of newcomers at once, a moment later, and of everyone in turn.
-async fn catch_up(registry: Registry, net: NetHandle, mut arrivals: mpsc::Receiver<NodeId>) {
-    let mut due: BTreeMap<NodeId, Instant> = BTreeMap::new();
-    let mut looked_at: BTreeSet<NodeId> = BTreeSet::new();
-    let mut looking = JoinSet::new();
-    let mut round = tokio::time::interval(ROUND);
-    let mut tick = tokio::time::interval(Duration::from_millis(250));
-    loop {
-        tokio::select! {
-            arrival = arrivals.recv() => {
-                let Some(node) = arrival else { return };
-                due.insert(node, Instant::now());
-                looked_at.remove(&node);
-                begin_due(&mut due, &mut looked_at, &mut looking, &registry, &net);
-            }
-            _ = tick.tick() => begin_due(&mut due, &mut looked_at, &mut looking, &registry, &net),
-            _ = round.tick() => {
-                due.extend(next_in_turn(&net).map(|node| (node, Instant::now())));
-                net.remember_peers().await;
-            }
-            Some(_) = looking.join_next() => {}
-        }
-    }
-}
-
-/// Begins what is due as far as there is room; after a first look the second one becomes due.
-fn begin_due(
-    due: &mut BTreeMap<NodeId, Instant>,
-    looked_at: &mut BTreeSet<NodeId>,
-    looking: &mut JoinSet<()>,
-    registry: &Registry,
-    net: &NetHandle,
-) {
-    let now = Instant::now();
-    let ready: Vec<NodeId> = due.iter().filter(|(_, at)| **at <= now).map(|(node, _)| *node).collect();
-    for node in ready.into_iter().take(CATCHING_UP_MAX.saturating_sub(looking.len())) {
-        due.remove(&node);
-        if looked_at.insert(node) {
-            due.insert(node, now + SECOND_LOOK);
-        }
-        let (registry, net) = (registry.clone(), net.clone());
-        looking.spawn(async move {
-            if tokio::time::timeout(CATCH_UP_DEADLINE, catch_up_with(&registry, &net, node)).await.is_err() {
-                tracing::debug!(node = %node.short(), "catching up took too long; the rest follows another time");
-            }
-        });
-    }
-    let connected: BTreeSet<NodeId> = net.connected().into_iter().collect();
-    looked_at.retain(|node| connected.contains(node));
-    due.retain(|node, _| connected.contains(node));
-}
-
-/// A connected peer; which one changes from minute to minute.
-fn next_in_turn(net: &NetHandle) -> Option<NodeId> {
-    let connected = net.connected();
-    let turn = rand::random_range(0..connected.len().max(1));
-    connected.get(turn).copied()
-}
-
-/// Takes page after page of one peer's records, within bounds.
-async fn catch_up_with(registry: &Registry, net: &NetHandle, node: NodeId) {
-    let mut after = Vec::new();
-    let (mut new, mut forged) = (0, 0);
-    for _ in 0..PAGES_MAX {
-        let heads = Heads { after: after.clone(), limit: PAGE_RECORDS_MAX as u32 };
-        let question = Question { ask: Some(Ask::Heads(heads)) };
-        let page = match net.ask(node, question, PAGE_DEADLINE).await {
-            Ok(Answer { say: Some(Say::Heads(page)) }) => page,
-            Ok(_) => {
-                return net.report(node, Severity::Fault, "it was asked for a page and answered something else").await;
-            }
-            Err(error) => return tracing::debug!(node = %node.short(), %error, "catching up stopped"),
-        };
-        let Some(took) = take_page(registry, page.records).await else { return };
-        new += took.new;
-        forged += took.forged;
-        for _ in 0..took.forged.min(FORGED_MAX) {
-            net.report(node, Severity::Breach, "a forged record was in its catalogue").await;
-        }
-        if forged >= FORGED_MAX || page.next.is_empty() || page.next == after {
-            break;
-        }
-        after = page.next;
-    }
-    if new > 0 {
-        tracing::info!(node = %node.short(), new, "caught up with a peer");
-    }
-}
-
-/// What came of a page.
-#[derive(Default)]
-struct Took {
-    new: usize,
-    forged: usize,
-}
-
-/// Verifies a page off the async workers and hands it to the catalogue in one step; `None` if the catalogue fails.
-async fn take_page(registry: &Registry, envelopes: Vec<record_pb::Envelope>) -> Option<Took> {
-    let verified = tokio::task::spawn_blocking(move || verify_page(envelopes)).await;
-    let (records, mut took) = verified.inspect_err(|error| tracing::warn!(%error, "verifying stopped")).ok()?;
-    let verdicts = registry.insert_page(records).await;
-    let verdicts = verdicts.inspect_err(|error| tracing::warn!(%error, "a page of records was not kept")).ok()?;
-    for verdict in verdicts {
-        match verdict {
-            Ok(Inserted::New) => took.new += 1,
-            Err(error) if is_forged(&error) => took.forged += 1,
-            Ok(_) | Err(_) => {}
-        }
-    }
-    Some(took)
-}
-
-fn verify_page(envelopes: Vec<record_pb::Envelope>) -> (Vec<Record>, Took) {
-    let (mut records, mut took) = (Vec::new(), Took::default());
-    for envelope in envelopes {
-        match Record::from_envelope(envelope) {
-            Ok(record) => records.push(record),
-            Err(error) if is_false(&error) => took.forged += 1,
-            Err(_) => {}
-        }
-    }
-    (records, took)
 }
 
 #[cfg(test)]

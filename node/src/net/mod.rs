@@ -36,7 +36,10 @@ mod tests;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -209,6 +212,8 @@ struct Shared {
     statement: watch::Sender<Statement>,
     listening: watch::Receiver<Vec<Multiaddr>>,
     events: broadcast::Sender<PeerEvent>,
+    /// Records of kinds or versions that this node doesn't know.
+    unknown_records: AtomicU64,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -232,6 +237,16 @@ pub fn install_crypto_provider() {
 }
 
 impl NetHandle {
+    /// Counts records of kinds or versions that this node doesn't know; nobody is blamed for them.
+    pub fn note_unknown_records(&self, count: u64) {
+        self.shared.unknown_records.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many of them came in since the start.
+    pub fn unknown_records(&self) -> u64 {
+        self.shared.unknown_records.load(Ordering::Relaxed)
+    }
+
     /// Asks a peer and waits for its answer, at most `deadline` (30 s at the longest). Connects if need be. An answer
     /// `Refused` is an error. Dropping the future forgets the question.
     pub async fn ask(&self, node: NodeId, question: Question, deadline: Duration) -> Result<Answer, AskError> {

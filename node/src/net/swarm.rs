@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, PoisonError, RwLock, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -233,6 +233,7 @@ fn assemble(
         statement,
         listening: listening_heard,
         events,
+        unknown_records: AtomicU64::new(0),
         stop,
         tasks,
     };

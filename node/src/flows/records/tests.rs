@@ -1,14 +1,14 @@
 //! Catalogues that speak to each other over loopback, without doors and without a byte stack.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cairn_protocol::{
     id::{RealmId, RevisionId},
     key::Keypair,
-    record::{Head, Profile, Revision},
+    record::{Head, Profile, RecordKind, Revision},
 };
 
-use super::*;
+use super::{super::catch_up::read_pages, *};
 use crate::net::{self, AskError, NetConfig, Statement};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,6 +64,19 @@ impl Node {
             }
         }
     }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn until_they_met(a: &Node, b: &Node) {
+    let met = |x: &Node, y: &Node| x.net.connected().contains(&y.net.node_id());
+    until("two nodes met", || met(a, b) && met(b, a)).await;
 }
 
 fn publisher() -> Keypair {
@@ -230,10 +243,78 @@ async fn what_is_held_of_a_blob_is_told_and_a_bad_question_is_refused() {
 }
 
 #[test]
-fn a_page_counts_its_forgeries_and_keeps_the_rest() {
+fn an_answer_counts_its_forgeries_and_keeps_the_rest() {
     let mut envelopes: Vec<record_pb::Envelope> = records(0..2).iter().map(|r| r.envelope().clone()).collect();
     envelopes[1].signature[5] ^= 1;
     envelopes[3].payload.push(0);
-    let (kept, took) = verify_page(envelopes);
-    assert_eq!((kept.len(), took.forged), (3, 2));
+    let checked = verify_all(envelopes);
+    assert_eq!((checked.good.len(), checked.forged, checked.unknown), (3, 2, 0));
+}
+
+/// As a later version might sign them.
+fn newer() -> Vec<record_pb::Envelope> {
+    let known = records(0..2).into_iter().map(|record| record.envelope().clone());
+    let of_version = known.clone().map(|envelope| record_pb::Envelope { version: 9, ..envelope });
+    of_version.chain(known.map(|envelope| record_pb::Envelope { kind: 77, ..envelope })).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_only_a_later_version_knows_are_counted_and_cost_their_sender_nothing() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    until_they_met(&a, &b).await;
+    let (good, forged) = verify_answer(&b.net, a.net.node_id(), newer()).await;
+    assert_eq!((good.len(), forged, b.net.unknown_records()), (0, 0, 10));
+    b.net.ask(a.net.node_id(), ask_for("nothing"), PATIENCE).await.expect("it is not banned");
+    let mut forged = newer();
+    forged.iter_mut().for_each(|envelope| (envelope.version, envelope.kind) = (1, 2));
+    verify_answer(&b.net, a.net.node_id(), forged).await;
+    let error = b.net.ask(a.net.node_id(), ask_for("nothing"), PATIENCE).await.expect_err("banned");
+    assert!(matches!(error, AskError::Unreachable { .. }), "{error:?}");
+    for node in [a, b] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gossiped_record_of_a_reserved_kind_is_counted_and_not_kept() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    let advisory = Record::sign(RecordKind::Advisory, RealmId::PUBLIC, vec![1, 2, 3], &publisher()).expect("signed");
+    a.net.publish_record(advisory.clone()).await;
+    until("it was counted", || b.net.unknown_records() == 1).await;
+    assert!(b.registry.record(advisory.kind(), advisory.id()).await.expect("read").is_none());
+    let published = records(0..1);
+    a.publish(&published).await;
+    b.until_it_has(&published).await;
+    for node in [a, b] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reading_a_catalogue_goes_on_where_it_stopped() {
+    let a = Node::start(1, &[]).await;
+    let records = records(0..700);
+    a.registry.insert_page(records.clone()).await.expect("kept");
+    let b = Node::start(2, &[&a]).await;
+    until_they_met(&a, &b).await;
+    // A catalogue that only this test fills; b's own catches up by itself.
+    let home = tempfile::tempdir().expect("a folder");
+    let late = Registry::open(home.path(), RealmId::PUBLIC).await.expect("the catalogue opens");
+    let mut place = Vec::new();
+    let mut looks = 0;
+    while looks == 0 || !place.is_empty() {
+        read_pages(&late, &b.net, a.net.node_id(), &mut place, 1).await;
+        looks += 1;
+        assert!(looks < 20, "it never came to the end");
+    }
+    assert!(looks > 1, "one page held everything, so this shows nothing");
+    for record in &records {
+        assert!(late.record(record.kind(), record.id()).await.expect("read").is_some(), "a record is missing");
+    }
+    late.close().await;
+    for node in [a, b] {
+        node.stop().await;
+    }
 }
