@@ -4,7 +4,7 @@
 //! collections, no observing. Which bytes are here, and which realm's they are, is the registry's business.
 //!
 //! Invariant: no request is served to a peer that [`BlobDoor::may_serve`] refuses, and one peer never takes more than its
-//! bounded part of connections, requests and request rate.
+//! bounded part of connections, requests and request rate; a request whose peer does nothing for it gives its place back.
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +15,7 @@ use std::{
 
 use cairn_protocol::id::{BlobHash, NodeId, RealmId};
 use cairn_registry::Blobs;
+use futures::FutureExt;
 use iroh::{
     endpoint::Connection,
     protocol::{AcceptError, ProtocolHandler},
@@ -23,14 +24,16 @@ use iroh_blobs::{
     api::Store,
     protocol::GetRequest,
     provider::{
-        self,
+        self, StreamPair,
         events::{
-            AbortReason, ConnectMode, EventMask, EventSender, ObserveMode, ProviderMessage, RequestMode, RequestUpdate,
-            ThrottleMode,
+            AbortReason, ClientConnected, ConnectMode, ConnectionClosed, EventMask, EventSender, HasErrorCode,
+            ObserveMode, ProviderMessage, RequestMode, RequestUpdate, ThrottleMode,
         },
     },
 };
 use tokio::{sync::mpsc, task::JoinSet};
+
+use super::patient::Patient;
 
 /// Connections that fetch blobs here, of all peers: each costs a few windows of memory.
 const CONNECTIONS_MAX: usize = 256;
@@ -39,9 +42,11 @@ const CONNECTIONS_PER_PEER_MAX: usize = 16;
 /// A peer that asks for nothing for so long gives its connections back.
 const IDLE_MAX: Duration = Duration::from_secs(90);
 /// Requests served at the same time; they share one disk.
-const REQUESTS_MAX: usize = 128;
-/// Requests of one peer at the same time: some blobs of some pieces each.
+const REQUESTS_MAX: usize = 512;
+/// Requests of one peer at the same time: some blobs of some pieces each, and an eighth of all.
 const REQUESTS_PER_PEER_MAX: usize = 64;
+/// A request whose peer takes nothing for so long is broken off. A puller has gone elsewhere much sooner.
+const STILL_MAX: Duration = Duration::from_secs(20);
 /// Requests a second of one peer, and how many may come at once after a pause.
 const REQUESTS_PER_S: f64 = 500.0;
 const REQUESTS_BURST: f64 = 2_000.0;
@@ -66,6 +71,7 @@ pub struct BlobDoor {
     store: Store,
     events: EventSender,
     gate: Arc<Gate>,
+    still_max: Duration,
 }
 
 struct Gate {
@@ -101,11 +107,19 @@ impl fmt::Debug for BlobDoor {
 impl BlobDoor {
     /// The door, and the task that answers the library's questions for it; whoever owns the endpoint runs that.
     pub fn new(blobs: &Blobs, realm: RealmId) -> (BlobDoor, impl Future<Output = ()> + Send + use<>) {
+        BlobDoor::with_patience(blobs, realm, STILL_MAX)
+    }
+
+    fn with_patience(
+        blobs: &Blobs,
+        realm: RealmId,
+        still_max: Duration,
+    ) -> (BlobDoor, impl Future<Output = ()> + Send + use<>) {
         let (events, messages) = EventSender::channel(MESSAGES_MAX, mask());
         let (surroundings, guests) = (OnceLock::new(), Mutex::default());
         let gate = Arc::new(Gate { blobs: blobs.clone(), realm, surroundings, guests });
         let store: &Store = blobs.store();
-        let door = BlobDoor { store: store.clone(), events, gate: gate.clone() };
+        let door = BlobDoor { store: store.clone(), events, gate: gate.clone(), still_max };
         (door, answer(gate, messages))
     }
 
@@ -119,6 +133,33 @@ impl BlobDoor {
     pub async fn may_serve(&self, peer: NodeId, realm: RealmId, hash: BlobHash) -> bool {
         self.gate.may_serve(peer, realm, hash).await
     }
+
+    /// As the library serves a connection, but with patience for a while only. Dropped, it breaks off what is under way.
+    async fn serve(&self, connection: &Connection) {
+        let connection_id = connection.stable_id() as u64;
+        let connected = || ClientConnected { connection_id, endpoint_id: Some(connection.remote_id()) };
+        if let Err(cause) = self.events.client_connected(connected).await {
+            return connection.close(cause.code(), cause.reason());
+        }
+        let mut streams = JoinSet::new();
+        loop {
+            let (writer, reader) = tokio::select! {
+                opened = connection.accept_bi() => match opened {
+                    Ok(opened) => opened,
+                    Err(_) => break,
+                },
+                Some(_) = streams.join_next() => continue,
+            };
+            let (writer, reader) = (Patient::new(writer, self.still_max), Patient::new(reader, self.still_max));
+            let pair = StreamPair::new(connection_id, reader, writer, self.events.clone());
+            // What went wrong in it, the library has logged.
+            streams.spawn(provider::handle_stream(pair, self.store.clone()).map(drop));
+        }
+        // The connection is closed, so they end at once; what they sent is counted.
+        while streams.join_next().await.is_some() {}
+        // Nobody listens only if the node stops.
+        let _ = self.events.connection_closed(|| ConnectionClosed { connection_id }).await;
+    }
 }
 
 impl ProtocolHandler for BlobDoor {
@@ -129,7 +170,7 @@ impl ProtocolHandler for BlobDoor {
             return Ok(());
         };
         tokio::select! {
-            () = provider::handle_connection(connection.clone(), self.store.clone(), self.events.clone()) => {}
+            () = self.serve(&connection) => {}
             () = self.gate.idle(peer) => connection.close(IDLE.into(), b"idle"),
         }
         Ok(())
@@ -368,5 +409,77 @@ mod tests {
         assert!(guest.admit(start).is_err());
         guest.requests -= 1;
         assert!(guest.admit(start).is_ok());
+    }
+
+    async fn bound(seed: u8) -> iroh::Endpoint {
+        let builder = iroh::endpoint::Builder::new(iroh::endpoint::presets::Minimal);
+        let builder = builder.secret_key(iroh::SecretKey::from_bytes(&[seed; 32])).clear_ip_transports();
+        builder.bind_addr("127.0.0.1:0").unwrap().bind().await.unwrap()
+    }
+
+    /// A door with half a second of patience, and a peer's connection to it.
+    struct Visit {
+        registry: cairn_registry::Registry,
+        gate: Arc<Gate>,
+        router: iroh::protocol::Router,
+        answering: tokio::task::JoinHandle<()>,
+        guest: iroh::Endpoint,
+        connection: Connection,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Visit {
+        async fn begin(seed: u8) -> Visit {
+            let folder = tempfile::tempdir().unwrap();
+            let registry = cairn_registry::Registry::open(folder.path(), RealmId::PUBLIC).await.unwrap();
+            let patience = Duration::from_millis(500);
+            let (door, answering) = BlobDoor::with_patience(registry.blobs(), RealmId::PUBLIC, patience);
+            let gate = door.gate.clone();
+            let (host, guest) = (bound(seed).await, bound(seed + 1).await);
+            let address = iroh::EndpointAddr::new(host.id()).with_ip_addr(host.bound_sockets()[0]);
+            let router = iroh::protocol::Router::builder(host).accept(iroh_blobs::ALPN, door).spawn();
+            let answering = tokio::spawn(answering);
+            let connection = guest.connect(address, iroh_blobs::ALPN).await.unwrap();
+            Visit { registry, gate, router, answering, guest, connection, _folder: folder }
+        }
+
+        async fn until_requests_are(&self, requests: usize) {
+            let start = Instant::now();
+            while self.gate.guests().requests != requests {
+                assert!(start.elapsed() < Duration::from_secs(20), "there are never {requests} requests");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+
+        async fn end(self) {
+            self.router.shutdown().await.unwrap();
+            self.guest.close().await;
+            self.answering.abort();
+            self.registry.close().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_peer_that_never_reads_its_answer_gives_its_place_back() {
+        let visit = Visit::begin(31).await;
+        let pin = visit.registry.blobs().add(vec![7; 32 << 20]).await.unwrap();
+        let request = GetRequest::blob(iroh_blobs::Hash::from_bytes(*pin.hash().as_bytes()));
+        let started = iroh_blobs::get::fsm::start(visit.connection.clone(), request, Default::default());
+        let _unread = started.next().await.unwrap().next().await.unwrap();
+        visit.until_requests_are(1).await;
+        visit.until_requests_are(0).await;
+        assert!(visit.connection.close_reason().is_none(), "only the request is broken off");
+        drop(pin);
+        visit.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_question_that_is_never_ended_is_broken_off() {
+        let visit = Visit::begin(33).await;
+        let (mut asking, _answer) = visit.connection.open_bi().await.unwrap();
+        asking.write_all(&[0]).await.unwrap();
+        let broken_off = tokio::time::timeout(Duration::from_secs(20), asking.stopped()).await;
+        broken_off.expect("in time").expect("the connection is there");
+        visit.end().await;
     }
 }

@@ -6,7 +6,7 @@
 //! | file | idea |
 //! |---|---|
 //! | [`endpoint`] | the socket, its router, connections to peers |
-//! | [`blobs`] | serving blobs: to whom, and how much at once |
+//! | [`blobs`] `patient` | serving blobs: to whom, how much at once, and how long a peer may take |
 //! | [`fetch`] `schedule` | one blob's ranges from several peers at once, verified on arrival |
 //! | [`link`] [`stage_door`] | streams between stages |
 
@@ -15,6 +15,7 @@ mod connections;
 pub mod endpoint;
 pub mod fetch;
 pub mod link;
+mod patient;
 mod schedule;
 pub mod stage_door;
 
