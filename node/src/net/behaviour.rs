@@ -147,16 +147,19 @@ fn connection_limits() -> ConnectionLimits {
         .with_max_established_per_peer(Some(bounds::CONNECTIONS_PER_PEER_MAX))
 }
 
-/// Kademlia finds providers and peers; values are never stored in it.
+/// Kademlia finds providers and peers; values are never stored in it. What others announce is stored only after `provided`
+/// said so, and never takes the place of our own.
 fn kademlia(peer: PeerId, names: &Names) -> kad::Behaviour<kad::store::MemoryStore> {
     let store = kad::store::MemoryStoreConfig {
         max_records: 0,
         max_value_bytes: 1,
-        max_provided_keys: 65_536,
-        max_providers_per_key: 20,
+        max_provided_keys: bounds::PROVIDED_OWN_MAX + bounds::PROVIDED_MAX,
+        max_providers_per_key: bounds::PROVIDERS_PER_REVISION_MAX + 1,
     };
     let mut config = kad::Config::new(names.protocol("kad"));
     config.set_query_timeout(bounds::QUESTION_DEADLINE).set_max_packet_size(16 * 1024);
+    config.set_record_filtering(kad::StoreInserts::FilterBoth);
+    config.set_provider_record_ttl(Some(std::time::Duration::from_millis(bounds::PROVIDED_MS)));
     // The swarm's task refreshes the table itself, when there is anybody to ask.
     config.set_periodic_bootstrap_interval(None);
     let store = kad::store::MemoryStore::with_config(peer, store);

@@ -113,5 +113,18 @@ pub const GIVEN_UP_MS: u64 = 600_000;
 /// Records that no one was there to hear, kept for another attempt.
 pub const UNSENT_MAX: usize = 256;
 
+/// Revisions in the distributed table that this node keeps for others, one a node and revision. About 3 KiB each.
+pub const PROVIDED_MAX: usize = 49_152;
+/// Of one other node: its share, and in a large mesh only few of its revisions fall to us.
+pub const PROVIDED_PER_PEER_MAX: usize = PROVIDED_MAX / 64;
+/// Revisions that this node itself may announce whatever others announce; beyond, as many as others leave room for.
+pub const PROVIDED_OWN_MAX: usize = 16_384;
+/// Other nodes remembered for one revision: Kademlia's usual number.
+pub const PROVIDERS_PER_REVISION_MAX: usize = 20;
+/// An announcement holds for so long: it is renewed every 12 hours.
+pub const PROVIDED_MS: u64 = 48 * 3_600_000;
+/// Bytes of a provider's addresses that are kept with it; one takes ten to fifty.
+pub const PROVIDER_ADDRESS_BYTES_MAX: usize = 512;
+
 /// How often the distributed table looks for nodes near its own.
 pub const TABLE_REFRESH_MS: u64 = 300_000;

@@ -6,7 +6,7 @@ use std::io;
 
 use cairn_protocol::{
     advert::{AdvertError, SignedAdvert},
-    id::NodeId,
+    id::{NodeId, RevisionId},
     peer_pb::{self, Answer, Hello, Question, answer::Say, question::Ask},
     refusal::Reason,
 };
@@ -14,7 +14,7 @@ use libp2p::{
     Multiaddr, PeerId,
     gossipsub::{self, MessageAcceptance},
     identify,
-    kad::{self, GetProvidersOk, QueryResult},
+    kad::{self, GetProvidersOk, QueryResult, store::RecordStore},
     mdns, ping,
     request_response::{self, InboundRequestId, Message, OutboundFailure, ResponseChannel},
     swarm::SwarmEvent,
@@ -57,6 +57,7 @@ impl Owner {
             BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed { id, result, step, .. }) => {
                 self.on_found(id, result, step.last);
             }
+            BehaviourEvent::Kad(kad::Event::InboundRequest { request }) => self.on_table_request(request),
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_discovered(found),
             _ => {}
         }
@@ -307,6 +308,40 @@ impl Owner {
             self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
         }
         self.table().add_addresses(node, addresses);
+    }
+
+    fn on_table_request(&mut self, request: kad::InboundRequest) {
+        match request {
+            kad::InboundRequest::AddProvider { record: Some(record) } => self.on_announced(record),
+            kad::InboundRequest::PutRecord { source, .. } => {
+                if let Some(node) = identity::node_id(&source) {
+                    self.penalise(node, Severity::Fault, "it puts a value into the table, which holds none");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A peer says that it keeps a revision; libp2p has seen to it that it speaks of itself.
+    fn on_announced(&mut self, mut record: kad::ProviderRecord) {
+        let (Some(node), Ok(revision)) =
+            (identity::node_id(&record.provider), RevisionId::try_from(record.key.as_ref()))
+        else {
+            return;
+        };
+        if let Err(why) = self.provided.announced(self.clock.now_ms(), node, revision) {
+            return tracing::debug!(node = %node.short(), ?why, "an announcement is not remembered");
+        }
+        let mut bytes = 0;
+        record.addresses.retain(|address| {
+            bytes += address.len();
+            bytes <= bounds::PROVIDER_ADDRESS_BYTES_MAX
+        });
+        record.addresses.shrink_to_fit();
+        if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
+            tracing::debug!(?error, "an announcement finds no room");
+            self.provided.forget(node, revision);
+        }
     }
 
     fn on_found(&mut self, query: kad::QueryId, result: QueryResult, is_last: bool) {

@@ -11,7 +11,7 @@
 //! | `behaviour` `codec` | which protocols, with which limits |
 //! | `strangers` | how many unproven connections one address may have |
 //! | `swarm` `hear` `links` | the task: its loop, what it hears, its connections |
-//! | `peers` `conduct` `redial` `rate` | pure deciders |
+//! | `peers` `conduct` `redial` `rate` `provided` | pure deciders |
 //! | `statement` `remembered` | our own advert; peers that outlive a restart |
 //! | `identity` | `NodeId` and `PeerId` |
 
@@ -24,6 +24,7 @@ pub mod identity;
 mod inbox;
 mod links;
 pub mod peers;
+mod provided;
 mod rate;
 mod redial;
 mod remembered;

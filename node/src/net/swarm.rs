@@ -18,7 +18,7 @@ use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     gossipsub::{MessageAcceptance, MessageId, PublishError},
-    kad,
+    kad::{self, store::RecordStore},
     multiaddr::Protocol,
     request_response::{InboundRequestId, OutboundRequestId, ResponseChannel},
     swarm::ConnectionId,
@@ -37,6 +37,7 @@ use super::{
     identity,
     inbox::{GossipedRecord, InboundQuestion},
     peers::PeerTable,
+    provided::Provided,
     rate::Rate,
     redial::{Redial, TargetId},
     remembered,
@@ -98,6 +99,8 @@ pub(super) struct Owner {
     pub(super) questions_of: HashMap<PeerId, u32>,
     pub(super) rates: HashMap<PeerId, Rates>,
     pub(super) searches: HashMap<kad::QueryId, mpsc::Sender<Vec<NodeId>>>,
+    /// What others announced in the distributed table.
+    pub(super) provided: Provided,
     pub(super) unsent: VecDeque<Vec<u8>>,
     pub(super) refresh_at_ms: u64,
     pub(super) questions: mpsc::Sender<InboundQuestion>,
@@ -216,6 +219,7 @@ fn assemble(
         questions_of: HashMap::new(),
         rates: HashMap::new(),
         searches: HashMap::new(),
+        provided: Provided::default(),
         unsent: VecDeque::new(),
         refresh_at_ms: bounds::TABLE_REFRESH_MS,
         questions,
@@ -339,6 +343,7 @@ impl Owner {
             self.refresh_at_ms = now_ms + bounds::TABLE_REFRESH_MS;
             // An error says that nobody is known yet; newcomers trigger a refresh of their own.
             let _ = self.swarm.behaviour_mut().kad.bootstrap();
+            self.forget_announcements(now_ms);
         }
         self.dial_due(now_ms);
     }
@@ -421,6 +426,16 @@ impl Owner {
         let key = kad::RecordKey::new(revision.as_bytes());
         if let Err(error) = self.swarm.behaviour_mut().kad.start_providing(key) {
             tracing::warn!(revision = %revision.short(), ?error, "a revision can't be announced");
+        }
+    }
+
+    /// The library drops those that have run out only when somebody asks for just them.
+    fn forget_announcements(&mut self, now_ms: u64) {
+        for (node, revision) in self.provided.wake(now_ms) {
+            if let Some(peer) = identity::peer_id(node) {
+                let store = self.swarm.behaviour_mut().kad.store_mut();
+                store.remove_provider(&kad::RecordKey::new(revision.as_bytes()), &peer);
+            }
         }
     }
 

@@ -311,6 +311,22 @@ async fn a_revision_is_found_at_the_node_that_provides_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_announced_is_remembered_by_another() {
+    let a = node(1, &[]).await;
+    let b = node(2, &[&a]).await;
+    until_they_met(&a, &b).await;
+    let revision = RevisionId::from([42; 32]);
+    let start = Instant::now();
+    // Once it is withdrawn, the announcer itself says nothing: who is found is what the other remembers.
+    while a.net.providers(revision, Duration::from_secs(2)).await != [b.net.node_id()] {
+        assert!(start.elapsed() < PATIENCE, "not found");
+        b.net.provide(revision).await;
+        b.net.withdraw(revision).await;
+    }
+    join_all([a.net.shutdown(), b.net.shutdown()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_and_silence_on_both_ports_keep_nobody_out() {
     let a = node_on(&[TCP, QUIC], 1, RealmId::PUBLIC, &[]).await;
     let port = |kind: &str| {

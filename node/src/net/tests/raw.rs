@@ -4,7 +4,7 @@ use std::io;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt};
 use libp2p::{
-    StreamProtocol, Swarm, SwarmBuilder, noise, request_response,
+    StreamProtocol, Swarm, SwarmBuilder, kad, noise, request_response,
     swarm::{SwarmEvent, dial_opts::DialOpts},
     tcp, yamux,
 };
@@ -131,5 +131,47 @@ async fn a_connected_stranger_without_an_advert_is_cut_off_in_time() {
     tokio::time::timeout(PATIENCE, run).await.expect("it is cut off");
     assert!(start.elapsed() < Duration::from_millis(bounds::PROOF_MS + 3000), "{:?}", start.elapsed());
     assert!(a.net.peers().is_empty(), "a stranger is not a member");
+    a.net.shutdown().await;
+}
+
+/// Speaks Kademlia and nothing else.
+fn table_peer() -> Swarm<kad::Behaviour<kad::store::MemoryStore>> {
+    let name = StreamProtocol::try_from_owned(format!("/cairn/1/{}/kad", RealmId::PUBLIC)).expect("a name");
+    SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+        .expect("a transport")
+        .with_behaviour(|key| {
+            let peer = key.public().to_peer_id();
+            kad::Behaviour::with_config(peer, kad::store::MemoryStore::new(peer), kad::Config::new(name))
+        })
+        .expect("a behaviour")
+        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
+        .build()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_puts_values_into_the_table_is_cut_off_long_before_its_time_to_show_an_advert() {
+    let a = node(1, &[]).await;
+    let mut raw = table_peer();
+    let address: Multiaddr = a.net.listen_addresses().remove(0).parse().expect("an address");
+    raw.dial(DialOpts::from(address)).expect("a dial");
+    let start = Instant::now();
+    let run = async {
+        loop {
+            match raw.select_next_some().await {
+                SwarmEvent::ConnectionEstablished { peer_id, .. } => {
+                    for n in 0..12u8 {
+                        let value = kad::Record::new(vec![n; 32], vec![n]);
+                        raw.behaviour_mut().put_record_to(value, std::iter::once(peer_id), kad::Quorum::One);
+                    }
+                }
+                SwarmEvent::ConnectionClosed { .. } => return,
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, run).await.expect("it is cut off");
+    assert!(start.elapsed() < Duration::from_millis(bounds::PROOF_MS / 2), "{:?}", start.elapsed());
     a.net.shutdown().await;
 }
