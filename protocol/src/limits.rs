@@ -15,9 +15,12 @@ pub const QUESTION_BYTES_MAX: usize = 1024 * 1024;
 pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// The records of one page of heads: half an answer, so that the framing never reaches the limit.
 pub const HEADS_PAGE_BYTES_MAX: usize = 512 * 1024;
-/// Bytes of records that one catalogue takes from others: a million publications of ordinary size. Signing is free, so a stranger
-/// could otherwise fill any disk with valid records.
+/// Bytes of records that one catalogue holds of publishers that are not known here, and takes of those that are: a million publications
+/// of ordinary size each. Signing is free, so a stranger could otherwise fill any disk with valid records.
 pub const CATALOG_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// Bytes of strangers' records that one page of a peer's catalogue pushes out of a full ring: a 32nd of a page, so that looking at
+/// each other never makes two full nodes write for ever, and a newcomer that a node missed still gets in after some looks.
+pub const CATALOG_PAGE_DISPLACES_MAX: u64 = 16 * 1024;
 /// Hashes in one `Holds` question.
 pub const HOLDS_MAX: usize = 1024;
 /// Numbers (flattened pairs) of byte ranges told of one incomplete blob.

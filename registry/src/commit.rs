@@ -25,6 +25,7 @@ use crate::{
     look,
     prepare::Prepared,
     records::{InsertError, Inserted, Origin, insert},
+    ring,
 };
 
 /// What the next head of a ref must say.
@@ -215,7 +216,7 @@ pub(crate) fn adopt(transaction: &WriteTransaction, reference: &[u8], head: Reco
     Ok(())
 }
 
-/// Pins a revision in the record class.
+/// Pins a revision in the record class. Its publisher is known here from now on.
 pub(crate) fn keep(
     transaction: &WriteTransaction,
     realm: RealmId,
@@ -223,6 +224,7 @@ pub(crate) fn keep(
     manifest_bytes: u64,
     manifest: &Manifest,
 ) -> Result<(), CatalogError> {
+    ring::note_known(transaction, realm, manifest.repo.publisher)?;
     transaction.open_table(tables::KEPT)?.insert(keys::one(realm, revision.as_bytes()).as_slice(), [].as_slice())?;
     let mut table = transaction.open_table(tables::KEPT_BLOBS)?;
     let mut keepers = transaction.open_table(tables::BLOB_KEEPERS)?;

@@ -53,6 +53,7 @@ mod prepare;
 mod records;
 mod registry;
 mod resolve;
+mod ring;
 mod verify;
 
 pub use blobs::{BlobError, Blobs, Stalled, TempPin, stage_cache::StageBlob};

@@ -7,14 +7,17 @@
 use std::{fmt, ops::ControlFlow, str::FromStr};
 
 use cairn_protocol::{
-    id::RevisionId,
+    id::{RealmId, RevisionId},
     name::{NameError, Publisher, RepoId, RepoPath},
 };
+use redb::WriteTransaction;
 
 use crate::{
     Registry,
     catalog::{CatalogError, keys, tables},
     look,
+    resolve::{self, ResolveError},
+    ring,
 };
 
 /// Which repos a mirror keeps.
@@ -53,6 +56,15 @@ impl fmt::Display for Pattern {
 }
 
 impl Pattern {
+    /// Whom it names; everything names nobody.
+    fn publisher(&self) -> Option<&Publisher> {
+        match self {
+            Self::Everything => None,
+            Self::Publisher(publisher) => Some(publisher),
+            Self::Repo(path) => Some(&path.publisher),
+        }
+    }
+
     /// Whether the pattern names this repo. `path` is the repo as people write it here, with a handle where one is known.
     pub fn matches(&self, repo: &RepoId, path: &RepoPath) -> bool {
         let is_publisher = |wanted: &Publisher| match wanted {
@@ -95,10 +107,14 @@ pub fn plan(patterns: &[Pattern], candidates: &[Candidate]) -> Vec<RevisionId> {
 }
 
 impl Registry {
-    /// Adds a pattern. `false` if it was there.
+    /// Adds a pattern. `false` if it was there. A publisher that it names is known here from now on.
     pub async fn add_mirror(&self, pattern: &Pattern) -> Result<bool, CatalogError> {
-        let key = keys::text(self.realm(), &pattern.to_string());
+        let realm = self.realm();
+        let (key, named) = (keys::text(realm, &pattern.to_string()), pattern.publisher().cloned());
         let added = self.catalog().write::<_, CatalogError, _>(move |transaction| {
+            if let Some(named) = named {
+                note_named(transaction, realm, &named)?;
+            }
             Ok(transaction.open_table(tables::MIRRORS)?.insert(key.as_slice(), [].as_slice())?.is_none())
         });
         let added = added.await?;
@@ -128,6 +144,15 @@ impl Registry {
             Ok(patterns)
         });
         read.await
+    }
+}
+
+/// A handle that means nobody here yet becomes known when the first revision is kept.
+fn note_named(transaction: &WriteTransaction, realm: RealmId, publisher: &Publisher) -> Result<(), CatalogError> {
+    match resolve::whose(transaction, realm, publisher, &[]) {
+        Ok((key, _)) => ring::note_known(transaction, realm, key),
+        Err(ResolveError::Catalog(error)) => Err(error),
+        Err(_) => Ok(()),
     }
 }
 

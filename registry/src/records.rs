@@ -4,29 +4,27 @@
 //! link and tag don't contradict each other. How heads fit one another is decided when a ref is resolved, by [`crate::history`], so that
 //! it does not matter which was heard first. A head may arrive before its revision record or before the head that it follows.
 //!
-//! Invariant: whatever the order in which a set of heads and revisions arrives, the same ones end up in the catalogue; nothing that was
-//! taken in is ever taken out by a later record.
+//! Invariant: whatever the order in which a set of heads and revisions arrives, the same ones end up in the catalogue, as long as they
+//! all fit; no record is ever taken out because of what a later one says. Records of publishers that are not known here make way by age
+//! alone, when what strangers may have is full ([`crate::ring`]); those of known publishers never.
 
 use std::ops::ControlFlow;
 
 use cairn_protocol::{
     id::{PublisherKey, RealmId, RecordId},
-    limits::{CATALOG_BYTES_MAX, HEADS_PAGE_BYTES_MAX},
+    limits::{CATALOG_BYTES_MAX, CATALOG_PAGE_DISPLACES_MAX, HEADS_PAGE_BYTES_MAX},
     name::{RefName, RepoId},
     record::{Body, Head, Profile, Record, RecordError, RecordKind, Revision},
 };
-use redb::{ReadableTable, WriteTransaction};
+use redb::WriteTransaction;
 
 use crate::{
     Registry,
     catalog::{CatalogError, keys, tables},
     history::{HeadRow, PassedOver},
     look::{self, ProfileRow},
+    ring,
 };
-
-/// The most that the catalogue takes from peers in all: publishers that a person here trusts, pinned or keeps something of have as
-/// much again as everybody together, which strangers can't fill.
-const KNOWN_BYTES_MAX: u64 = 2 * CATALOG_BYTES_MAX;
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,40 +64,72 @@ pub enum InsertError {
     /// A head that calls itself a tag's is not the first and only one of its ref.
     #[error("{0} is a tag; tags never move")]
     TagMoves(RefName),
-    /// The catalogue takes no more from others; what is published here still goes in.
+    /// The catalogue takes no more of the publishers that are known here; what is published here still goes in.
     #[error(
-        "the catalogue holds {CATALOG_BYTES_MAX} bytes of records, the most it takes from publishers that are not known here"
+        "the catalogue holds {CATALOG_BYTES_MAX} bytes of records of the publishers that are known here, the most it takes"
     )]
     Full,
+    /// Strangers' bytes are full, and the page that brought this record has pushed out its share.
+    #[error("strangers' records fill {CATALOG_BYTES_MAX} bytes, and this page has pushed out its share of them")]
+    PageShare,
     /// The catalogue failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
 }
 
 /// Where a record comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// A peer: bounded, since signing is free.
-    Peer,
+pub(crate) enum Origin<'a> {
+    /// A peer: bounded, since signing is free. With the bytes of strangers' records that what it tells may still push out.
+    Peer(&'a mut u64),
     /// A person here.
     Here,
+}
+
+/// Where a record goes.
+enum Place<'a> {
+    /// Among those that stay.
+    Lasting,
+    /// Among the strangers', which may push out so many bytes of others.
+    Ring(&'a mut u64),
 }
 
 impl Registry {
     /// Takes in a record from a peer.
     pub async fn insert(&self, record: Record) -> Result<Inserted, InsertError> {
         let realm = self.realm();
-        let inserted =
-            self.catalog().write(move |transaction| insert(transaction, realm, &record, Origin::Peer)).await?;
+        let written = self.catalog().write(move |transaction| {
+            let mut may_push_out = u64::MAX;
+            insert(transaction, realm, &record, Origin::Peer(&mut may_push_out))
+        });
+        let inserted = written.await?;
         self.note_change(inserted == Inserted::New);
         Ok(inserted)
     }
 
-    /// Takes in a page of records in one durable step. Each record has its own verdict; a refused one does not spoil the others.
+    /// Takes in news from peers, or their answers, in one durable step. Each record has its own verdict; a refused one does not
+    /// spoil the others.
     pub async fn insert_page(&self, records: Vec<Record>) -> Result<Vec<Result<Inserted, InsertError>>, CatalogError> {
+        self.insert_all(records, u64::MAX).await
+    }
+
+    /// Takes in a page of a peer's catalogue, as [`Registry::insert_page`] does, save that its strangers push out no more than the
+    /// page's share of those that are here.
+    pub async fn insert_peers_page(
+        &self,
+        records: Vec<Record>,
+    ) -> Result<Vec<Result<Inserted, InsertError>>, CatalogError> {
+        self.insert_all(records, CATALOG_PAGE_DISPLACES_MAX).await
+    }
+
+    async fn insert_all(
+        &self,
+        records: Vec<Record>,
+        mut may_push_out: u64,
+    ) -> Result<Vec<Result<Inserted, InsertError>>, CatalogError> {
         let realm = self.realm();
         let verdicts = self.catalog().write::<_, CatalogError, _>(move |transaction| {
-            Ok(records.iter().map(|record| insert(transaction, realm, record, Origin::Peer)).collect::<Vec<_>>())
+            let insert = |record| insert(transaction, realm, record, Origin::Peer(&mut may_push_out));
+            Ok(records.iter().map(insert).collect::<Vec<_>>())
         });
         let verdicts = verdicts.await?;
         self.note_change(verdicts.iter().any(|verdict| matches!(verdict, Ok(Inserted::New))));
@@ -137,7 +167,7 @@ pub(crate) fn insert(
     transaction: &WriteTransaction,
     realm: RealmId,
     record: &Record,
-    origin: Origin,
+    origin: Origin<'_>,
 ) -> Result<Inserted, InsertError> {
     if record.realm() != realm {
         return Err(InsertError::Realm { expected: realm, found: record.realm() });
@@ -146,60 +176,44 @@ pub(crate) fn insert(
     if look::value_of(transaction, tables::RECORDS, &key)?.is_some() {
         return Ok(Inserted::Known);
     }
-    if origin == Origin::Peer && is_full_for(transaction, realm, record.key())? {
-        return Err(InsertError::Full);
-    }
+    let place = place_of(transaction, realm, record.key(), origin)?;
     match record.body()? {
-        Body::Profile(profile) => insert_profile(transaction, realm, record, &profile),
-        Body::Revision(revision) => insert_revision(transaction, realm, record, &revision),
-        Body::Head(head) => insert_head(transaction, realm, record, &head),
+        Body::Profile(profile) => insert_profile(transaction, record, &profile, place),
+        Body::Revision(revision) => insert_revision(transaction, record, &revision, place),
+        Body::Head(head) => insert_head(transaction, record, &head, place),
     }
-}
-
-fn store(transaction: &WriteTransaction, realm: RealmId, record: &Record) -> Result<(), CatalogError> {
-    let key = keys::record(realm, record.kind(), record.id());
-    let bytes = record.to_bytes();
-    transaction.open_table(tables::RECORDS)?.insert(key.as_slice(), bytes.as_slice())?;
-    let total = record_bytes(transaction)?.saturating_add(bytes.len() as u64);
-    transaction.open_table(tables::META)?.insert(tables::RECORD_BYTES, total.to_le_bytes().as_slice())?;
-    Ok(())
 }
 
 /// Signing is free, so strangers could fill any catalogue; what they fill is not what publishers need that matter here.
-fn is_full_for(transaction: &WriteTransaction, realm: RealmId, publisher: PublisherKey) -> Result<bool, CatalogError> {
-    match record_bytes(transaction)? {
-        bytes if bytes < CATALOG_BYTES_MAX => Ok(false),
-        bytes if bytes >= KNOWN_BYTES_MAX => Ok(true),
-        _ => Ok(!is_known(transaction, realm, publisher)?),
+fn place_of<'a>(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    publisher: PublisherKey,
+    origin: Origin<'a>,
+) -> Result<Place<'a>, InsertError> {
+    match origin {
+        Origin::Here => Ok(Place::Lasting),
+        Origin::Peer(may_push_out) if !ring::is_known(transaction, realm, publisher)? => Ok(Place::Ring(may_push_out)),
+        Origin::Peer(_) if ring::known_bytes(transaction)? < CATALOG_BYTES_MAX => Ok(Place::Lasting),
+        Origin::Peer(_) => Err(InsertError::Full),
     }
 }
 
-/// Whether a person's act made this publisher matter here: a handle means its key, or a revision of its is kept.
-fn is_known(transaction: &WriteTransaction, realm: RealmId, publisher: PublisherKey) -> Result<bool, CatalogError> {
-    let mut is_known = false;
-    for decided in [tables::TRUSTED, tables::HANDLE_PINS] {
-        look::visit(transaction, decided, &keys::realm(realm), None, |_, key| {
-            is_known |= key == publisher.as_bytes().as_slice();
-            Ok(if is_known { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
+/// Comes before any other row of the record, for it may push out records that such rows speak of, and may refuse.
+fn store(transaction: &WriteTransaction, record: &Record, place: Place<'_>) -> Result<(), InsertError> {
+    let key = keys::record(record.realm(), record.kind(), record.id());
+    let bytes = record.to_bytes();
+    let size = bytes.len() as u64;
+    match place {
+        Place::Lasting => ring::count_known(transaction, size)?,
+        Place::Ring(may_push_out) => {
+            if !ring::enter(transaction, record.key(), &key, size, may_push_out)? {
+                return Err(InsertError::PageShare);
+            }
+        }
     }
-    if is_known {
-        return Ok(true);
-    }
-    look::visit(transaction, tables::KEPT, &keys::realm(realm), None, |key, _| {
-        let place = keys::two(realm, &keys::last_id(key)?, publisher.as_bytes());
-        is_known = look::value_of(transaction, tables::REVISION_REPOS, &place)?.is_some();
-        Ok(if is_known { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    })?;
-    Ok(is_known)
-}
-
-/// Bytes of all records that were ever stored.
-fn record_bytes(transaction: &WriteTransaction) -> Result<u64, CatalogError> {
-    let table = transaction.open_table(tables::META)?;
-    let Some(value) = table.get(tables::RECORD_BYTES)? else { return Ok(0) };
-    let bytes = value.value().try_into().map_err(|_| keys::damaged("the records' bytes"))?;
-    Ok(u64::from_le_bytes(bytes))
+    put(transaction, tables::RECORDS, &key, &bytes)?;
+    Ok(())
 }
 
 fn put(
@@ -215,16 +229,18 @@ fn put(
 /// The profile with the highest (epoch, id) is in force; the id breaks ties the same way on every node.
 fn insert_profile(
     transaction: &WriteTransaction,
-    realm: RealmId,
     record: &Record,
     profile: &Profile,
+    place: Place<'_>,
 ) -> Result<Inserted, InsertError> {
-    let publisher = record.key();
+    let (realm, publisher) = (record.realm(), record.key());
     let row = ProfileRow { epoch: profile.epoch, id: record.id(), handle: profile.handle.clone() };
-    if let Some(old) = look::profile(transaction, realm, publisher)? {
-        if (old.epoch, old.id) > (row.epoch, row.id) {
-            return Ok(Inserted::Stale);
-        }
+    let old = look::profile(transaction, realm, publisher)?;
+    if old.as_ref().is_some_and(|old| (old.epoch, old.id) > (row.epoch, row.id)) {
+        return Ok(Inserted::Stale);
+    }
+    store(transaction, record, place)?;
+    if let Some(old) = old {
         let claim = keys::claim(realm, &old.handle, publisher);
         transaction
             .open_table(tables::CLAIMS)
@@ -232,7 +248,6 @@ fn insert_profile(
             .remove(claim.as_slice())
             .map_err(CatalogError::from)?;
     }
-    store(transaction, realm, record)?;
     put(transaction, tables::PROFILES, &keys::one(realm, publisher.as_bytes()), &row.to_value())?;
     put(transaction, tables::CLAIMS, &keys::claim(realm, &row.handle, publisher), &[])?;
     Ok(Inserted::New)
@@ -240,19 +255,19 @@ fn insert_profile(
 
 fn insert_revision(
     transaction: &WriteTransaction,
-    realm: RealmId,
     record: &Record,
     revision: &Revision,
+    place: Place<'_>,
 ) -> Result<Inserted, InsertError> {
-    let repo = revision.repo(record.key());
+    let (realm, repo) = (record.realm(), revision.repo(record.key()));
     if look::knows_revision(transaction, realm, &repo, revision.revision)? {
         return Ok(Inserted::Known);
     }
-    store(transaction, realm, record)?;
+    store(transaction, record, place)?;
     note_repo(transaction, realm, &repo)?;
     put(transaction, tables::REVISIONS, &keys::revision(realm, &repo, revision.revision), record.id().as_bytes())?;
-    let place = keys::two(realm, revision.revision.as_bytes(), repo.publisher.as_bytes());
-    put(transaction, tables::REVISION_REPOS, &place, &keys::repo(realm, &repo)[keys::ID..])?;
+    let by_hash = keys::two(realm, revision.revision.as_bytes(), repo.publisher.as_bytes());
+    put(transaction, tables::REVISION_REPOS, &by_hash, &keys::repo(realm, &repo)[keys::ID..])?;
     Ok(Inserted::New)
 }
 
@@ -266,11 +281,11 @@ fn note_repo(transaction: &WriteTransaction, realm: RealmId, repo: &RepoId) -> R
 
 fn insert_head(
     transaction: &WriteTransaction,
-    realm: RealmId,
     record: &Record,
     head: &Head,
+    place: Place<'_>,
 ) -> Result<Inserted, InsertError> {
-    let repo = head.repo(record.key());
+    let (realm, repo) = (record.realm(), head.repo(record.key()));
     let name = &head.ref_name;
     let heads = look::heads(transaction, realm, &repo, name)?;
     let row = HeadRow {
@@ -282,7 +297,7 @@ fn insert_head(
         tag: head.tag,
     };
     check_shape(&row, name)?;
-    store(transaction, realm, record)?;
+    store(transaction, record, place)?;
     note_repo(transaction, realm, &repo)?;
     let key = keys::head(realm, &repo, name, row.epoch, row.number, row.id);
     put(transaction, tables::HEADS, &key, &look::head_value(&row))?;

@@ -16,9 +16,12 @@ use redb::ReadTransaction;
 
 use crate::{
     Registry,
-    catalog::{CatalogError, keys, tables},
+    catalog::{
+        CatalogError, keys,
+        tables::{self, Tables},
+    },
     history::PassedOver,
-    look,
+    look, ring,
 };
 
 /// Candidates that an error lists; more would not help anyone.
@@ -154,8 +157,11 @@ impl Registry {
         handle: &Handle,
         publisher: Option<PublisherKey>,
     ) -> Result<(), CatalogError> {
-        let key = keys::handle(self.realm(), handle);
+        let (realm, key) = (self.realm(), keys::handle(self.realm(), handle));
         let write = self.catalog().write(move |transaction| {
+            if let Some(publisher) = publisher {
+                ring::note_known(transaction, realm, publisher)?;
+            }
             let mut table = transaction.open_table(table)?;
             match publisher {
                 Some(publisher) => table.insert(key.as_slice(), publisher.as_bytes().as_slice())?,
@@ -190,8 +196,8 @@ fn resolve(
     Ok(resolved)
 }
 
-fn whose(
-    transaction: &ReadTransaction,
+pub(crate) fn whose(
+    transaction: &impl Tables,
     realm: RealmId,
     publisher: &Publisher,
     own: &[PublisherKey],
@@ -221,7 +227,7 @@ fn whose(
 }
 
 pub(crate) fn claimants(
-    transaction: &ReadTransaction,
+    transaction: &impl Tables,
     realm: RealmId,
     handle: &Handle,
 ) -> Result<Vec<PublisherKey>, CatalogError> {

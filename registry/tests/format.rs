@@ -6,12 +6,14 @@ mod house;
 
 use std::{fs, path::Path};
 
-use cairn_protocol::{RevisionId, limits::CATALOG_BYTES_MAX};
-use cairn_registry::{InsertError, OpenError, Registry};
+use cairn_protocol::{RecordId, RevisionId, limits::CATALOG_BYTES_MAX};
+use cairn_registry::{OpenError, Registry};
 use house::{House, REALM, head, key, profile, revision};
 
 /// Schema 1, as `the_first_schema_is_written_as_ever` writes it, packed by leaving out runs of zeros.
 const SCHEMA_1: &str = "tests/data/catalog-schema-1.packed";
+/// Schema 2, with a stranger's records beside them.
+const SCHEMA_2: &str = "tests/data/catalog-schema-2.packed";
 
 async fn fill(registry: &Registry) {
     let key = key(1);
@@ -24,6 +26,15 @@ async fn fill(registry: &Registry) {
     registry.add_mirror(&"acme/*".parse().unwrap()).await.unwrap();
 }
 
+/// Of a publisher that nothing here is kept of.
+async fn fill_from_a_stranger(registry: &Registry) {
+    let key = key(2);
+    let head = head("odd", 1, 7, None).sign(REALM, &key).unwrap();
+    for record in [profile(&key, "stranger", 0), revision(&key, "odd", 7), head] {
+        registry.insert(record).await.unwrap();
+    }
+}
+
 async fn check(registry: &Registry) {
     let resolved = registry.resolve(&"acme/tiny".parse().unwrap(), &[]).await.unwrap();
     assert_eq!((resolved.revision, resolved.number), (RevisionId::from([2; 32]), 2));
@@ -34,16 +45,11 @@ async fn check(registry: &Registry) {
 
 #[tokio::test]
 async fn a_catalogue_of_the_first_schema_is_read() {
-    let folder = tempfile::tempdir().unwrap();
-    let home = folder.path().join("home");
-    fs::create_dir(&home).unwrap();
-    let packed = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(SCHEMA_1)).unwrap();
-    fs::write(home.join("catalog.redb"), unpack(&packed)).unwrap();
-    let registry = Registry::open(&home, REALM).await.unwrap();
-    check(&registry).await;
-    fill(&registry).await;
-    check(&registry).await;
-    registry.close().await;
+    let house = unpacked(SCHEMA_1).await;
+    check(&house.registry).await;
+    fill(&house.registry).await;
+    check(&house.registry).await;
+    house.registry.close().await;
 }
 
 #[tokio::test]
@@ -52,7 +58,7 @@ async fn a_catalogue_from_before_blobs_knew_their_keepers_learns_them() {
     let source = house.source("a", &[("a.bin", house::bytes(40_000, 1))]);
     let published = house.publish(&source, &key(1), "a", 1).await;
     house.registry.close().await;
-    set_meta(&house, "schema", &1u32.to_le_bytes());
+    house.set_meta("schema", &1u32.to_le_bytes());
     let keepers: redb::TableDefinition<&[u8], &[u8]> = redb::TableDefinition::new("blob-keepers-1");
     let database = redb::Database::open(house.home().join("catalog.redb")).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -65,11 +71,12 @@ async fn a_catalogue_from_before_blobs_knew_their_keepers_learns_them() {
     house.registry.close().await;
 }
 
-/// The file above was made by this, with `CAIRN_WRITE_SCHEMA` set to its path, when schema 1 was the present one.
+/// The files above were made by this, with `CAIRN_WRITE_SCHEMA` set to their path, when their schema was the present one.
 #[tokio::test]
 async fn what_is_written_now_reads_back_from_its_packed_form() {
     let house = House::new().await;
     fill(&house.registry).await;
+    fill_from_a_stranger(&house.registry).await;
     house.registry.close().await;
     let written = fs::read(house.home().join("catalog.redb")).unwrap();
     let packed = pack(&written);
@@ -83,50 +90,41 @@ async fn what_is_written_now_reads_back_from_its_packed_form() {
 async fn a_catalogue_of_a_later_schema_is_refused_untouched() {
     let house = House::new().await;
     house.registry.close().await;
-    set_meta(&house, "schema", &99u32.to_le_bytes());
+    house.set_meta("schema", &99u32.to_le_bytes());
     assert!(matches!(Registry::open(&house.home(), REALM).await, Err(OpenError::Migrate { .. })));
 }
 
 #[tokio::test]
-async fn a_full_catalogue_takes_nothing_more_from_others_and_still_what_is_published_here() {
-    let house = House::new().await;
-    house.registry.close().await;
-    set_meta(&house, "record-bytes", &CATALOG_BYTES_MAX.to_le_bytes());
-    let house = House { registry: Registry::open(&house.home(), REALM).await.unwrap(), folder: house.folder };
-    let refused = house.registry.insert(profile(&key(2), "other", 0)).await;
-    assert!(matches!(refused, Err(InsertError::Full)), "{refused:?}");
-    let source = house.source("a", &[("a.txt", b"a".to_vec())]);
-    house.publish(&source, &key(1), "a", 1).await;
+async fn strangers_of_the_second_schema_make_way_and_its_known_publishers_stay() {
+    let house = unpacked(SCHEMA_2).await;
+    check_counts(&house.registry, 8).await;
+    let house = house.with_meta("ring-bytes", CATALOG_BYTES_MAX).await;
+    house.registry.insert(profile(&key(9), "newcomer", 0)).await.unwrap();
+    let records = check_counts(&house.registry, 8).await;
+    assert!(records.contains(&profile(&key(9), "newcomer", 0).id()), "the newcomer is not here");
+    assert!(!records.contains(&profile(&key(2), "stranger", 0).id()), "the first of the stranger's stayed");
+    let house = house.with_meta("ring-bytes", 2 * CATALOG_BYTES_MAX).await;
+    house.registry.insert(profile(&key(8), "flood", 0)).await.unwrap();
+    check_counts(&house.registry, 6).await;
+    let resolved = house.registry.resolve(&"acme/tiny".parse().unwrap(), &[]).await.unwrap();
+    assert_eq!((resolved.revision, resolved.number), (RevisionId::from([2; 32]), 2));
     house.registry.close().await;
 }
 
-#[tokio::test]
-async fn strangers_that_filled_the_catalogue_keep_out_no_publisher_that_is_known_here() {
-    let house = House::new().await;
-    house.registry.pin_handle(&"pinned".parse().unwrap(), key(2).public()).await.unwrap();
-    house.registry.trust_handle(&"trusted".parse().unwrap(), Some(key(3).public())).await.unwrap();
-    let source = house.source("a", &[("a.txt", b"a".to_vec())]);
-    house.publish(&source, &key(4), "kept", 1).await;
-    house.registry.close().await;
-    for (bytes, is_open) in [(CATALOG_BYTES_MAX, true), (2 * CATALOG_BYTES_MAX, false)] {
-        set_meta(&house, "record-bytes", &bytes.to_le_bytes());
-        let registry = Registry::open(&house.home(), REALM).await.unwrap();
-        for seed in [2, 3, 4] {
-            let inserted = registry.insert(profile(&key(seed), "any", bytes)).await;
-            assert_eq!(inserted.is_ok(), is_open, "{seed}: {inserted:?}");
-        }
-        let refused = registry.insert(profile(&key(9), "stranger", 0)).await;
-        assert!(matches!(refused, Err(InsertError::Full)), "{refused:?}");
-        registry.close().await;
-    }
+async fn check_counts(registry: &Registry, expected: usize) -> Vec<RecordId> {
+    let records = registry.heads_page(Vec::new(), 100).await.unwrap().0;
+    assert_eq!(records.len(), expected);
+    records.iter().map(|record| record.id()).collect()
 }
 
-fn set_meta(house: &House, key: &str, value: &[u8]) {
-    let table: redb::TableDefinition<&str, &[u8]> = redb::TableDefinition::new("meta-0");
-    let database = redb::Database::open(house.home().join("catalog.redb")).unwrap();
-    let transaction = database.begin_write().unwrap();
-    transaction.open_table(table).unwrap().insert(key, value).unwrap();
-    transaction.commit().unwrap();
+async fn unpacked(path: &str) -> House {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    fs::create_dir(&home).unwrap();
+    let packed = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    fs::write(home.join("catalog.redb"), unpack(&packed)).unwrap();
+    let registry = Registry::open(&home, REALM).await.unwrap();
+    House { folder, registry }
 }
 
 #[tokio::test]

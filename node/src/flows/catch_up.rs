@@ -119,7 +119,7 @@ pub(super) async fn read_pages(
 
 /// Hands a page to the catalogue in one step and counts what was new; `None` if the catalogue fails.
 async fn keep(registry: &Registry, net: &NetHandle, node: NodeId, records: Vec<Record>) -> Option<usize> {
-    let inserted = registry.insert_page(records).await;
+    let inserted = registry.insert_peers_page(records).await;
     let inserted = inserted.inspect_err(|error| tracing::warn!(%error, "a page of records was not kept")).ok()?;
     net.note_unknown_records(count_unknown(&inserted));
     let forged = inserted.iter().filter(|inserted| inserted.as_ref().is_err_and(is_forged)).count();

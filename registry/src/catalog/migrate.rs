@@ -5,9 +5,11 @@
 //! Invariant: every step is idempotent and commits together with its number, so a crash between two steps resumes at the
 //! right one; a catalogue of a later schema is refused untouched.
 
+use cairn_protocol::record::Record;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableError, WriteTransaction};
 
 use super::{CatalogError, keys, tables};
+use crate::ring;
 
 /// The schema that this code reads and writes: the number of steps in the chain.
 pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
@@ -15,7 +17,7 @@ pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
 type Step = fn(&WriteTransaction) -> Result<(), CatalogError>;
 
 /// Step n takes schema n to n + 1.
-const STEPS: [Step; 2] = [make_first_tables, list_kept_blobs_by_blob];
+const STEPS: [Step; 3] = [make_first_tables, list_kept_blobs_by_blob, part_strangers_from_the_known];
 
 /// Why a catalogue could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,57 @@ fn list_kept_blobs_by_blob(transaction: &WriteTransaction) -> Result<(), Catalog
     for entry in kept.iter()? {
         let key = entry?.0;
         keepers.insert(keys::swapped(key.value())?.as_slice(), [].as_slice())?;
+    }
+    Ok(())
+}
+
+/// Schema 3: KNOWN lists the publishers that matter here; the records of all others enter RING in the order of RECORDS' keys, for the
+/// order of their arrival was not kept.
+fn part_strangers_from_the_known(transaction: &WriteTransaction) -> Result<(), CatalogError> {
+    transaction.delete_table(tables::RING)?;
+    transaction.open_table(tables::RING)?;
+    note_the_known(transaction)?;
+    let known = transaction.open_table(tables::KNOWN)?;
+    let mut ring = transaction.open_table(tables::RING)?;
+    let (mut known_bytes, mut ring_bytes, mut arrival) = (0, 0, 0);
+    for entry in transaction.open_table(tables::RECORDS)?.iter()? {
+        let (key, envelope) = entry?;
+        let size = envelope.value().len() as u64;
+        // What does not read back is nobody's; it stays where it is.
+        let stranger = match Record::verify(envelope.value()) {
+            Ok(record) if known.get(keys::one(record.realm(), record.key().as_bytes()).as_slice())?.is_none() => record,
+            _ => {
+                known_bytes += size;
+                continue;
+            }
+        };
+        ring.insert(arrival, ring::row(stranger.key(), key.value()).as_slice())?;
+        (ring_bytes, arrival) = (ring_bytes + size, arrival + 1);
+    }
+    let mut meta = transaction.open_table(tables::META)?;
+    meta.insert(tables::KNOWN_BYTES, known_bytes.to_le_bytes().as_slice())?;
+    meta.insert(tables::RING_BYTES, ring_bytes.to_le_bytes().as_slice())?;
+    meta.remove(tables::RECORD_BYTES)?;
+    Ok(())
+}
+
+/// Publishers that a handle means, and those of whose revisions one is kept.
+fn note_the_known(transaction: &WriteTransaction) -> Result<(), CatalogError> {
+    let mut known = transaction.open_table(tables::KNOWN)?;
+    for decided in [tables::TRUSTED, tables::HANDLE_PINS] {
+        for entry in transaction.open_table(decided)?.iter()? {
+            let (key, publisher) = entry?;
+            let realm = key.value().get(..keys::ID).ok_or_else(|| keys::damaged("a handle's key"))?;
+            known.insert([realm, publisher.value()].concat().as_slice(), [].as_slice())?;
+        }
+    }
+    let kept = transaction.open_table(tables::KEPT)?;
+    for entry in transaction.open_table(tables::REVISION_REPOS)?.iter()? {
+        let key = entry?.0;
+        let (place, publisher) = key.value().split_at_checked(2 * keys::ID).ok_or_else(|| keys::damaged("a place"))?;
+        if kept.get(place)?.is_some() {
+            known.insert([&place[..keys::ID], publisher].concat().as_slice(), [].as_slice())?;
+        }
     }
     Ok(())
 }

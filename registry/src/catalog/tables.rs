@@ -1,6 +1,6 @@
 //! The tables of the catalogue. A table's name ends in the version of its layout, which stands above it.
 //!
-//! Every key but those of `META` begins with the realm's 32 bytes. Strings in keys end in a NUL, which no validated name holds, so no
+//! Every key but those of `META` and `RING` begins with the realm's 32 bytes. Strings in keys end in a NUL, which no validated name holds, so no
 //! key is a prefix of another's field by accident. Numbers in keys are big-endian, so that they sort.
 //!
 //! Invariant: a layout never changes under its name; a new layout is a new name and a migration.
@@ -9,11 +9,17 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition
 
 type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-/// `"schema"` → the schema's number, u32 little-endian; [`RECORD_BYTES`] → u64 little-endian.
+/// `"schema"` → the schema's number, u32 little-endian; [`KNOWN_BYTES`], [`RING_BYTES`] → u64 little-endian.
 pub(crate) const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta-0");
 
-/// Key in META of the bytes of all records that were ever stored.
+/// Key in META of the bytes of all records that were ever stored. Until schema 3.
 pub(crate) const RECORD_BYTES: &str = "record-bytes";
+
+/// Key in META of the bytes of the records that are not in [`RING`]. Since schema 3.
+pub(crate) const KNOWN_BYTES: &str = "known-bytes";
+
+/// Key in META of the bytes of the records that are in [`RING`]. Since schema 3.
+pub(crate) const RING_BYTES: &str = "ring-bytes";
 
 /// realm ‖ kind u8 ‖ record id → the envelope's exact bytes. The order of the keys is the order of a late joiner's pages:
 /// profiles, revisions, heads.
@@ -64,6 +70,13 @@ pub(crate) const SHA256: Bytes = TableDefinition::new("sha256-1");
 
 /// realm ‖ pattern as written → nothing.
 pub(crate) const MIRRORS: Bytes = TableDefinition::new("mirrors-1");
+
+/// realm ‖ publisher → nothing: publishers that a person's act made known here. Since schema 3.
+pub(crate) const KNOWN: Bytes = TableDefinition::new("known-1");
+
+/// number of arrival → publisher ‖ key of RECORDS: the records that make way when strangers' bytes are full, oldest first, of whatever
+/// realm. Rows of publishers that became known later are dropped when their turn comes. Since schema 3.
+pub(crate) const RING: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("ring-1");
 
 /// Every table of bytes that the first schema had, for making them all at once: a read transaction refuses a table that was never made.
 pub(crate) const ALL: [Bytes; 15] = [

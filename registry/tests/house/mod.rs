@@ -40,6 +40,23 @@ impl House {
         Self { folder: self.folder, registry }
     }
 
+    /// Closed, with this written into the catalogue's counts, and opened again.
+    pub async fn with_meta(self, key: &str, count: u64) -> Self {
+        self.registry.close().await;
+        self.set_meta(key, &count.to_le_bytes());
+        let registry = Registry::open(&self.home(), REALM).await.unwrap();
+        Self { folder: self.folder, registry }
+    }
+
+    /// The registry must be closed.
+    pub fn set_meta(&self, key: &str, value: &[u8]) {
+        let table: redb::TableDefinition<&str, &[u8]> = redb::TableDefinition::new("meta-0");
+        let database = redb::Database::open(self.home().join("catalog.redb")).unwrap();
+        let transaction = database.begin_write().unwrap();
+        transaction.open_table(table).unwrap().insert(key, value).unwrap();
+        transaction.commit().unwrap();
+    }
+
     /// A folder beside the home with these files.
     pub fn source(&self, name: &str, files: &[(&str, Vec<u8>)]) -> PathBuf {
         let folder = self.folder.path().join(name);
