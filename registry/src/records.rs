@@ -64,6 +64,9 @@ pub enum InsertError {
     /// A head that calls itself a tag's is not the first and only one of its ref.
     #[error("{0} is a tag; tags never move")]
     TagMoves(RefName),
+    /// A head calls `main` a tag, which would leave the repo without the ref that moves.
+    #[error("a head calls main a tag; main moves, and tags never do")]
+    TagOnMain,
     /// The catalogue takes no more of the publishers that are known here; what is published here still goes in.
     #[error(
         "the catalogue holds {CATALOG_BYTES_MAX} bytes of records of the publishers that are known here, the most it takes"
@@ -314,6 +317,9 @@ fn insert_head(
 fn check_shape(row: &HeadRow, name: &RefName) -> Result<(), InsertError> {
     if row.number == 0 {
         return Err(link_error(name, row, "numbers begin at 1"));
+    }
+    if row.tag && *name == RefName::main() {
+        return Err(InsertError::TagOnMain);
     }
     if row.tag && (row.number != 1 || row.previous.is_some()) {
         return Err(InsertError::TagMoves(name.clone()));

@@ -142,6 +142,21 @@ async fn a_tag_from_a_peer_does_not_move_either() {
     house.registry.close().await;
 }
 
+#[tokio::test]
+async fn a_head_that_calls_main_a_tag_is_refused_and_contests_nothing() {
+    let house = House::new().await;
+    for record in story() {
+        house.registry.insert(record).await.unwrap();
+    }
+    let mut tag = head("tiny", 1, 3, None);
+    tag.tag = true;
+    let refused = house.registry.insert(tag.sign(REALM, &key(1)).unwrap()).await;
+    assert!(matches!(refused, Err(InsertError::TagOnMain)), "{refused:?}");
+    let resolved = resolve(&house.registry, "acme/tiny").await.unwrap();
+    assert_eq!((resolved.revision, resolved.number), (id(2), 2));
+    house.registry.close().await;
+}
+
 /// Everything that a publisher may say about two refs and should not.
 fn contradictions() -> Vec<Record> {
     let key = key(1);

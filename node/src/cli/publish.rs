@@ -20,7 +20,7 @@ pub(super) struct PublishArgs {
     path: PathBuf,
     /// PUBLISHER/NAME, or datasets/PUBLISHER/NAME and the like; a handle that nobody claims gets a new key
     repo: String,
-    /// Also set this tag, which never moves
+    /// Also set this tag, which never moves; any name but main
     #[arg(long, value_name = "T", default_value = "", hide_default_value = true)]
     tag: String,
     /// What changed

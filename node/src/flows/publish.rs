@@ -31,15 +31,11 @@ pub async fn publish(
     request: api::PublishRequest,
     events: Sender<api::PublishEvent>,
 ) -> Result<(), Refusal> {
-    let tag = match request.tag.as_str() {
-        "" => None,
-        tag => Some(tag.parse().map_err(|error| bad(tag, &error))?),
-    };
     let transfer = if request.link { Transfer::HardLink } else { Transfer::Copy };
     let wish = Wish {
         source: absolute(&request.path)?,
         path: request.repo.parse().map_err(|error| bad(&request.repo, &error))?,
-        tag,
+        tag: tag(&request.tag)?,
         message: request.message,
         transfer,
     };
@@ -65,6 +61,19 @@ pub async fn import(
         transfer: Transfer::Copy,
     };
     bring_in(&node, wish, events).await
+}
+
+/// The tag that is asked for, if any.
+fn tag(text: &str) -> Result<Option<RefName>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let tag: RefName = text.parse().map_err(|error| bad(text, &error))?;
+    if tag == RefName::main() {
+        let why = "every publication moves main, and tags never move";
+        return Err(Refusal::new(Reason::BadInput, "--tag main", why).try_this("a tag of another name, such as v1"));
+    }
+    Ok(Some(tag))
 }
 
 struct Wish {
@@ -170,8 +179,7 @@ fn keep_key(node: &Node, path: &RepoPath, signer: &Signer) -> Result<(), Refusal
 }
 
 async fn refuse_taken_tag(node: &Node, path: &RepoPath, repo: &RepoId, tag: &RefName) -> Result<(), Refusal> {
-    let is_free = *tag != RefName::main() && next(node, repo, tag).await?.previous.is_none();
-    if is_free {
+    if next(node, repo, tag).await?.previous.is_none() {
         return Ok(());
     }
     let why = format!("{tag} exists already, and tags never move");
@@ -279,6 +287,7 @@ fn publish_refusal(what: &str, error: PublishError) -> Refusal {
         PublishError::Manifest(ManifestError::MessageTooLong(_)) => (Reason::Limit, "a shorter message"),
         PublishError::Manifest(_) => (Reason::Limit, "fewer or smaller parts"),
         PublishError::Moved { .. } => (Reason::Conflict, "the same again"),
+        PublishError::Insert(InsertError::TagOnMain) => (Reason::BadInput, "a tag of another name"),
         PublishError::TagExists(_) | PublishError::Insert(InsertError::TagMoves(_)) => (Reason::Exists, "another tag"),
         PublishError::Insert(_) => (Reason::Conflict, "the same again"),
         PublishError::Blobs(_) | PublishError::Catalog(_) | PublishError::Records(_) => {
@@ -286,4 +295,20 @@ fn publish_refusal(what: &str, error: PublishError) -> Refusal {
         }
     };
     Refusal::new(reason, what, why).try_this(advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn main_is_no_tag_and_who_asks_for_it_hears_why_and_what_to_try() {
+        let refusal = tag("main").unwrap_err();
+        assert_eq!(refusal.reason, Reason::BadInput);
+        let line = refusal.to_string();
+        assert!(line.contains("tags never move") && line.contains("v1") && !line.contains('\n'), "{line}");
+        assert_eq!(tag("").unwrap(), None);
+        assert_eq!(tag("v1").unwrap(), Some("v1".parse().unwrap()));
+        assert!(tag("no spaces").is_err());
+    }
 }
