@@ -26,7 +26,7 @@ use iroh_blobs::{
 use tokio::sync::mpsc;
 
 use crate::{
-    blobs::{BlobError, Blobs, TempPin, blocking, other, remove_if_there},
+    blobs::{BlobError, Blobs, TempPin, blocking, intake::Wanted, other, remove_if_there},
     hashing::{Sums, sums},
 };
 
@@ -86,7 +86,8 @@ pub enum ImportError {
 
 /// Imports `path`, which had `size` bytes when it was listed. `advance` hears of bytes as they are read.
 ///
-/// Dropping the future leaves at most an unpinned blob and a temporary file; both go at the next collection or start.
+/// Dropping the future ends the reading soon; it leaves at most an unpinned blob, which goes at the next collection, and temporary
+/// files, which go when the store has let them go.
 pub(crate) async fn import(
     blobs: &Blobs,
     path: &Path,
@@ -94,44 +95,61 @@ pub(crate) async fn import(
     intake: Transfer,
     advance: impl Fn(u64) + Send + Sync + Clone + 'static,
 ) -> Result<Imported, ImportError> {
-    if size > INLINE_MAX {
+    let (owned, path) = (blobs.clone(), path.to_owned());
+    let import = move |wanted| async move { import_any(&owned, &Source { path, size, wanted }, intake, advance).await };
+    blobs.take_in(import).await
+}
+
+/// A file to take in.
+#[derive(Clone)]
+struct Source {
+    path: PathBuf,
+    size: u64,
+    wanted: Wanted,
+}
+
+async fn import_any(
+    blobs: &Blobs,
+    source: &Source,
+    intake: Transfer,
+    advance: impl Fn(u64) + Send + Sync + Clone + 'static,
+) -> Result<Imported, ImportError> {
+    if source.size > INLINE_MAX {
         if intake == Transfer::HardLink {
-            return import_linked(blobs, path, size, advance).await;
+            return import_linked(blobs, source, advance).await;
         }
-        if let Some(cloned) = import_cloned(blobs, path, size, advance.clone()).await? {
+        if let Some(cloned) = import_cloned(blobs, source, advance.clone()).await? {
             return Ok(cloned);
         }
     }
-    import_streamed(blobs, path, size, advance).await
+    import_streamed(blobs, source, advance).await
 }
 
 async fn import_streamed(
     blobs: &Blobs,
-    path: &Path,
-    size: u64,
+    source: &Source,
     advance: impl Fn(u64) + Send + 'static,
 ) -> Result<Imported, ImportError> {
     let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES_MAX);
     let reader = tokio::task::spawn_blocking({
-        let path = path.to_owned();
-        move || read_into(&path, size, &sender, advance)
+        let source = source.clone();
+        move || read_into(&source, &sender, advance)
     });
     let adding = blobs.store().add_stream(stream::poll_fn(move |context| receiver.poll_recv(context))).await;
     let tag = adding.temp_tag().await;
     // The reader's error says more than the store's "the stream broke off".
     let sums = reader.await.map_err(io::Error::other).map_err(BlobError::Io)??;
     let pin = blobs.adopt(tag.map_err(other)?);
-    Ok(Imported { pin, size, sums })
+    Ok(Imported { pin, size: source.size, sums })
 }
 
 fn read_into(
-    path: &Path,
-    size: u64,
+    source: &Source,
     sender: &mpsc::Sender<io::Result<Bytes>>,
     advance: impl Fn(u64),
 ) -> Result<Sums, ImportError> {
-    let read = sums(size, |digest| {
-        read_exactly(path, size, |piece| {
+    let read = sums(source.size, |digest| {
+        read_exactly(&source.path, source, |piece| {
             advance(piece.len() as u64);
             digest(&piece);
             sender.blocking_send(Ok(piece)).map_err(|_| io::Error::other("the store stopped the import"))
@@ -147,37 +165,35 @@ fn read_into(
 /// Clones the file into a place of ours, then describes the clone. `None` when the file system can't clone.
 async fn import_cloned(
     blobs: &Blobs,
-    path: &Path,
-    size: u64,
+    source: &Source,
     advance: impl Fn(u64) + Send + 'static,
 ) -> Result<Option<Imported>, ImportError> {
-    let (source, folder) = (path.to_owned(), blobs.temp_folder());
+    let (path, folder) = (source.path.clone(), blobs.temp_folder());
     let cloned = blocking(move || {
-        let clone = tempfile::Builder::new().make_in(folder, |clone| reflink_copy::reflink(&source, clone));
+        let clone = tempfile::Builder::new().make_in(folder, |clone| reflink_copy::reflink(&path, clone));
         Ok(clone.ok().map(tempfile::NamedTempFile::into_temp_path))
     });
     let Some(clone) = cloned.await.map_err(BlobError::Io)? else { return Ok(None) };
-    let (hash, sums) = describe(&clone, path, size, advance).await?;
+    let (hash, sums) = describe(&clone, source, advance).await?;
     let tag = add_path(blobs, &clone, ImportMode::Copy).await?;
-    accept(blobs, tag, hash, path, size, sums).map(Some)
+    accept(blobs, tag, hash, source, sums).map(Some)
 }
 
 async fn import_linked(
     blobs: &Blobs,
-    path: &Path,
-    size: u64,
+    source: &Source,
     advance: impl Fn(u64) + Send + 'static,
 ) -> Result<Imported, ImportError> {
-    let failed = |error| ImportError::Link { path: path.to_owned(), error };
-    let (source, folder) = (path.to_owned(), blobs.link_folder());
+    let failed = |error| ImportError::Link { path: source.path.clone(), error };
+    let (path, folder) = (source.path.clone(), blobs.link_folder());
     let linked = blocking(move || {
-        tempfile::Builder::new().suffix(".part").make_in(folder, |link| std::fs::hard_link(&source, link))
+        tempfile::Builder::new().suffix(".part").make_in(folder, |link| std::fs::hard_link(&path, link))
     });
     let link = linked.await.map_err(failed)?.into_temp_path();
-    let (hash, sums) = describe(&link, path, size, advance).await?;
+    let (hash, sums) = describe(&link, source, advance).await?;
     let pin = blobs.temp_pin(hash).await;
     if blobs.is_whole_on_disk(hash).await? {
-        return Ok(Imported { pin, size, sums });
+        return Ok(Imported { pin, size: source.size, sums });
     }
     let target = blobs.link_path(hash);
     blocking({
@@ -187,7 +203,7 @@ async fn import_linked(
     .await
     .map_err(failed)?;
     let tag = add_path(blobs, &target, ImportMode::TryReference).await?;
-    let accepted = accept(blobs, tag, hash, path, size, sums);
+    let accepted = accept(blobs, tag, hash, source, sums);
     if accepted.is_err() {
         // What stood here before was not whole, and this is not what its name says.
         blocking(move || remove_if_there(&target)).await.map_err(failed)?;
@@ -212,64 +228,52 @@ async fn add_path(blobs: &Blobs, path: &Path, mode: ImportMode) -> Result<TempTa
 }
 
 /// The store hashed the file too; if it found something else, the file changed between the two readings.
-fn accept(
-    blobs: &Blobs,
-    tag: TempTag,
-    hash: BlobHash,
-    path: &Path,
-    size: u64,
-    sums: Sums,
-) -> Result<Imported, ImportError> {
+fn accept(blobs: &Blobs, tag: TempTag, hash: BlobHash, source: &Source, sums: Sums) -> Result<Imported, ImportError> {
     let pin = blobs.adopt(tag);
     if pin.hash() != hash {
-        return Err(ImportError::Changed(path.to_owned()));
+        return Err(ImportError::Changed(source.path.clone()));
     }
-    Ok(Imported { pin, size, sums })
+    Ok(Imported { pin, size: source.size, sums })
 }
 
-/// All digests of a file that the store does not read through us. `named` is the path that errors name.
+/// All digests of a file that the store does not read through us: `path` is where we have it, errors name the person's.
 async fn describe(
     path: &Path,
-    named: &Path,
-    size: u64,
+    source: &Source,
     advance: impl Fn(u64) + Send + 'static,
 ) -> Result<(BlobHash, Sums), ImportError> {
-    let (path, named) = (path.to_owned(), named.to_owned());
+    let (path, source) = (path.to_owned(), source.clone());
     let described = tokio::task::spawn_blocking(move || {
         let mut blake3 = blake3::Hasher::new();
-        let sums = sums(size, |digest| {
-            read_exactly(&path, size, |piece| {
+        let sums = sums(source.size, |digest| {
+            read_exactly(&path, &source, |piece| {
                 advance(piece.len() as u64);
                 blake3.update(&piece);
                 digest(&piece);
                 Ok(())
             })
         });
-        let sums = sums.map_err(|error| renamed(error, &named))?;
-        Ok((BlobHash::from(*blake3.finalize().as_bytes()), sums))
+        Ok((BlobHash::from(*blake3.finalize().as_bytes()), sums?))
     });
     described.await.map_err(io::Error::other).map_err(BlobError::Io)?
 }
 
-fn renamed(error: ImportError, named: &Path) -> ImportError {
-    match error {
-        ImportError::Read { error, .. } => ImportError::Read { path: named.to_owned(), error },
-        ImportError::Changed(_) => ImportError::Changed(named.to_owned()),
-        error => error,
-    }
-}
-
-/// Reads a file in pieces; one that ends before or after `size` bytes has changed since it was listed.
-fn read_exactly(path: &Path, size: u64, mut take: impl FnMut(Bytes) -> io::Result<()>) -> Result<(), ImportError> {
-    let failed = |error| ImportError::Read { path: path.to_owned(), error };
+/// Reads what lies at `path` in pieces; a file that ends before or after the source's size has changed since it was listed.
+fn read_exactly(
+    path: &Path,
+    source: &Source,
+    mut take: impl FnMut(Bytes) -> io::Result<()>,
+) -> Result<(), ImportError> {
+    let failed = |error| ImportError::Read { path: source.path.clone(), error };
     let mut file = File::open(path).map_err(failed)?;
-    let mut left = size;
+    let mut left = source.size;
     while left > 0 {
+        source.wanted.check().map_err(failed)?;
         let mut piece = vec![0; left.min(PIECE as u64) as usize];
         match file.read_exact(&mut piece) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(ImportError::Changed(path.to_owned()));
+                return Err(ImportError::Changed(source.path.clone()));
             }
             Err(error) => return Err(failed(error)),
         }
@@ -278,6 +282,6 @@ fn read_exactly(path: &Path, size: u64, mut take: impl FnMut(Bytes) -> io::Resul
     }
     match file.read(&mut [0]).map_err(failed)? {
         0 => Ok(()),
-        _ => Err(ImportError::Changed(path.to_owned())),
+        _ => Err(ImportError::Changed(source.path.clone())),
     }
 }

@@ -469,3 +469,76 @@ async fn a_file_that_shrinks_while_it_is_published_is_refused() {
     assert!(matches!(refused, Err(PublishError::Import(ImportError::Changed(_)))), "{refused:?}");
     house.registry.close().await;
 }
+
+/// A publication that stops in its file's middle until it is told to go on, so that nobody waits for it when it does.
+async fn abandon_in_the_middle(house: &House, source: std::path::PathBuf) {
+    let (met, reached) = std::sync::mpsc::channel();
+    let (go_on, told) = std::sync::mpsc::channel::<()>();
+    let (met, told) = (std::sync::Mutex::new(met), std::sync::Arc::new(std::sync::Mutex::new(told)));
+    let met = std::sync::Arc::new(met);
+    let progress = move |progress: cairn_registry::Progress| {
+        if progress.done * 2 >= progress.total {
+            // Both ends may have gone by then.
+            let _ = met.lock().unwrap().send(());
+            let _ = told.lock().unwrap().recv();
+        }
+    };
+    let repo = repo(&key(1), "abandoned");
+    let prepare = house.registry.prepare(source, repo, PrepareOptions::default(), progress);
+    let reached = tokio::task::spawn_blocking(move || reached.recv());
+    tokio::select! {
+        prepared = prepare => panic!("it did not stop: {prepared:?}"),
+        reached = reached => reached.unwrap().unwrap(),
+    }
+    drop(go_on);
+}
+
+async fn is_emptied(folder: &std::path::Path) -> bool {
+    let emptied = async {
+        while fs::read_dir(folder).unwrap().next().is_some() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), emptied).await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_is_given_up_leaves_no_temporary_file_and_harms_none_that_is_under_way() {
+    let house = House::new().await;
+    let temp = house.home().join("blobs/temp");
+    let abandoned = house.source("abandoned", &[("a.bin", bytes(24 << 20, 1))]);
+    abandon_in_the_middle(&house, abandoned.clone()).await;
+    let other = house.source("other", &[("b.bin", bytes(24 << 20, 2))]);
+    let published = house.publish(&other, &key(1), "other", 1).await;
+    assert!(is_emptied(&temp).await, "{:?}", fs::read_dir(&temp).unwrap().collect::<Vec<_>>());
+    assert!(is_emptied(&house.home().join("blobs/incoming")).await);
+    assert!(house.registry.verify(published.revision, |_| {}).await.unwrap().ok);
+    let again = house.publish(&abandoned, &key(1), "again", 1).await;
+    assert!(house.registry.verify(again.revision, |_| {}).await.unwrap().ok);
+    house.registry.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_the_store_is_not_swept_while_an_import_is_under_way() {
+    let house = House::new().await;
+    let nobodys = house.home().join("blobs/temp/left.temp");
+    let source = house.source("a", &[("a.bin", bytes(2 << 20, 1))]);
+    let file = nobodys.clone();
+    let breaking = house.source("b", &[("b.bin", bytes(3 << 20, 1))]);
+    let progress = move |_| {
+        fs::write(&file, b"x").unwrap();
+        // Longer than the first look after a broken import waits.
+        std::thread::sleep(std::time::Duration::from_millis(1_500));
+        assert!(file.exists(), "swept while an import was under way");
+    };
+    let repo = repo(&key(1), "a");
+    let shrinking = breaking.join("b.bin");
+    let shrink = move |_| fs::write(&shrinking, b"short").unwrap();
+    let broken = house.registry.prepare(breaking, repo.clone(), PrepareOptions::default(), shrink);
+    let slow = house.registry.prepare(source, repo.clone(), PrepareOptions::default(), progress);
+    let (broken, slow) = tokio::join!(broken, slow);
+    assert!(matches!(broken, Err(PublishError::Import(_))), "{broken:?}");
+    slow.unwrap();
+    assert!(is_emptied(&house.home().join("blobs/temp")).await);
+    house.registry.close().await;
+}

@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 use crate::catalog::{Catalog, WeakCatalog};
 
 /// Time between collections. Garbage is an aborted import or an unpinned revision: rare, and harmless for some minutes.
-const COLLECT_EVERY: Duration = Duration::from_secs(300);
+pub(super) const COLLECT_EVERY: Duration = Duration::from_secs(300);
 
 /// A run is overdue when none has begun for this long: the library's loop ends for ever at its first error.
 const COLLECT_OVERDUE: Duration = Duration::from_secs(3 * 300);
@@ -209,10 +209,16 @@ impl Guard {
         state.is_dead || state.begun_at.is_some_and(|begun| begun.elapsed() > COLLECT_OVERDUE)
     }
 
-    /// Waits for the time of one collection; `false` once closed.
-    pub(crate) async fn tick(&self) -> bool {
+    /// Waits for so long; `false` once closed.
+    pub(crate) async fn pause(&self, wait: Duration) -> bool {
+        tokio::time::timeout(wait, self.closing()).await.is_err()
+    }
+
+    /// Waits until the store is to be closed.
+    pub(crate) async fn closing(&self) {
         let mut closed = self.closed.subscribe();
-        tokio::time::timeout(COLLECT_EVERY, closed.wait_for(|closed| *closed)).await.is_err()
+        // The sender is ours, so it lives.
+        let _ = closed.wait_for(|closed| *closed).await;
     }
 
     /// Parks the collector for good. The store is shut down right after.

@@ -6,6 +6,7 @@
 //! Invariant: bytes that [`Blobs::read`] returns hash to what was asked for; a blob that is pinned stays.
 
 pub(crate) mod guard;
+pub(crate) mod intake;
 pub(crate) mod stage_cache;
 
 use std::{
@@ -26,8 +27,11 @@ use iroh_blobs::{
     store::fs::{FsStore, options::Options},
 };
 
-use self::guard::{Guard, raw};
 pub use self::guard::{Stalled, TempPin};
+use self::{
+    guard::{COLLECT_EVERY, Guard, raw},
+    intake::Intake,
+};
 use crate::{
     catalog::{Catalog, CatalogError, keys, tables},
     import::INLINE_MAX,
@@ -84,6 +88,7 @@ pub struct Blobs {
     store: FsStore,
     root: Arc<Path>,
     guard: Arc<Guard>,
+    intake: Arc<Intake>,
     catalog: Catalog,
     realm: RealmId,
 }
@@ -95,7 +100,7 @@ impl Blobs {
         let mut options = Options::new(root);
         options.gc = Some(guard.collector(&catalog));
         let store = FsStore::load_with_opts(root.join("blobs.db"), options).await.map_err(io::Error::other)?;
-        Ok(Self { store, root: root.into(), guard, catalog, realm })
+        Ok(Self { store, root: root.into(), guard, intake: Arc::default(), catalog, realm })
     }
 
     /// The library's store, for serving blobs and for fetching them.
@@ -206,8 +211,12 @@ impl Blobs {
 
     /// Stores bytes that are in memory and pins them.
     pub async fn add(&self, bytes: impl Into<Bytes>) -> Result<TempPin, BlobError> {
-        let tag = self.store.add_bytes(bytes).temp_tag().await.map_err(other)?;
-        Ok(self.guard.adopt(tag))
+        let (blobs, bytes) = (self.clone(), bytes.into());
+        self.take_in(|_| async move {
+            let tag = blobs.store.add_bytes(bytes).temp_tag().await.map_err(other)?;
+            Ok(blobs.guard.adopt(tag))
+        })
+        .await
     }
 
     /// Keeps a blob, or as much of it as is here or arrives, while the pin lives. Waits for a sweep that would take it, but
@@ -316,16 +325,28 @@ impl Blobs {
         data_path(&self.root, hash)
     }
 
-    /// Watches the collector, and removes links that it left, until the store is closed.
+    /// Watches the collector, and removes links that it left and files that broken imports left, until the store is closed.
     pub(crate) async fn supervise(self) {
-        while self.guard.tick().await {
-            if self.guard.is_overdue() && self.guard.is_news() {
-                tracing::error!("garbage collection has stopped: unneeded blobs stay on disk until a restart");
+        loop {
+            let goes_on = tokio::select! {
+                goes_on = self.guard.pause(COLLECT_EVERY) => goes_on,
+                () = self.import_broke() => self.clear_after_break().await,
+            };
+            if !goes_on {
+                return;
             }
-            if let Err(error) = self.sweep_links().await {
-                tracing::warn!(%error, "hard links to blobs that are gone were not removed");
-            }
+            self.look_after().await;
         }
+    }
+
+    async fn look_after(&self) {
+        if self.guard.is_overdue() && self.guard.is_news() {
+            tracing::error!("garbage collection has stopped: unneeded blobs stay on disk until a restart");
+        }
+        if let Err(error) = self.sweep_links().await {
+            tracing::warn!(%error, "hard links to blobs that are gone were not removed");
+        }
+        self.sweep_temporary().await;
     }
 
     /// Bytes of every blob that is here, counted once.
@@ -340,6 +361,7 @@ impl Blobs {
     /// Ends the store, with its last seconds on disk. Nothing works after this.
     pub(crate) async fn close(&self) {
         self.guard.close();
+        self.imports_ended().await;
         // The store's database was asked to close; if it is gone already, so be it.
         let _ = self.store.shutdown().await;
     }
@@ -370,8 +392,7 @@ impl Blobs {
 
 /// Makes the folders, and clears what a killed import left behind. Only one daemon has this home: the catalogue's lock is ours.
 fn make_folders(root: &Path) -> io::Result<()> {
-    for folder in ["temp", "incoming"] {
-        let folder = root.join(folder);
+    for folder in [intake::temporary(root), root.join("incoming")] {
         if folder.is_dir() {
             std::fs::remove_dir_all(&folder)?;
         }
