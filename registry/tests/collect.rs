@@ -93,6 +93,20 @@ async fn publishing_while_collections_run_without_a_pause_loses_nothing() {
     house.registry.close().await;
 }
 
+/// The library's loop ends at its first error, and a store whose database is gone makes one.
+#[tokio::test]
+async fn a_collector_that_died_is_noticed_at_once_and_a_living_one_is_not_taken_for_dead() {
+    let house = House::new().await;
+    let blobs = house.registry.blobs();
+    blobs.collect().await.unwrap();
+    assert!(!blobs.collection_is_overdue());
+    blobs.store().shutdown().await.unwrap();
+    let collected = tokio::time::timeout(std::time::Duration::from_secs(20), blobs.collect()).await;
+    assert!(matches!(collected, Ok(Err(_))), "{collected:?}");
+    assert!(blobs.collection_is_overdue());
+    house.registry.close().await;
+}
+
 #[tokio::test]
 async fn bytes_that_were_prepared_and_never_committed_go_after_a_restart() {
     let house = House::new().await;

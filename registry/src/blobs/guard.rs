@@ -5,12 +5,16 @@
 //! pin still counts in the next run, and a pin taken while a sweep is under way waits for its end if the sweep does not know it.
 //! (Dropping the store's own temporary tags at the wrong moment is a known race; they are kept here until a run has seen them.)
 //!
+//! The library's loop ends for ever at its first error and tells nobody. It holds our question while it lives, so it has ended when
+//! fewer hold the question than when it was last asked. Nothing else means death: a sweep may delete terabytes from a slow disk, and
+//! whoever took it for dead would hand out a pin of a blob that it is about to delete.
+//!
 //! Invariant: a blob that is pinned without a gap, by whichever class, survives every run.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,7 +22,7 @@ use cairn_protocol::id::BlobHash;
 use iroh_blobs::{
     Hash,
     api::TempTag,
-    store::{GcConfig, ProtectOutcome},
+    store::{GcConfig, ProtectCb, ProtectOutcome},
 };
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
@@ -28,11 +32,11 @@ use crate::catalog::{Catalog, WeakCatalog};
 /// Time between collections. Garbage is an aborted import or an unpinned revision: rare, and harmless for some minutes.
 pub(super) const COLLECT_EVERY: Duration = Duration::from_secs(300);
 
-/// A run is overdue when none has begun for this long: the library's loop ends for ever at its first error.
-const COLLECT_OVERDUE: Duration = Duration::from_secs(3 * 300);
+/// A run is overdue when none is under way and none has begun for this long. A sweep that takes longer is worth a line in the log.
+pub(super) const COLLECT_OVERDUE: Duration = Duration::from_secs(3 * 300);
 
-/// A sweep lists the store and deletes a few files. One that has not ended after this long has failed, and the loop with it.
-const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
+/// How often those who wait for a run look whether the library's loop still lives.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The library sleeps this long before each question; the real waiting happens in the answer, where it can be cut short.
 const LIBRARY_PAUSE: Duration = Duration::from_millis(10);
@@ -43,8 +47,12 @@ pub(crate) struct Guard {
     state: Mutex<State>,
     /// Number of runs that have ended; `None` once closed.
     ended: watch::Sender<u64>,
+    /// Number of runs that were given up before they began.
+    aborted: watch::Sender<u64>,
     wanted: Notify,
     closed: watch::Sender<bool>,
+    /// Counts who holds the library's question; set with it.
+    holders: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -58,8 +66,8 @@ struct State {
     condemned: BTreeSet<BlobHash>,
     /// What the run under way will spare.
     sweeping: Option<HashSet<Hash>>,
-    /// Whether a sweep began and did not end in time.
-    is_dead: bool,
+    /// How many held the library's question when it was last asked.
+    holders: usize,
     /// Whether the log has been told.
     is_told: bool,
     begun: u64,
@@ -102,8 +110,10 @@ impl Guard {
         Arc::new(Self {
             state: Mutex::new(State { begun_at: Some(Instant::now()), ..State::default() }),
             ended: watch::Sender::new(0),
+            aborted: watch::Sender::new(0),
             wanted: Notify::new(),
             closed: watch::Sender::new(false),
+            holders: OnceLock::new(),
         })
     }
 
@@ -111,29 +121,28 @@ impl Guard {
     pub(crate) fn collector(self: &Arc<Self>, catalog: &Catalog) -> GcConfig {
         let guard = self.clone();
         let catalog = Arc::new(catalog.downgrade());
-        GcConfig {
-            interval: LIBRARY_PAUSE,
-            add_protected: Some(Arc::new(move |live| {
-                let (guard, catalog) = (guard.clone(), catalog.clone());
-                Box::pin(async move { guard.mark(&catalog, live).await })
-            })),
-        }
+        let question: ProtectCb = Arc::new(move |live| {
+            let (guard, catalog) = (guard.clone(), catalog.clone());
+            Box::pin(async move { guard.mark(&catalog, live).await })
+        });
+        let held = Arc::downgrade(&question);
+        self.count_holders(move || held.strong_count());
+        GcConfig { interval: LIBRARY_PAUSE, add_protected: Some(question) }
     }
 
-    /// Pins a blob whose hash is known. Waits for the end of a sweep that does not spare it; one that does not end in
-    /// time has died, and takes nothing any more.
+    fn count_holders(&self, count: impl Fn() -> usize + Send + Sync + 'static) {
+        // There is one collector of a store.
+        let _ = self.holders.set(Box::new(count));
+    }
+
+    /// Pins a blob whose hash is known. Waits for the end of a sweep that does not spare it, for as long as the collector lives; one
+    /// that has died takes nothing any more.
     pub(crate) async fn pin(self: &Arc<Self>, hash: BlobHash) -> TempPin {
-        self.pin_within(hash, SWEEP_PATIENCE).await
-    }
-
-    async fn pin_within(self: &Arc<Self>, hash: BlobHash, patience: Duration) -> TempPin {
-        let mut ended = self.ended.subscribe();
         let (pin, run) = self.pin_now(hash);
-        if let Some(run) = run {
-            let waited = tokio::time::timeout(patience, ended.wait_for(|ended| *ended >= run)).await;
-            if waited.is_err() {
-                self.give_up(run);
-            }
+        if let Some(run) = run
+            && self.run_ended(run).await.is_err()
+        {
+            self.tell_of_death();
         }
         pin
     }
@@ -145,22 +154,35 @@ impl Guard {
         pin
     }
 
-    /// Runs one collection that begins after this call, and waits for its end. `Err` when the collector does not answer.
-    pub(crate) async fn collect(&self, patience: Duration) -> Result<(), Stalled> {
-        let mut ended = self.ended.subscribe();
-        let run = {
-            let state = self.state();
-            if state.is_dead {
-                return Err(Stalled);
-            }
-            state.begun + 1
-        };
+    /// Runs one collection that begins after this call, and waits for its end, however long that takes. `Err` when the collector has
+    /// died, can't begin, or is closed.
+    pub(crate) async fn collect(&self) -> Result<(), Stalled> {
+        let mut aborted = self.aborted.subscribe();
+        let run = self.state().begun + 1;
         self.wanted.notify_one();
-        let waited = tokio::time::timeout(patience, ended.wait_for(|ended| *ended >= run)).await;
-        match waited {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(Stalled),
+        tokio::select! {
+            ended = self.run_ended(run) => ended,
+            _ = aborted.changed() => Err(Stalled),
         }
+    }
+
+    /// Waits until this run has ended, for as long as the library's loop lives.
+    async fn run_ended(&self, run: u64) -> Result<(), Stalled> {
+        let mut ended = self.ended.subscribe();
+        while !self.is_dead() {
+            tokio::select! {
+                biased;
+                _ = ended.wait_for(|ended| *ended >= run) => return Ok(()),
+                () = self.closing() => break,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+        Err(Stalled)
+    }
+
+    /// Whether the library's loop has ended.
+    fn is_dead(&self) -> bool {
+        self.holders.get().is_some_and(|holders| holders() < self.state().holders)
     }
 
     /// Whether a temporary pin holds this blob, or did since the last mark (the catalogue may just be taking it over).
@@ -187,26 +209,26 @@ impl Guard {
         remove()
     }
 
-    /// The sweep has not ended: nobody else need wait for it. Should the collector ask again after all, it is alive.
-    fn give_up(&self, run: u64) {
-        let mut state = self.state();
-        if state.sweeping.is_some() && state.begun == run {
-            (state.sweeping, state.is_dead) = (None, true);
-            if !std::mem::replace(&mut state.is_told, true) {
-                error!("a garbage collection failed: unneeded blobs stay on disk until a restart");
-            }
+    /// Tells the log, once, that there will be no more collections.
+    pub(crate) fn tell_of_death(&self) {
+        if !*self.closed.borrow() && !std::mem::replace(&mut self.state().is_told, true) {
+            error!("garbage collection has stopped: unneeded blobs stay on disk until a restart");
         }
     }
 
-    /// Whether the log has not been told yet; from now on it has.
-    pub(crate) fn is_news(&self) -> bool {
-        !std::mem::replace(&mut self.state().is_told, true)
+    /// Whether the collector has ended, or has not begun anything for long and does nothing.
+    pub(crate) fn is_overdue(&self) -> bool {
+        if self.is_dead() {
+            return true;
+        }
+        let state = self.state();
+        state.sweeping.is_none() && state.begun_at.is_some_and(|begun| begun.elapsed() > COLLECT_OVERDUE)
     }
 
-    /// Whether the collector has stopped answering.
-    pub(crate) fn is_overdue(&self) -> bool {
+    /// How long the sweep under way has taken.
+    pub(crate) fn sweeping_for(&self) -> Option<Duration> {
         let state = self.state();
-        state.is_dead || state.begun_at.is_some_and(|begun| begun.elapsed() > COLLECT_OVERDUE)
+        state.begun_at.filter(|_| state.sweeping.is_some()).map(|begun| begun.elapsed())
     }
 
     /// Waits for so long; `false` once closed.
@@ -247,6 +269,7 @@ impl Guard {
             Ok(protected) => live.extend(protected.into_iter().map(raw)),
             Err(error) => {
                 warn!(%error, "garbage collection skipped: the pins could not be read");
+                self.aborted.send_modify(|count| *count += 1);
                 return ProtectOutcome::Abort;
             }
         }
@@ -277,6 +300,7 @@ impl Guard {
         for hash in &state.condemned {
             live.remove(&raw(*hash));
         }
+        state.holders = self.holders.get().map_or(0, |holders| holders());
         info!(live = live.len(), "garbage collection begins");
         state.sweeping = Some(live.clone());
         state.begun += 1;
@@ -286,7 +310,7 @@ impl Guard {
     fn end_run(&self) {
         let begun = {
             let mut state = self.state();
-            (state.sweeping, state.is_dead, state.is_told) = (None, false, false);
+            (state.sweeping, state.is_told) = (None, false);
             state.begun
         };
         self.ended.send_replace(begun);
@@ -309,24 +333,61 @@ pub(crate) fn raw(hash: BlobHash) -> Hash {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::FutureExt;
+
     use super::*;
 
     const BLOB: [u8; 32] = [7; 32];
 
+    /// A guard whose question so many hold.
+    fn guard_with(holders: usize) -> (Arc<Guard>, Arc<AtomicUsize>) {
+        let guard = Guard::new();
+        let count = Arc::new(AtomicUsize::new(holders));
+        let counted = count.clone();
+        guard.count_holders(move || counted.load(Ordering::Relaxed));
+        (guard, count)
+    }
+
     /// The library's loop ends at its first error: the sweep has begun, and nobody says that it ended.
     #[tokio::test]
-    async fn a_sweep_that_never_ends_holds_up_no_pin_for_ever_and_later_ones_not_at_all() {
-        let guard = Guard::new();
+    async fn a_sweep_whose_collector_died_holds_up_no_pin_for_ever_and_later_ones_not_at_all() {
+        let (guard, holders) = guard_with(2);
         guard.begin_run(&mut HashSet::new());
-        let pin = guard.pin_within(BLOB.into(), Duration::from_millis(20)).await;
-        assert_eq!(pin.hash(), BLOB.into());
+        assert!(!guard.is_overdue(), "the collector counts as dead");
+        let pinning = tokio::spawn({
+            let guard = guard.clone();
+            async move { guard.pin(BLOB.into()).await.hash() }
+        });
+        holders.store(1, Ordering::Relaxed);
+        let pinned = tokio::time::timeout(Duration::from_secs(30), pinning).await.unwrap();
+        assert_eq!(pinned.unwrap(), BLOB.into());
         assert!(guard.is_overdue(), "the collector counts as alive");
-        assert!(!guard.is_news(), "the log was told once");
-        tokio::time::timeout(Duration::from_secs(5), guard.pin([8; 32].into())).await.unwrap();
-        assert!(guard.collect(SWEEP_PATIENCE).await.is_err(), "a dead collector is waited for");
+        assert!(guard.state().is_told, "the log was not told");
+        assert!(guard.pin([8; 32].into()).now_or_never().is_some(), "a dead collector is waited for by a pin");
+        assert!(matches!(guard.collect().now_or_never(), Some(Err(Stalled))), "a dead collector is waited for");
+    }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_sweep_of_hours_is_waited_for_by_whoever_pins_what_it_may_take() {
+        let (guard, _holders) = guard_with(2);
+        guard.begin_run(&mut HashSet::new());
+        let pinning = tokio::time::timeout(Duration::from_secs(4 * 3600), guard.pin(BLOB.into()));
+        assert!(pinning.await.is_err(), "a blob was pinned that the sweep under way deletes");
+        assert!(!guard.is_overdue(), "a sweep that lives counts as stopped");
+        let collecting = tokio::spawn({
+            let guard = guard.clone();
+            async move { (guard.pin(BLOB.into()).await.hash(), guard.collect().await) }
+        });
+        tokio::time::sleep(Duration::from_secs(3600)).await;
         guard.end_run();
-        assert!(!guard.is_overdue(), "a collector that asks again is alive");
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        guard.begin_run(&mut HashSet::new());
+        guard.end_run();
+        let (pinned, collected) = collecting.await.unwrap();
+        assert_eq!(pinned, BLOB.into());
+        assert!(collected.is_ok());
     }
 
     #[tokio::test]

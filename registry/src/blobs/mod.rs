@@ -29,16 +29,13 @@ use iroh_blobs::{
 
 pub use self::guard::{Stalled, TempPin};
 use self::{
-    guard::{COLLECT_EVERY, Guard, raw},
+    guard::{COLLECT_EVERY, COLLECT_OVERDUE, Guard, raw},
     intake::Intake,
 };
 use crate::{
     catalog::{Catalog, CatalogError, keys, tables},
     import::INLINE_MAX,
 };
-
-/// Patience with one collection on demand: it lists every blob and deletes a few.
-const COLLECT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// After a sweep, the store forgets the state of a blob it had open within this time.
 const FORGET_PATIENCE: Duration = Duration::from_secs(5);
@@ -219,8 +216,8 @@ impl Blobs {
         .await
     }
 
-    /// Keeps a blob, or as much of it as is here or arrives, while the pin lives. Waits for a sweep that would take it, but
-    /// not for ever: a sweep that does not end has died.
+    /// Keeps a blob, or as much of it as is here or arrives, while the pin lives. Waits for a sweep that would take it, for as long as
+    /// that lives.
     pub async fn temp_pin(&self, hash: BlobHash) -> TempPin {
         self.guard.pin(hash).await
     }
@@ -238,17 +235,17 @@ impl Blobs {
     }
 
     /// Collects garbage now: what no pin of any class protects goes. Runs twice, since a pin that was dropped still counts in the
-    /// first run after it.
+    /// first run after it. Takes as long as deleting does.
     pub async fn collect(&self) -> Result<(), BlobError> {
-        self.guard.collect(COLLECT_PATIENCE).await?;
-        self.guard.collect(COLLECT_PATIENCE).await?;
+        self.guard.collect().await?;
+        self.guard.collect().await?;
         self.sweep_links().await
     }
 
     /// Throws a blob away although it is pinned, since its bytes are wrong, so that it can be fetched anew. The pins stay.
     pub async fn quarantine(&self, hash: BlobHash) -> Result<(), BlobError> {
         self.guard.condemn(hash);
-        let collected = self.guard.collect(COLLECT_PATIENCE).await;
+        let collected = self.guard.collect().await;
         self.guard.pardon(hash);
         collected?;
         if self.store.status(raw(hash)).await.map_err(other)? != BlobStatus::NotFound {
@@ -340,8 +337,11 @@ impl Blobs {
     }
 
     async fn look_after(&self) {
-        if self.guard.is_overdue() && self.guard.is_news() {
-            tracing::error!("garbage collection has stopped: unneeded blobs stay on disk until a restart");
+        if self.guard.is_overdue() {
+            self.guard.tell_of_death();
+        }
+        if let Some(taken) = self.guard.sweeping_for().filter(|taken| *taken > COLLECT_OVERDUE) {
+            tracing::warn!(minutes = taken.as_secs() / 60, "a garbage collection is still deleting");
         }
         if let Err(error) = self.sweep_links().await {
             tracing::warn!(%error, "hard links to blobs that are gone were not removed");
