@@ -6,7 +6,7 @@
 //! Invariant: a handle that another key claims is never signed for; nothing is told to peers before it is durable here, and what is
 //! durable is told. Dropping the flow before the commit leaves nothing but unpinned bytes (and, at a handle's first publish, its key).
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{io::ErrorKind, path::PathBuf, sync::Arc, time::SystemTime};
 
 use cairn_compute::arch;
 use cairn_protocol::{
@@ -18,7 +18,8 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 use cairn_registry::{
-    Committed, InsertError, ModelSources, NextHead, PrepareOptions, Prepared, PublishError, Transfer,
+    Committed, FolderError, ImportError, InsertError, ModelSources, NextHead, PrepareOptions, Prepared, PublishError,
+    Transfer,
 };
 use tokio::sync::mpsc::Sender;
 
@@ -281,6 +282,12 @@ fn publish_refusal(what: &str, error: PublishError) -> Refusal {
     let is_full = why.contains("No space left") || why.contains("os error 28");
     let (reason, advice) = match &error {
         _ if is_full => (Reason::DiskFull, "making room on the disk of the daemon's home"),
+        PublishError::Folder(FolderError::Io { error, .. })
+        | PublishError::Import(ImportError::Read { error, .. } | ImportError::Link { error, .. })
+            if error.kind() == ErrorKind::PermissionDenied =>
+        {
+            (Reason::BadInput, "letting the daemon's user read it")
+        }
         PublishError::Folder(_) => (Reason::BadInput, "another file or folder"),
         PublishError::Import(_) => (Reason::BadInput, "the same again when nothing writes there"),
         PublishError::Index { .. } | PublishError::Describe(_) => (Reason::BadInput, "a whole copy of the file"),
