@@ -26,8 +26,8 @@ use iroh_blobs::{
     provider::{
         self, StreamPair,
         events::{
-            AbortReason, ClientConnected, ConnectMode, ConnectionClosed, EventMask, EventSender, HasErrorCode,
-            ObserveMode, ProviderMessage, RequestMode, RequestUpdate, ThrottleMode,
+            AbortReason, ClientConnected, ConnectMode, EventMask, EventSender, HasErrorCode, ObserveMode,
+            ProviderMessage, RequestMode, RequestUpdate, ThrottleMode,
         },
     },
 };
@@ -157,15 +157,13 @@ impl BlobDoor {
         }
         // The connection is closed, so they end at once; what they sent is counted.
         while streams.join_next().await.is_some() {}
-        // Nobody listens only if the node stops.
-        let _ = self.events.connection_closed(|| ConnectionClosed { connection_id }).await;
     }
 }
 
 impl ProtocolHandler for BlobDoor {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
         let peer = NodeId::from(*connection.remote_id().as_bytes());
-        let Some(_seat) = Seat::take(&self.gate, peer) else {
+        let Some(_seat) = Seat::take(&self.gate, peer, connection.stable_id() as u64) else {
             connection.close(TOO_MANY.into(), b"too many connections");
             return Ok(());
         };
@@ -251,18 +249,20 @@ impl Guest {
 struct Seat {
     gate: Arc<Gate>,
     peer: NodeId,
+    connection: u64,
 }
 
 impl Seat {
-    fn take(gate: &Arc<Gate>, peer: NodeId) -> Option<Seat> {
+    fn take(gate: &Arc<Gate>, peer: NodeId, connection: u64) -> Option<Seat> {
         let mut guests = gate.guests();
         let all: usize = guests.peers.values().map(|guest| guest.connections).sum();
-        let guest = guests.peers.entry(peer).or_default();
-        if all >= CONNECTIONS_MAX || guest.connections >= CONNECTIONS_PER_PEER_MAX {
+        let of_peer = guests.peers.get(&peer).map_or(0, |guest| guest.connections);
+        if all >= CONNECTIONS_MAX || of_peer >= CONNECTIONS_PER_PEER_MAX {
             return None;
         }
-        guest.connections += 1;
-        Some(Seat { gate: gate.clone(), peer })
+        guests.peers.entry(peer).or_default().connections += 1;
+        guests.connections.insert(connection, peer);
+        Some(Seat { gate: gate.clone(), peer, connection })
     }
 }
 
@@ -272,6 +272,7 @@ impl Drop for Seat {
         if let Some(guest) = guests.peers.get_mut(&self.peer) {
             guest.connections -= 1;
         }
+        guests.connections.remove(&self.connection);
         guests.forget(self.peer);
     }
 }
@@ -352,12 +353,9 @@ async fn answer(gate: Arc<Gate>, mut messages: mpsc::Receiver<ProviderMessage>) 
             None => return,
             Some(ProviderMessage::ClientConnected(message)) => {
                 let peer = message.inner.endpoint_id.map(|id| NodeId::from(*id.as_bytes()));
-                let known = peer.map(|peer| gate.guests().connections.insert(message.inner.connection_id, peer));
-                let verdict = known.map(|_| ()).ok_or(AbortReason::Permission);
+                let seated = gate.guests().connections.get(&message.inner.connection_id).copied();
+                let verdict = peer.filter(|peer| seated == Some(*peer)).map(drop).ok_or(AbortReason::Permission);
                 message.tx.send(verdict).await.ok();
-            }
-            Some(ProviderMessage::ConnectionClosed(message)) => {
-                gate.guests().connections.remove(&message.inner.connection_id);
             }
             Some(ProviderMessage::GetRequestReceived(message)) => match gate.admit(message.inner.connection_id) {
                 Ok(service) => {
@@ -470,6 +468,27 @@ mod tests {
         visit.until_requests_are(0).await;
         assert!(visit.connection.close_reason().is_none(), "only the request is broken off");
         drop(pin);
+        visit.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nothing_is_remembered_of_who_is_turned_away_or_whose_connection_is_dropped() {
+        let visit = Visit::begin(35).await;
+        let start = Instant::now();
+        while visit.gate.guests().connections.is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the guest never came");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let remembered = || {
+            let guests = visit.gate.guests();
+            (guests.connections.len(), guests.peers.len())
+        };
+        let seats: Vec<_> = (0..CONNECTIONS_MAX as u64 + 9)
+            .map(|n| Seat::take(&visit.gate, NodeId::from(*blake3::hash(&n.to_le_bytes()).as_bytes()), u64::MAX - n))
+            .collect();
+        assert_eq!(remembered(), (CONNECTIONS_MAX, CONNECTIONS_MAX));
+        drop(seats);
+        assert_eq!(remembered(), (1, 1));
         visit.end().await;
     }
 
