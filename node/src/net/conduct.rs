@@ -82,7 +82,8 @@ impl Conduct {
             self.accounts.entry(node).or_insert(Account { points: 0.0, at_ms: now_ms, bans: 0, banned_until_ms: None });
         account.points = account.decayed(now_ms) + severity.points();
         account.at_ms = now_ms;
-        if let Some(until_ms) = account.banned_until_ms {
+        // A ban may be over without [`Conduct::wake`] having said so yet.
+        if let Some(until_ms) = account.banned_until_ms.filter(|until_ms| *until_ms > now_ms) {
             return Standing::Banned { until_ms };
         }
         if account.points < BAN_POINTS {
@@ -150,6 +151,14 @@ mod tests {
         let mut bytes = [0; 32];
         bytes[..2].copy_from_slice(&n.to_be_bytes());
         NodeId::from(bytes)
+    }
+
+    #[test]
+    fn a_misdeed_just_after_a_ban_is_no_ban_in_the_past() {
+        let mut conduct = Conduct::default();
+        let Standing::Banned { until_ms } = conduct.report(0, node(1), Severity::Attack) else { panic!("no ban") };
+        assert!(matches!(conduct.report(until_ms + 1, node(1), Severity::Nuisance), Standing::Tolerated(_)));
+        assert_eq!(conduct.wake(until_ms + 2), [node(1)]);
     }
 
     #[test]

@@ -290,6 +290,7 @@ impl Owner {
             table.prove(from)
         };
         if is_news {
+            self.redial.met(now_ms, from);
             if let Some(peer) = identity::peer_id(from) {
                 self.swarm.behaviour_mut().strangers.prove(peer);
             }
@@ -304,10 +305,24 @@ impl Owner {
             return self.disconnect(node, "it speaks another protocol or is of another realm");
         }
         let addresses: Vec<Multiaddr> = info.listen_addrs.into_iter().take(bounds::ADDRESSES_PER_PEER_MAX).collect();
+        self.make_room_for_addresses(&peer);
         for address in &addresses {
             self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
         }
         self.table().add_addresses(node, addresses);
+    }
+
+    /// A peer may identify itself with other addresses again and again, and the table forgets none: when it has more than one
+    /// telling's worth of them, they give way to the new ones.
+    fn make_room_for_addresses(&mut self, peer: &PeerId) {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let count = kad.kbucket(*peer).map_or(0, |bucket| {
+            let own = bucket.iter().filter(|entry| entry.node.key.preimage() == peer);
+            own.map(|entry| entry.node.value.len()).sum()
+        });
+        if count > bounds::ADDRESSES_PER_PEER_MAX {
+            kad.remove_peer(peer);
+        }
     }
 
     fn on_table_request(&mut self, request: kad::InboundRequest) {

@@ -110,7 +110,6 @@ impl Owner {
         if let Some(target) = self.dials.remove(&connection) {
             self.redial.reached(now_ms, target, node);
         }
-        self.redial.met(now_ms, node);
         let remote = endpoint.get_remote_address();
         let is_first = {
             let mut table = self.table();
@@ -141,6 +140,8 @@ impl Owner {
             self.redial.add_peer(now_ms, node, addresses);
             // Nobody listening is fine.
             let _ = self.events.send(PeerEvent::Gone(node));
+        } else {
+            self.redial.turned_away(now_ms, node);
         }
     }
 
@@ -149,6 +150,7 @@ impl Owner {
         tracing::debug!(%error, "a dial failed");
         match error {
             DialError::LocalPeerId { .. } => self.redial.forget(target),
+            DialError::WrongPeerId { .. } => self.redial.answered_by_another(self.clock.now_ms(), target),
             _ => self.redial.failed(self.clock.now_ms(), target),
         }
     }

@@ -1,7 +1,8 @@
 //! Whom to dial, and when again. A pure decider: it knows addresses and times and opens nothing itself.
 //!
 //! Configured bootstrap addresses are tried for ever, with a pause that doubles up to half a minute; peers that were
-//! only heard of are given up for some minutes after some failures, however often they are heard of meanwhile. Pauses are spread by a hash, so that nodes that lost the same peer
+//! only heard of are given up for some minutes after some failures, however often they are heard of meanwhile. Who answers
+//! and then turns out not to belong here has failed too. Pauses are spread by a hash, so that nodes that lost the same peer
 //! don't come back all at once.
 //!
 //! Invariant: one target is never dialled twice at the same time, and there are at most `DIAL_TARGETS_MAX` of them.
@@ -11,8 +12,11 @@ use std::collections::BTreeMap;
 use cairn_protocol::id::NodeId;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
-use super::bounds::{
-    ADDRESSES_PER_PEER_MAX, DIAL_TARGETS_MAX, GIVEN_UP_MS, REDIAL_ATTEMPTS_MAX, REDIAL_FIRST_MS, REDIAL_LAST_MS,
+use super::{
+    behaviour::peer_of,
+    bounds::{
+        ADDRESSES_PER_PEER_MAX, DIAL_TARGETS_MAX, GIVEN_UP_MS, REDIAL_ATTEMPTS_MAX, REDIAL_FIRST_MS, REDIAL_LAST_MS,
+    },
 };
 
 /// Names a target of ours.
@@ -57,7 +61,9 @@ impl Redial {
     pub fn add_peer(&mut self, now_ms: u64, node: NodeId, mut addresses: Vec<Multiaddr>) {
         addresses.truncate(ADDRESSES_PER_PEER_MAX);
         if let Some(target) = self.targets.values_mut().find(|t| t.node == Some(node) && !t.lasting) {
-            target.addresses = addresses;
+            if !addresses.is_empty() {
+                target.addresses = addresses;
+            }
         } else if !addresses.is_empty() {
             let next_ms = now_ms;
             self.insert(Target { addresses, node: Some(node), lasting: false, dialling: false, failures: 0, next_ms });
@@ -79,7 +85,7 @@ impl Redial {
         attempts.collect()
     }
 
-    /// That node is connected, whoever dialled: what failed before is forgiven.
+    /// That node is here and belongs here, whoever dialled: what failed before is forgiven.
     pub fn met(&mut self, now_ms: u64, node: NodeId) {
         for target in self.targets.values_mut().filter(|target| target.node == Some(node)) {
             target.failures = 0;
@@ -87,13 +93,19 @@ impl Redial {
         }
     }
 
-    /// A dial succeeded; `node` answered.
+    /// A dial succeeded; `node` answered. Whether it belongs here, [`Redial::met`] or [`Redial::turned_away`] will say.
     pub fn reached(&mut self, now_ms: u64, id: TargetId, node: NodeId) {
         if let Some(target) = self.targets.get_mut(&id) {
             target.node = Some(node);
             target.dialling = false;
-            target.failures = 0;
             target.next_ms = now_ms + REDIAL_FIRST_MS;
+        }
+    }
+
+    /// That node is gone again and never showed that it belongs here, e.g. because it is of another realm.
+    pub fn turned_away(&mut self, now_ms: u64, node: NodeId) {
+        for (id, target) in self.targets.iter_mut().filter(|(_, target)| target.node == Some(node)) {
+            target.fail(now_ms, *id);
         }
     }
 
@@ -101,10 +113,16 @@ impl Redial {
     pub fn failed(&mut self, now_ms: u64, id: TargetId) {
         let Some(target) = self.targets.get_mut(&id) else { return };
         target.dialling = false;
-        target.failures += 1;
-        // A target that is given up stays, so that hearing of it again does not begin it anew.
-        let is_given_up = !target.lasting && target.failures >= REDIAL_ATTEMPTS_MAX;
-        target.next_ms = now_ms + if is_given_up { GIVEN_UP_MS } else { pause_ms(id, target.failures) };
+        target.fail(now_ms, id);
+    }
+
+    /// Another node answered than was expected. Of a configured address that names none, whoever is there now will do.
+    pub fn answered_by_another(&mut self, now_ms: u64, id: TargetId) {
+        self.failed(now_ms, id);
+        let names_nobody = |target: &Target| target.addresses.iter().all(|address| peer_of(address).is_none());
+        if let Some(target) = self.targets.get_mut(&id).filter(|target| target.lasting && names_nobody(target)) {
+            target.node = None;
+        }
     }
 
     /// That target makes no sense, e.g. it is this node itself.
@@ -130,6 +148,13 @@ impl Redial {
 }
 
 impl Target {
+    fn fail(&mut self, now_ms: u64, id: TargetId) {
+        self.failures += 1;
+        // A target that is given up stays, so that hearing of it again does not begin it anew.
+        let is_given_up = !self.lasting && self.failures >= REDIAL_ATTEMPTS_MAX;
+        self.next_ms = now_ms + if is_given_up { GIVEN_UP_MS } else { pause_ms(id, self.failures) };
+    }
+
     /// TCP alone at every other attempt, if there is any: it tells of a peer's death at once, which QUIC does not.
     fn addresses_now(&self) -> Vec<Multiaddr> {
         let is_tcp = |address: &&Multiaddr| address.iter().any(|part| matches!(part, Protocol::Tcp(_)));
@@ -220,6 +245,49 @@ mod tests {
         assert_eq!(dials, REDIAL_ATTEMPTS_MAX);
         redial.met(now_ms, node(1));
         assert_eq!(redial.due(now_ms + REDIAL_FIRST_MS, 8, |_| false).len(), 1, "it was here in between");
+    }
+
+    /// Dials begun in ten minutes when somebody answers each and is found not to belong here.
+    fn dials_to_a_stranger(mut redial: Redial) -> u32 {
+        let mut dials = 0;
+        for now_ms in (0..600_000).step_by(200) {
+            for attempt in redial.due(now_ms, 8, |_| false) {
+                redial.reached(now_ms, attempt.target, node(7));
+                redial.turned_away(now_ms, node(7));
+                dials += 1;
+            }
+        }
+        dials
+    }
+
+    #[test]
+    fn who_answers_and_does_not_belong_here_is_dialled_ever_less_often() {
+        let (mut heard_of, mut configured) = (Redial::default(), Redial::default());
+        heard_of.add_peer(0, node(7), vec![address(1)]);
+        configured.add_bootstrap(address(1), None);
+        assert_eq!(dials_to_a_stranger(heard_of), REDIAL_ATTEMPTS_MAX);
+        let dials = dials_to_a_stranger(configured);
+        assert!((20..40).contains(&dials), "{dials}: one in half a minute");
+    }
+
+    #[test]
+    fn a_bootstrap_address_without_a_name_takes_whoever_is_there_now() {
+        let mut redial = Redial::default();
+        redial.add_bootstrap(address(1), None);
+        let attempt = redial.due(0, 8, |_| false).remove(0);
+        redial.reached(0, attempt.target, node(7));
+        let again = redial.due(REDIAL_LAST_MS, 8, |_| false).remove(0);
+        assert_eq!(again.node, Some(node(7)));
+        redial.answered_by_another(REDIAL_LAST_MS, again.target);
+        assert_eq!(redial.due(REDIAL_LAST_MS * 3, 8, |_| false).remove(0).node, None);
+    }
+
+    #[test]
+    fn hearing_of_a_peer_without_addresses_keeps_those_that_are_known() {
+        let mut redial = Redial::default();
+        redial.add_peer(0, node(1), vec![address(1)]);
+        redial.add_peer(0, node(1), vec![]);
+        assert_eq!(redial.due(0, 8, |_| false).remove(0).addresses, [address(1)]);
     }
 
     #[test]
