@@ -7,7 +7,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cairn_protocol::api;
@@ -184,7 +183,7 @@ impl Compute for Calls {
 #[tonic::async_trait]
 impl NodeService for Calls {
     async fn status(&self, request: Request<api::StatusRequest>) -> Result<Response<api::StatusResponse>, Status> {
-        self.once(request, Needs::Nothing, async |node, _| node_status(&node).await).await
+        self.once(request, Needs::Nothing, async |node, _| flows::status::status(&node).await).await
     }
 
     async fn peers(&self, request: Request<api::PeersRequest>) -> Result<Response<api::PeersResponse>, Status> {
@@ -201,29 +200,6 @@ impl NodeService for Calls {
         let capacity = async |node: Arc<Node>, _| Ok(convert::capacity(&node.capacity));
         self.once(request, Needs::Nothing, capacity).await
     }
-}
-
-async fn node_status(node: &Node) -> Result<api::StatusResponse, Refusal> {
-    let stats = node.registry.stats().await.map_err(|error| {
-        Refusal::new(Reason::Internal, "the catalogue", error.to_string()).try_this("the node's log")
-    })?;
-    let coordinated = u32::try_from(node.counters.sessions_active.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-    let peers = node.net.peers().iter().filter(|peer| peer.connected).count();
-    Ok(api::StatusResponse {
-        node_id: node.identity.node_id().to_string(),
-        peer_id: node.net.peer_id(),
-        version: env!("CARGO_PKG_VERSION").to_string(),
-        realm: node.config.realm.to_string(),
-        uptime_s: node.started.elapsed().as_secs_f64(),
-        repos: stats.repos,
-        bytes_stored: stats.bytes_stored,
-        sessions: node.stages.occupancy().sessions.max(coordinated),
-        peers: u32::try_from(peers).unwrap_or(u32::MAX),
-        listen: node.net.listen_addresses(),
-        data: node.data.address().to_string(),
-        http: node.doors.http.map(|address| address.to_string()).unwrap_or_default(),
-        home: node.home.root().display().to_string(),
-    })
 }
 
 fn reflection_builder() -> tonic_reflection::server::Builder<'static> {

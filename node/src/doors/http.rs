@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::{Guarded, Patience};
 use super::status;
+use crate::flows;
 use crate::shell::Node;
-use crate::telemetry::{self, Counters, Gauges};
+use crate::telemetry::{self, Counters};
 
 /// A request line comes at once; a kept-alive connection may rest between two scrapes.
 const PATIENCE: Patience =
@@ -119,25 +120,11 @@ async fn page(State(door): State<Door>) -> Html<String> {
 }
 
 async fn metrics(State(door): State<Door>) -> Response {
-    let node = &door.node;
-    let stats = match node.registry.stats().await {
-        Ok(stats) => stats,
-        Err(error) => {
-            return refuse(
-                &door,
-                Refusal::new(Reason::Internal, "the catalogue", error.to_string()).try_this("the node's log"),
-            );
-        }
+    let gauges = match flows::status::gauges(&door.node).await {
+        Ok(gauges) => gauges,
+        Err(refusal) => return refuse(&door, refusal),
     };
-    let gauges = Gauges {
-        records: stats.records,
-        repos: stats.repos,
-        blob_bytes: stats.bytes_stored,
-        peers: node.net.peers().iter().filter(|peer| peer.connected).count() as u64,
-        unknown_records: node.net.unknown_records(),
-        uptime_s: node.started.elapsed().as_secs_f64(),
-    };
-    let text = telemetry::prometheus(&node.counters, &gauges);
+    let text = telemetry::prometheus(&door.node.counters, &gauges);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

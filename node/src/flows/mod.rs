@@ -15,5 +15,6 @@ pub mod publish;
 pub mod pull;
 pub mod records;
 pub mod show;
+pub mod status;
 mod turns;
 pub mod verify;
