@@ -420,7 +420,7 @@ mod tests {
         registry: cairn_registry::Registry,
         gate: Arc<Gate>,
         router: iroh::protocol::Router,
-        answering: tokio::task::JoinHandle<()>,
+        tasks: JoinSet<()>,
         guest: iroh::Endpoint,
         connection: Connection,
         _folder: tempfile::TempDir,
@@ -436,9 +436,10 @@ mod tests {
             let (host, guest) = (bound(seed).await, bound(seed + 1).await);
             let address = iroh::EndpointAddr::new(host.id()).with_ip_addr(host.bound_sockets()[0]);
             let router = iroh::protocol::Router::builder(host).accept(iroh_blobs::ALPN, door).spawn();
-            let answering = tokio::spawn(answering);
+            let mut tasks = JoinSet::new();
+            tasks.spawn(answering);
             let connection = guest.connect(address, iroh_blobs::ALPN).await.unwrap();
-            Visit { registry, gate, router, answering, guest, connection, _folder: folder }
+            Visit { registry, gate, router, tasks, guest, connection, _folder: folder }
         }
 
         async fn until_requests_are(&self, requests: usize) {
@@ -449,10 +450,10 @@ mod tests {
             }
         }
 
-        async fn end(self) {
+        async fn end(mut self) {
             self.router.shutdown().await.unwrap();
             self.guest.close().await;
-            self.answering.abort();
+            self.tasks.shutdown().await;
             self.registry.close().await;
         }
     }
