@@ -472,14 +472,13 @@ async fn a_file_that_shrinks_while_it_is_published_is_refused() {
 
 /// A publication that stops in its file's middle until it is told to go on, so that nobody waits for it when it does.
 async fn abandon_in_the_middle(house: &House, source: std::path::PathBuf) {
-    let (met, reached) = std::sync::mpsc::channel();
-    let (go_on, told) = std::sync::mpsc::channel::<()>();
-    let (met, told) = (std::sync::Mutex::new(met), std::sync::Arc::new(std::sync::Mutex::new(told)));
-    let met = std::sync::Arc::new(met);
+    let (met, reached) = std::sync::mpsc::sync_channel(1);
+    let (go_on, told) = std::sync::mpsc::sync_channel::<()>(1);
+    let told = std::sync::Arc::new(std::sync::Mutex::new(told));
     let progress = move |progress: cairn_registry::Progress| {
         if progress.done * 2 >= progress.total {
             // Both ends may have gone by then.
-            let _ = met.lock().unwrap().send(());
+            let _ = met.try_send(());
             let _ = told.lock().unwrap().recv();
         }
     };

@@ -356,13 +356,10 @@ mod tests {
         let (guard, holders) = guard_with(2);
         guard.begin_run(&mut HashSet::new());
         assert!(!guard.is_overdue(), "the collector counts as dead");
-        let pinning = tokio::spawn({
-            let guard = guard.clone();
-            async move { guard.pin(BLOB.into()).await.hash() }
-        });
-        holders.store(1, Ordering::Relaxed);
-        let pinned = tokio::time::timeout(Duration::from_secs(30), pinning).await.unwrap();
-        assert_eq!(pinned.unwrap(), BLOB.into());
+        let dies = async { holders.store(1, Ordering::Relaxed) };
+        let pinning = tokio::time::timeout(Duration::from_secs(30), guard.pin(BLOB.into()));
+        let (pin, ()) = tokio::join!(pinning, dies);
+        assert_eq!(pin.unwrap().hash(), BLOB.into());
         assert!(guard.is_overdue(), "the collector counts as alive");
         assert!(guard.state().is_told, "the log was not told");
         assert!(guard.pin([8; 32].into()).now_or_never().is_some(), "a dead collector is waited for by a pin");
@@ -376,17 +373,16 @@ mod tests {
         let pinning = tokio::time::timeout(Duration::from_secs(4 * 3600), guard.pin(BLOB.into()));
         assert!(pinning.await.is_err(), "a blob was pinned that the sweep under way deletes");
         assert!(!guard.is_overdue(), "a sweep that lives counts as stopped");
-        let collecting = tokio::spawn({
-            let guard = guard.clone();
-            async move { (guard.pin(BLOB.into()).await.hash(), guard.collect().await) }
-        });
-        tokio::time::sleep(Duration::from_secs(3600)).await;
-        guard.end_run();
-        tokio::time::sleep(Duration::from_secs(3600)).await;
-        guard.begin_run(&mut HashSet::new());
-        guard.end_run();
-        let (pinned, collected) = collecting.await.unwrap();
-        assert_eq!(pinned, BLOB.into());
+        let waiting = async { (guard.pin(BLOB.into()).await, guard.collect().await) };
+        let sweeping = async {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            guard.end_run();
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            guard.begin_run(&mut HashSet::new());
+            guard.end_run();
+        };
+        let ((pin, collected), ()) = tokio::join!(waiting, sweeping);
+        assert_eq!(pin.hash(), BLOB.into());
         assert!(collected.is_ok());
     }
 
