@@ -129,6 +129,12 @@ async fn a_node_that_joins_late_and_mirrors_everything_gets_everything() -> Resu
     for i in 0..5 {
         ensure!(net.verify(late, &format!("p{}/repo{i}", i % 2)).await?.ok);
     }
+    let gone = net.client(late).mirror_remove("*").await?;
+    ensure!(gone.removed && gone.revisions == 5 && gone.bytes_freed >= 5 * 100_000, "{gone:?}");
+    wait_until("the late node has freed the bytes of all five repos", || async {
+        Ok(net.client(late).status().await?.bytes_stored == 0)
+    })
+    .await?;
     net.stop().await;
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::{
     catalog::{CatalogError, keys, tables},
     folder::FolderError,
     history::next,
-    holding::blob_of,
+    holding::{Keeper, blob_of},
     import::ImportError,
     index::IndexError,
     look,
@@ -132,7 +132,7 @@ impl Registry {
             for (name, head) in &heads {
                 adopt(transaction, &keys::reference(realm, &manifest.repo, name), *head)?;
             }
-            keep(transaction, realm, revision, manifest_bytes, &manifest)?;
+            keep(transaction, realm, revision, manifest_bytes, &manifest, &Keeper::Person)?;
             note_sha256(transaction, realm, &manifest)?;
             pin_own_handle(transaction, realm, manifest.repo.publisher)?;
             Ok::<_, PublishError>(heads)
@@ -223,9 +223,10 @@ pub(crate) fn keep(
     revision: RevisionId,
     manifest_bytes: u64,
     manifest: &Manifest,
+    keeper: &Keeper,
 ) -> Result<(), CatalogError> {
     ring::note_known(transaction, realm, manifest.repo.publisher)?;
-    transaction.open_table(tables::KEPT)?.insert(keys::one(realm, revision.as_bytes()).as_slice(), [].as_slice())?;
+    note_keeper(transaction, &keys::one(realm, revision.as_bytes()), keeper)?;
     let mut table = transaction.open_table(tables::KEPT_BLOBS)?;
     let mut keepers = transaction.open_table(tables::BLOB_KEEPERS)?;
     let manifest_blob = (*revision.as_bytes(), manifest_bytes);
@@ -234,6 +235,18 @@ pub(crate) fn keep(
         table.insert(keys::two(realm, revision.as_bytes(), &blob).as_slice(), size.to_le_bytes().as_slice())?;
         keepers.insert(keys::two(realm, &blob, revision.as_bytes()).as_slice(), [].as_slice())?;
     }
+    Ok(())
+}
+
+/// What a person wants stays a person's, whatever a mirror wants too.
+fn note_keeper(transaction: &WriteTransaction, key: &[u8], keeper: &Keeper) -> Result<(), CatalogError> {
+    let was_kept = transaction.open_table(tables::KEPT)?.insert(key, [].as_slice())?.is_some();
+    let mut mirrored = transaction.open_table(tables::MIRRORED)?;
+    match keeper {
+        Keeper::Person => mirrored.remove(key)?,
+        Keeper::Mirror(_) if was_kept => None,
+        Keeper::Mirror(pattern) => mirrored.insert(key, pattern.to_string().as_bytes())?,
+    };
     Ok(())
 }
 

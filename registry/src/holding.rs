@@ -8,7 +8,7 @@
 use std::ops::ControlFlow;
 
 use cairn_protocol::{
-    id::{BlobHash, RecordId, RevisionId},
+    id::{BlobHash, RealmId, RecordId, RevisionId},
     limits::MANIFEST_BYTES_MAX,
     manifest::{Manifest, ManifestError},
     name::RefName,
@@ -21,13 +21,16 @@ use crate::{
     catalog::{CatalogError, keys, tables},
     commit::{adopt, keep},
     listing, look,
+    mirror::{self, Pattern},
 };
 
 /// Why a revision is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PinClass {
-    /// Someone wants it here: it was published, pulled or mirrored. Announced, and counted as a copy when it is whole.
+    /// A person wants it here: it was published or pulled. Announced, and counted as a copy when it is whole.
     Record,
+    /// The record class too, for as long as one of the mirror's patterns names it; a person's pin takes it over.
+    Mirrored,
     /// A stage needed parts of it at `now_ms`; the longest unused parts go when all stages' parts pass `bytes_max`.
     StageCache {
         /// Now, by this node's clock.
@@ -35,6 +38,14 @@ pub enum PinClass {
         /// The ceiling.
         bytes_max: u64,
     },
+}
+
+/// Whose wish keeps a revision in the record class.
+pub(crate) enum Keeper {
+    /// A person's act.
+    Person,
+    /// This pattern alone.
+    Mirror(Pattern),
 }
 
 /// How much of a revision is here.
@@ -65,6 +76,9 @@ pub enum HoldError {
         /// What is wrong.
         error: ManifestError,
     },
+    /// It was to be kept for a mirror, and none of its patterns names it any more.
+    #[error("no mirror names revision {0} any more")]
+    NotMirrored(RevisionId),
     /// The blob store failed.
     #[error(transparent)]
     Blobs(#[from] BlobError),
@@ -116,7 +130,7 @@ impl Registry {
         blobs.sort_unstable();
         blobs.dedup();
         match class {
-            PinClass::Record => self.pin_record(revision, manifest, blobs).await,
+            PinClass::Record | PinClass::Mirrored => self.pin_record(revision, class, manifest, blobs).await,
             PinClass::StageCache { now_ms, bytes_max } => {
                 let mut here = Vec::new();
                 for blob in blobs {
@@ -134,22 +148,9 @@ impl Registry {
     /// was not kept.
     pub async fn unpin(&self, revision: RevisionId) -> Result<bool, HoldError> {
         let realm = self.realm();
-        let removed = self.catalog().write::<_, CatalogError, _>(move |transaction| {
-            let key = keys::one(realm, revision.as_bytes());
-            let was_kept = transaction.open_table(tables::KEPT)?.remove(key.as_slice())?.is_some();
-            let mut blobs = transaction.open_table(tables::KEPT_BLOBS)?;
-            let mut keepers = transaction.open_table(tables::BLOB_KEEPERS)?;
-            let end = keys::after(&key).unwrap_or_default();
-            let mut let_go = Vec::new();
-            blobs.retain_in::<&[u8], _>(key.as_slice()..end.as_slice(), |key, _| {
-                let_go.push(keys::swapped(key));
-                false
-            })?;
-            for key in let_go {
-                keepers.remove(key?.as_slice())?;
-            }
-            Ok(was_kept)
-        });
+        let removed = self
+            .catalog()
+            .write(move |transaction| Ok::<_, CatalogError>(let_go(transaction, realm, revision)?.is_some()));
         let removed = removed.await?;
         self.note_change(removed);
         Ok(removed)
@@ -201,15 +202,22 @@ impl Registry {
     async fn pin_record(
         &self,
         revision: RevisionId,
+        class: PinClass,
         manifest: Manifest,
         blobs: Vec<BlobHash>,
     ) -> Result<(), HoldError> {
         self.blobs().sync(&blobs).await?;
         let manifest_bytes = self.blobs().size(blob_of(revision)).await?.unwrap_or(0);
         let realm = self.realm();
-        let written = self.catalog().write::<_, CatalogError, _>(move |transaction| {
-            keep(transaction, realm, revision, manifest_bytes, &manifest)?;
-            adopt_heads(transaction, realm, revision, &manifest)
+        let written = self.catalog().write::<_, HoldError, _>(move |transaction| {
+            let keeper = match class {
+                PinClass::Mirrored => Keeper::Mirror(
+                    mirror::naming(transaction, realm, revision)?.ok_or(HoldError::NotMirrored(revision))?,
+                ),
+                PinClass::Record | PinClass::StageCache { .. } => Keeper::Person,
+            };
+            keep(transaction, realm, revision, manifest_bytes, &manifest, &keeper)?;
+            Ok(adopt_heads(transaction, realm, revision, &manifest)?)
         });
         written.await?;
         self.note_change(true);
@@ -222,10 +230,35 @@ pub(crate) fn blob_of(revision: RevisionId) -> BlobHash {
     BlobHash::from(*revision.as_bytes())
 }
 
+/// Takes a revision out of the record class, whoever wanted it. Answers its blobs, if it was kept.
+pub(crate) fn let_go(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    revision: RevisionId,
+) -> Result<Option<Vec<BlobHash>>, CatalogError> {
+    let key = keys::one(realm, revision.as_bytes());
+    let was_kept = transaction.open_table(tables::KEPT)?.remove(key.as_slice())?.is_some();
+    transaction.open_table(tables::MIRRORED)?.remove(key.as_slice())?;
+    let mut kept = transaction.open_table(tables::KEPT_BLOBS)?;
+    let mut keepers = transaction.open_table(tables::BLOB_KEEPERS)?;
+    let end = keys::after(&key).unwrap_or_default();
+    let mut rows = Vec::new();
+    kept.retain_in::<&[u8], _>(key.as_slice()..end.as_slice(), |key, _| {
+        rows.push(key.to_vec());
+        false
+    })?;
+    let mut blobs = Vec::with_capacity(rows.len());
+    for row in rows {
+        keepers.remove(keys::swapped(&row)?.as_slice())?;
+        blobs.push(keys::last_blob(&row)?);
+    }
+    Ok(was_kept.then_some(blobs))
+}
+
 /// A node that keeps a revision stays with the heads that stand for it now, should second heads of their numbers turn up.
 fn adopt_heads(
     transaction: &WriteTransaction,
-    realm: cairn_protocol::id::RealmId,
+    realm: RealmId,
     revision: RevisionId,
     manifest: &Manifest,
 ) -> Result<(), CatalogError> {

@@ -2,19 +2,24 @@
 //!
 //! The decision is pure; fetching, jitter and several mirrors agreeing among themselves are the node's.
 //!
-//! Invariant: a plan never names a revision that is held whole already.
+//! Invariant: a plan never names a revision that is held whole already; what a person wanted is never let go by a pattern's end.
 
-use std::{fmt, ops::ControlFlow, str::FromStr};
+use std::{collections::BTreeSet, fmt, ops::ControlFlow, str::FromStr};
 
 use cairn_protocol::{
-    id::{RealmId, RevisionId},
+    id::{BlobHash, RealmId, RevisionId},
     name::{NameError, Publisher, RepoId, RepoPath},
 };
 use redb::WriteTransaction;
 
 use crate::{
     Registry,
-    catalog::{CatalogError, keys, tables},
+    blobs::BlobError,
+    catalog::{
+        CatalogError, keys,
+        tables::{self, Tables},
+    },
+    holding::let_go,
     look,
     resolve::{self, ResolveError},
     ring,
@@ -106,6 +111,15 @@ pub fn plan(patterns: &[Pattern], candidates: &[Candidate]) -> Vec<RevisionId> {
     wanted
 }
 
+/// What the end of a pattern lets go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LetGo {
+    /// Revisions that nothing else keeps.
+    pub revisions: Vec<RevisionId>,
+    /// Bytes of theirs that no other revision and no stage needs; they go with the next collection.
+    pub bytes: u64,
+}
+
 impl Registry {
     /// Adds a pattern. `false` if it was there. A publisher that it names is known here from now on.
     pub async fn add_mirror(&self, pattern: &Pattern) -> Result<bool, CatalogError> {
@@ -122,29 +136,118 @@ impl Registry {
         Ok(added)
     }
 
-    /// Removes a pattern; what was mirrored stays until it is unpinned. `false` if it was not there.
-    pub async fn remove_mirror(&self, pattern: &Pattern) -> Result<bool, CatalogError> {
-        let key = keys::text(self.realm(), &pattern.to_string());
+    /// Removes a pattern, and unpins what it alone kept: not what a person published or pulled, nor what another pattern names. `None`
+    /// if it was not there.
+    pub async fn remove_mirror(&self, pattern: &Pattern) -> Result<Option<LetGo>, BlobError> {
+        let (realm, pattern) = (self.realm(), pattern.to_string());
         let removed = self.catalog().write::<_, CatalogError, _>(move |transaction| {
-            Ok(transaction.open_table(tables::MIRRORS)?.remove(key.as_slice())?.is_some())
+            let key = keys::text(realm, &pattern);
+            if transaction.open_table(tables::MIRRORS)?.remove(key.as_slice())?.is_none() {
+                return Ok(None);
+            }
+            end_pattern(transaction, realm, &pattern).map(Some)
         });
-        removed.await
+        let Some((revisions, blobs)) = removed.await? else { return Ok(None) };
+        self.note_change(!revisions.is_empty());
+        let mut bytes = 0;
+        for blob in blobs {
+            bytes += self.blobs().bytes_held(blob).await?;
+        }
+        Ok(Some(LetGo { revisions, bytes }))
     }
 
     /// The patterns, in order.
     pub async fn mirrors(&self) -> Result<Vec<Pattern>, CatalogError> {
-        let prefix = keys::realm(self.realm());
-        let read = self.catalog().read(move |transaction| {
-            let mut patterns = Vec::new();
-            look::visit(transaction, tables::MIRRORS, &prefix, None, |key, _| {
-                let text = std::str::from_utf8(&key[keys::ID..]).ok().and_then(|text| text.parse().ok());
-                patterns.push(text.ok_or_else(|| keys::damaged("a mirror's pattern"))?);
-                Ok(ControlFlow::Continue(()))
-            })?;
-            Ok(patterns)
-        });
-        read.await
+        let realm = self.realm();
+        self.catalog().read(move |transaction| patterns(transaction, realm)).await
     }
+}
+
+fn patterns(transaction: &impl Tables, realm: RealmId) -> Result<Vec<Pattern>, CatalogError> {
+    let mut patterns = Vec::new();
+    look::visit(transaction, tables::MIRRORS, &keys::realm(realm), None, |key, _| {
+        let text = std::str::from_utf8(&key[keys::ID..]).ok().and_then(|text| text.parse().ok());
+        patterns.push(text.ok_or_else(|| keys::damaged("a mirror's pattern"))?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(patterns)
+}
+
+/// Hands what the pattern kept to another one that names it, else lets it go. Answers the revisions, and the blobs that nothing in the
+/// catalogue needs any more.
+fn end_pattern(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    pattern: &str,
+) -> Result<(Vec<RevisionId>, BTreeSet<BlobHash>), CatalogError> {
+    let mut kept = Vec::new();
+    look::visit(transaction, tables::MIRRORED, &keys::realm(realm), None, |key, keeper| {
+        if keeper == pattern.as_bytes() {
+            kept.push(RevisionId::from(keys::last_id(key)?));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let (mut gone, mut blobs) = (Vec::new(), BTreeSet::new());
+    for revision in kept {
+        match naming(transaction, realm, revision)? {
+            Some(other) => {
+                let key = keys::one(realm, revision.as_bytes());
+                transaction.open_table(tables::MIRRORED)?.insert(key.as_slice(), other.to_string().as_bytes())?;
+            }
+            None => {
+                blobs.extend(let_go(transaction, realm, revision)?.unwrap_or_default());
+                gone.push(revision);
+            }
+        }
+    }
+    let mut unneeded = BTreeSet::new();
+    for blob in blobs {
+        if !is_needed(transaction, realm, blob)? {
+            unneeded.insert(blob);
+        }
+    }
+    Ok((gone, unneeded))
+}
+
+fn is_needed(transaction: &WriteTransaction, realm: RealmId, blob: BlobHash) -> Result<bool, CatalogError> {
+    let key = keys::one(realm, blob.as_bytes());
+    let mut is_needed = look::value_of(transaction, tables::STAGE_BLOBS, &key)?.is_some();
+    look::visit(transaction, tables::BLOB_KEEPERS, &key, None, |_, _| {
+        is_needed = true;
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(is_needed)
+}
+
+/// The first pattern that names a repo of this revision. A handle counts here for everyone who claims it: what is kept under a handle
+/// must not go because a stranger claims it too.
+pub(crate) fn naming(
+    transaction: &impl Tables,
+    realm: RealmId,
+    revision: RevisionId,
+) -> Result<Option<Pattern>, CatalogError> {
+    let mut repos = Vec::new();
+    look::visit(transaction, tables::REVISION_REPOS, &keys::one(realm, revision.as_bytes()), None, |_, place| {
+        repos.push([keys::realm(realm), place.to_vec()].concat());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let patterns = patterns(transaction, realm)?;
+    for key in repos {
+        let name = look::value_of(transaction, tables::REPOS, &key)?.ok_or_else(|| keys::damaged("a mirrored repo"))?;
+        let repo = keys::parse_repo(&key, &name)?;
+        let path = claimed_path(transaction, realm, &repo)?;
+        if let Some(pattern) = patterns.iter().find(|pattern| pattern.matches(&repo, &path)) {
+            return Ok(Some(pattern.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// The repo under the handle that its publisher claims, whoever else does.
+fn claimed_path(transaction: &impl Tables, realm: RealmId, repo: &RepoId) -> Result<RepoPath, CatalogError> {
+    let profile = look::profile(transaction, realm, repo.publisher)?;
+    let publisher = profile.map_or(Publisher::Key(repo.publisher), |profile| Publisher::Handle(profile.handle));
+    Ok(RepoPath { kind: repo.kind, publisher, name: repo.name.clone() })
 }
 
 /// A handle that means nobody here yet becomes known when the first revision is kept.

@@ -382,7 +382,8 @@ async fn mirrors_are_kept_over_a_reopening() {
     assert!(house.registry.add_mirror(&acme).await.unwrap());
     let house = house.reopen().await;
     assert_eq!(house.registry.mirrors().await.unwrap(), [everything.clone(), acme]);
-    assert!(house.registry.remove_mirror(&everything).await.unwrap());
+    assert!(house.registry.remove_mirror(&everything).await.unwrap().is_some());
+    assert_eq!(house.registry.remove_mirror(&everything).await.unwrap(), None);
     assert_eq!(house.registry.mirrors().await.unwrap().len(), 1);
     house.registry.close().await;
 }

@@ -127,9 +127,9 @@ impl Client {
     }
 
     /// Stops keeping it; false if it was not kept. Needs the token.
-    pub async fn mirror_remove(&self, pattern: impl Into<String>) -> Result<bool, Refusal> {
+    pub async fn mirror_remove(&self, pattern: impl Into<String>) -> Result<api::MirrorRemoveResponse, Refusal> {
         let ask = self.request(api::MirrorRemoveRequest { pattern: pattern.into() });
-        answer(self.registry.clone().mirror_remove(ask).await).map(|response| response.removed)
+        answer(self.registry.clone().mirror_remove(ask).await)
     }
 
     /// What is mirrored, and how far it is.

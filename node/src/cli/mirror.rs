@@ -26,8 +26,10 @@ enum MirrorCommand {
     /// List the patterns
     #[command(after_help = "Examples:\n  cairn mirror ls\n  cairn mirror ls --json")]
     Ls,
-    /// Stop keeping what the pattern names; bytes go when they are in nobody's way
-    #[command(after_help = "Examples:\n  cairn mirror rm acme/tiny")]
+    /// Stop keeping what the pattern names, and free the bytes that only it kept
+    #[command(
+        after_help = "What was pulled or published here stays, and so does what another pattern names;\n'cairn pull REPO' before keeps a repo's bytes.\n\nExamples:\n  cairn mirror rm acme/tiny"
+    )]
     Rm {
         /// As it was added
         pattern: String,
@@ -46,12 +48,16 @@ pub(super) async fn run(global: &Global, args: MirrorArgs) -> Outcome {
             output.result(&json!({"pattern": pattern, "added": true}), || format!("keeping {pattern}"));
         }
         MirrorCommand::Rm { pattern } => {
-            if !client.mirror_remove(&pattern).await? {
+            let gone = client.mirror_remove(&pattern).await?;
+            if !gone.removed {
                 return Err(
                     Refusal::new(Reason::NotFound, pattern, "no mirror has this pattern").try_this("cairn mirror ls")
                 );
             }
-            output.result(&json!({"pattern": pattern, "removed": true}), || format!("no longer keeping {pattern}"));
+            let result = json!({
+                "pattern": pattern, "removed": true, "revisions": gone.revisions, "bytes_freed": gone.bytes_freed,
+            });
+            output.result(&result, || removed(&pattern, &gone));
         }
         MirrorCommand::Ls => {
             let list = client.mirror_list().await?;
@@ -66,6 +72,15 @@ pub(super) async fn run(global: &Global, args: MirrorArgs) -> Outcome {
         }
     }
     Ok(true)
+}
+
+fn removed(pattern: &str, gone: &api::MirrorRemoveResponse) -> String {
+    let bytes = HumanBytes(gone.bytes_freed);
+    match gone.revisions {
+        0 => format!("no longer keeping {pattern}; it alone kept nothing here"),
+        1 => format!("no longer keeping {pattern}: 1 revision, {bytes} are being freed"),
+        many => format!("no longer keeping {pattern}: {many} revisions, {bytes} are being freed"),
+    }
 }
 
 fn mirrored(repo: &api::MirroredRepo) -> Value {

@@ -136,12 +136,13 @@ fn globs(patterns: &[String]) -> Result<Option<GlobSet>, Refusal> {
     set.build().map(Some).map_err(|error| bad("--include", error.to_string()))
 }
 
-/// Fetches what is wanted and not here, then pins the revision in the record class. `progress` hears how many of the wanted
+/// Fetches what is wanted and not here, then pins the revision in a class. `progress` hears how many of the wanted
 /// bytes are here, and the path of a file that moved.
 pub async fn bring(
     node: &Node,
     revision: RevisionId,
     wanted: &[Wanted],
+    class: PinClass,
     progress: impl Fn(u64, &str) + Send + Sync,
 ) -> Result<FetchReport, Refusal> {
     let blobs = node.registry.blobs();
@@ -150,7 +151,7 @@ pub async fn bring(
         pins.push(blobs.temp_pin(want.hash).await);
     }
     let report = fetch_all(node, revision, wanted, progress).await?;
-    node.registry.pin(revision, PinClass::Record).await.map_err(|error| hold_refusal(revision, error))?;
+    node.registry.pin(revision, class).await.map_err(|error| hold_refusal(revision, error))?;
     if node.registry.held(revision).await.map_err(|error| hold_refusal(revision, error))?.whole {
         announce::keeps(node, revision).await;
     }
@@ -238,7 +239,7 @@ fn refuse_full_disk(node: &Node, bytes: u64) -> Result<(), Refusal> {
 pub fn hold_refusal(revision: RevisionId, error: HoldError) -> Refusal {
     let why = error.to_string();
     let reason = match &error {
-        HoldError::NoManifest(_) => Reason::NotFound,
+        HoldError::NoManifest(_) | HoldError::NotMirrored(_) => Reason::NotFound,
         HoldError::Manifest { .. } => Reason::Corrupt,
         HoldError::Catalog(error) if error.is_disk_full() => Reason::DiskFull,
         HoldError::Blobs(_) | HoldError::Catalog(_) => Reason::Internal,

@@ -14,7 +14,7 @@ use cairn_protocol::{
     name::FilePath,
     refusal::{Reason, Refusal},
 };
-use cairn_registry::{BlobError, ExportError, ExportReport, Resolved, Transfer};
+use cairn_registry::{BlobError, ExportError, ExportReport, PinClass, Resolved, Transfer};
 use tokio::sync::mpsc::Sender;
 
 use super::bring::{self, Selection, Wanted, bring, select, whole_files};
@@ -90,7 +90,8 @@ impl Pull<'_> {
         let tell = |done: u64, item: &str| self.tell("fetch", done, total, item);
         let refused = |refusal| about(self.resolved, refusal);
         refuse_wrong_sizes(self.node, self.wanted).await.map_err(refused)?;
-        let brought = bring(self.node, self.resolved.revision, self.wanted, tell).await.map_err(refused)?;
+        let brought =
+            bring(self.node, self.resolved.revision, self.wanted, PinClass::Record, tell).await.map_err(refused)?;
         // A blob that was not here tells its size only now.
         refuse_wrong_sizes(self.node, self.wanted).await.map_err(refused)?;
         Ok(brought)

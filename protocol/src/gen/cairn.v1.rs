@@ -399,6 +399,12 @@ pub struct MirrorRemoveRequest {
 pub struct MirrorRemoveResponse {
     #[prost(bool, tag = "1")]
     pub removed: bool,
+    /// Revisions that only this pattern kept; they are kept no longer.
+    #[prost(uint64, tag = "2")]
+    pub revisions: u64,
+    /// Their bytes that nothing else needs; they are being deleted.
+    #[prost(uint64, tag = "3")]
+    pub bytes_freed: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MirrorListRequest {}

@@ -17,7 +17,8 @@ pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
 type Step = fn(&WriteTransaction) -> Result<(), CatalogError>;
 
 /// Step n takes schema n to n + 1.
-const STEPS: [Step; 3] = [make_first_tables, list_kept_blobs_by_blob, part_strangers_from_the_known];
+const STEPS: [Step; 4] =
+    [make_first_tables, list_kept_blobs_by_blob, part_strangers_from_the_known, tell_mirrored_from_wanted];
 
 /// Why a catalogue could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +114,12 @@ fn part_strangers_from_the_known(transaction: &WriteTransaction) -> Result<(), C
     meta.insert(tables::KNOWN_BYTES, known_bytes.to_le_bytes().as_slice())?;
     meta.insert(tables::RING_BYTES, ring_bytes.to_le_bytes().as_slice())?;
     meta.remove(tables::RECORD_BYTES)?;
+    Ok(())
+}
+
+/// Schema 4: MIRRORED. Who wanted what was kept before is not known, so all of it counts as a person's.
+fn tell_mirrored_from_wanted(transaction: &WriteTransaction) -> Result<(), CatalogError> {
+    transaction.open_table(tables::MIRRORED)?;
     Ok(())
 }
 

@@ -78,6 +78,9 @@ pub(crate) const KNOWN: Bytes = TableDefinition::new("known-1");
 /// realm. Rows of publishers that became known later are dropped when their turn comes. Since schema 3.
 pub(crate) const RING: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("ring-1");
 
+/// realm ‖ revision → the pattern, as written, that alone keeps it: those of [`KEPT`] that no person's act keeps. Since schema 4.
+pub(crate) const MIRRORED: Bytes = TableDefinition::new("mirrored-1");
+
 /// Every table of bytes that the first schema had, for making them all at once: a read transaction refuses a table that was never made.
 pub(crate) const ALL: [Bytes; 15] = [
     RECORDS,

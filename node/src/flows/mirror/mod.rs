@@ -21,7 +21,7 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 use cairn_registry::{
-    CatalogError,
+    CatalogError, PinClass,
     mirror::{Candidate, Pattern, plan},
 };
 use tokio::{
@@ -77,11 +77,29 @@ pub async fn add(node: &Node, request: api::MirrorAddRequest) -> Result<api::Mir
     Ok(api::MirrorAddResponse {})
 }
 
-/// Answers `MirrorRemove`. What was mirrored stays.
-pub async fn remove(node: &Node, request: api::MirrorRemoveRequest) -> Result<api::MirrorRemoveResponse, Refusal> {
-    let removed = node.registry.remove_mirror(&pattern(&request.pattern)?).await.map_err(catalog)?;
+/// Answers `MirrorRemove`: what only this pattern kept is unpinned and no longer told of, and its bytes go.
+pub async fn remove(node: &Arc<Node>, request: api::MirrorRemoveRequest) -> Result<api::MirrorRemoveResponse, Refusal> {
+    let removed = node.registry.remove_mirror(&pattern(&request.pattern)?).await;
+    let removed = removed.map_err(|error| Refusal::internal("what was mirrored", error).try_this("the node's log"))?;
     node.mirror.look_again();
-    Ok(api::MirrorRemoveResponse { removed })
+    let Some(let_go) = removed else { return Ok(api::MirrorRemoveResponse::default()) };
+    for revision in &let_go.revisions {
+        announce::lost(node, *revision).await;
+    }
+    if let_go.bytes > 0 {
+        node.tasks.spawn(collect(node.clone()));
+    }
+    Ok(api::MirrorRemoveResponse { removed: true, revisions: let_go.revisions.len() as u64, bytes_freed: let_go.bytes })
+}
+
+/// Deletes what nothing pins. May take as long as deleting does; whoever asked need not wait.
+async fn collect(node: Arc<Node>) {
+    tokio::select! {
+        () = node.shutdown.cancelled() => {}
+        collected = node.registry.blobs().collect() => if let Err(error) = collected {
+            tracing::warn!(%error, "what is no longer mirrored stays on disk for now");
+        }
+    }
 }
 
 /// Answers `MirrorList`.
@@ -173,7 +191,7 @@ fn note(node: &Node, ended: Result<(RevisionId, Result<FetchReport, Refusal>), t
 async fn fetch(node: &Node, revision: RevisionId) -> Result<FetchReport, Refusal> {
     let manifest = holders::ensure_manifest(node, revision).await?;
     let wanted = select(&manifest, &Selection::default())?;
-    bring(node, revision, &wanted, |_, _| {}).await
+    bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await
 }
 
 /// Tells the machine what is wanted now.

@@ -388,10 +388,14 @@ class MirrorRemoveRequest(_message.Message):
     def __init__(self, pattern: _Optional[str] = ...) -> None: ...
 
 class MirrorRemoveResponse(_message.Message):
-    __slots__ = ("removed",)
+    __slots__ = ("removed", "revisions", "bytes_freed")
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FREED_FIELD_NUMBER: _ClassVar[int]
     removed: bool
-    def __init__(self, removed: bool = ...) -> None: ...
+    revisions: int
+    bytes_freed: int
+    def __init__(self, removed: bool = ..., revisions: _Optional[int] = ..., bytes_freed: _Optional[int] = ...) -> None: ...
 
 class MirrorListRequest(_message.Message):
     __slots__ = ()
