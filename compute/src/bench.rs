@@ -272,8 +272,8 @@ impl Bench {
     fn pass(&mut self, slots: &[Slot], ids: &[u32], wanted: &[usize]) {
         let (pool, level, planes) = (&self.pool, self.level, self.planes);
         let pass = Pass { model: &self.model, pool, level, planes, slots };
-        pass.embed(&mut self.work, ids);
-        pass.walk(&mut self.work, &mut self.caches);
+        pass.embed(&mut self.work, ids.iter().copied());
+        pass.walk(&mut self.work, &mut self.caches.iter_mut().collect::<Vec<_>>());
         pass.logits(&mut self.work, wanted);
     }
 

@@ -4,12 +4,16 @@
 //! Engine::load ──▶ loader thread ──▶ StageHandle ──▶ engine thread (with its pool of kernel threads) ──▶ done(result)
 //! ```
 //!
-//! Passes take turns, so every pass has all cores, and steps of one session keep their order. Queues are bounded: a full
-//! one is answered `Busy` at once. Callbacks run on the engine's threads and must not block. A panic while computing
+//! Passes follow each other, so every pass has all cores. Sessions of one stage's weights share passes: they join and
+//! leave between two passes, whoever waits for a token first, prompts in pieces; steps of one session keep
+//! their order. What a session's tokens become does not depend on its neighbours. Queues are bounded: a full one is
+//! answered `Busy` at once. Callbacks run on the engine's threads and must not block. A panic while computing
 //! loses that stage only: its session answers `Lost` from then on, and the engine goes on.
 
+mod deal;
 mod device;
 mod handle;
+mod sessions;
 mod threads;
 
 pub use crate::cpu::level::{Level, UnknownLevel};

@@ -1,9 +1,11 @@
 //! One session of a stage: what it holds, how it samples, and what a step does. Pure computing on the caller's thread;
-//! the engine gives it one.
+//! the engine gives it one, and decides whose turn it is.
 //!
-//! Two engines stand behind [`Stage`]: our own on the CPU ([`cpu`]) and candle's on a GPU ([`gpu`]).
+//! A step is begun, computed in one turn or several, and finished. Turns of sessions that share their weights may share a
+//! pass on the CPU ([`cpu`]); on a GPU ([`gpu`]) a step is one turn, alone.
 //!
-//! Invariant: after a step that failed, the session holds the positions it held before, so the step may be sent again.
+//! Invariant: until a step is finished, the session holds the positions it held before, so a step that failed may be sent
+//! again.
 
 mod cpu;
 mod gpu;
@@ -16,7 +18,12 @@ use crate::{
     engine::Share,
     sample::{self, Sampling},
 };
-use std::{sync::Arc, time::Instant};
+use cpu::{CpuStage, Piece, Wants};
+use gpu::GpuStage;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// What a stage is given to compute.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,6 +140,7 @@ pub(crate) struct Facts {
     pub width: usize,
     pub vocabulary: usize,
     pub has_embedding: bool,
+    pub has_head: bool,
     /// Positions that the table of angles covers.
     pub context: usize,
     /// Bytes of keys and values that one position takes.
@@ -163,22 +171,26 @@ impl Weights {
         }
     }
 
-    fn open(&self, context: usize) -> Result<Box<dyn Stage>, StepError> {
+    /// Whether sessions on them share passes.
+    pub fn shares_passes(&self) -> bool {
+        matches!(self.kind, Kind::Cpu(_))
+    }
+
+    fn open(&self, context: usize) -> Result<Seat, StepError> {
         Ok(match &self.kind {
-            Kind::Cpu(weights) => Box::new(weights.open(context)),
-            Kind::Gpu(weights) => Box::new(weights.open(context)?),
+            Kind::Cpu(weights) => Seat::Cpu(weights.open(context)),
+            Kind::Gpu(weights) => Seat::Gpu(weights.open(context)?),
         })
     }
 }
 
-/// What computes the positions of one session.
-pub(crate) trait Stage: Send {
-    /// Computes `run.count` positions after the `run.held` that came before, overwriting what may be there. `choose` is
-    /// given the logits of the last position.
-    fn compute(&mut self, hands: &Hands, run: Run, choose: &mut dyn FnMut(&[f32]) -> u32) -> Result<Made, StepError>;
+/// Where a session's keys and values are.
+enum Seat {
+    Cpu(CpuStage),
+    Gpu(GpuStage),
 }
 
-/// Positions to compute. Every number and value was checked.
+/// Positions to compute after the `held` that came before. Every number and value was checked.
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
     pub input: Checked<'a>,
@@ -194,6 +206,16 @@ pub(crate) enum Checked<'a> {
     Values(&'a [f32]),
 }
 
+impl<'a> Checked<'a> {
+    fn ids(&self) -> &'a [u32] {
+        if let Self::Ids(ids) = self { ids } else { &[] }
+    }
+
+    fn values(&self) -> &'a [f32] {
+        if let Self::Values(values) = self { values } else { &[] }
+    }
+}
+
 /// What was computed.
 pub(crate) enum Made {
     Hidden(Vec<f32>),
@@ -203,7 +225,7 @@ pub(crate) enum Made {
 
 /// A session of a stage.
 pub(crate) struct Session {
-    stage: Box<dyn Stage>,
+    seat: Seat,
     facts: Facts,
     /// Positions held.
     held: usize,
@@ -212,8 +234,8 @@ pub(crate) struct Session {
     sampling: Sampling,
     /// Ids by position, as far as they are known: what a penalty reads.
     history: Vec<u32>,
-    /// Keeps the weights' memory reserved.
-    _weights: Arc<Weights>,
+    /// What it computes with; keeps their memory reserved.
+    weights: Arc<Weights>,
 }
 
 impl Session {
@@ -221,9 +243,9 @@ impl Session {
     pub fn new(weights: Arc<Weights>, context: usize) -> Result<Self, StepError> {
         let facts = weights.facts();
         let context = context.min(facts.context);
-        let stage = weights.open(context)?;
+        let seat = weights.open(context)?;
         let (sampling, history) = (Sampling::GREEDY, Vec::new());
-        Ok(Self { stage, facts, held: 0, context, sampling, history, _weights: weights })
+        Ok(Self { seat, facts, held: 0, context, sampling, history, weights })
     }
 
     pub fn set_sampling(&mut self, sampling: Sampling) {
@@ -241,30 +263,48 @@ impl Session {
         self.held = self.held.min(len);
     }
 
-    /// Computes one step.
-    pub fn step(&mut self, hands: &Hands, input: &StepInput) -> Result<StepOutput, StepError> {
-        let start = Instant::now();
-        let run = self.check(input)?;
-        if let Checked::Ids(ids) = run.input {
+    /// The weights it computes with.
+    pub fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    /// Checks a step, which may be computed then.
+    pub fn begin(&mut self, input: StepInput) -> Result<UnderWay, StepError> {
+        let (count, sample) = self.check(&input)?;
+        if let StepInput::Tokens { ids, .. } = &input {
             self.history.truncate(self.held);
             if self.history.len() == self.held {
                 self.history.extend_from_slice(ids);
             }
         }
-        let position = self.held + run.count;
-        let (history, sampling) = (&self.history[..self.history.len().min(position)], &self.sampling);
-        let mut choose = |logits: &[f32]| sample::choose(logits, sampling, position as u64, history);
-        let made = self.stage.compute(hands, run, &mut choose)?;
-        self.held = position;
-        let compute_ns = start.elapsed().as_nanos() as u64;
-        Ok(match made {
-            Made::Hidden(values) => StepOutput::Hidden { values, compute_ns },
-            Made::Nothing => StepOutput::Nothing { compute_ns },
-            Made::Token(token) => {
+        let hidden = if self.facts.has_head { Vec::new() } else { vec![0.0; count * self.facts.width] };
+        let (token, compute) = (None, Duration::ZERO);
+        Ok(UnderWay { input, count, sample: sample && self.facts.has_head, done: 0, hidden, token, compute })
+    }
+
+    /// A whole step at once, alone.
+    #[cfg(test)]
+    pub fn step(&mut self, hands: &Hands, input: &StepInput) -> Result<StepOutput, StepError> {
+        let mut step = self.begin(input.clone())?;
+        while step.left() > 0 {
+            let count = step.left().min(crate::cpu::work::PASS_TOKENS_MAX);
+            compute(hands, &mut [Turn { session: self, step: &mut step, count }])?;
+        }
+        Ok(self.finish(step))
+    }
+
+    /// Takes in a step of which nothing is left.
+    pub fn finish(&mut self, step: UnderWay) -> StepOutput {
+        self.held += step.count;
+        let compute_ns = step.compute.as_nanos() as u64;
+        match step.token {
+            Some(token) => {
                 self.remember(token);
                 StepOutput::Token { token, compute_ns }
             }
-        })
+            None if self.facts.has_head => StepOutput::Nothing { compute_ns },
+            None => StepOutput::Hidden { values: step.hidden, compute_ns },
+        }
     }
 
     /// Notes the token of the position after the last.
@@ -275,7 +315,8 @@ impl Session {
         }
     }
 
-    fn check<'a>(&self, input: &'a StepInput) -> Result<Run<'a>, StepError> {
+    /// How many positions a step has, and whether it asks for a token.
+    fn check(&self, input: &StepInput) -> Result<(usize, bool), StepError> {
         let (first, count, sample) = match input {
             StepInput::Tokens { first_position, ids, sample } => (*first_position, ids.len(), *sample),
             StepInput::Hidden { first_position, count, sample, .. } => (*first_position, *count as usize, *sample),
@@ -291,10 +332,11 @@ impl Session {
         if needed > context {
             return Err(StepError::TooLong { needed, context });
         }
-        Ok(Run { input: self.checked_values(input)?, held: self.held, count, sample })
+        self.check_values(input)?;
+        Ok((count, sample))
     }
 
-    fn checked_values<'a>(&self, input: &'a StepInput) -> Result<Checked<'a>, StepError> {
+    fn check_values(&self, input: &StepInput) -> Result<(), StepError> {
         let Facts { width, vocabulary, has_embedding, .. } = self.facts;
         match input {
             StepInput::Tokens { .. } if !has_embedding => {
@@ -305,7 +347,7 @@ impl Session {
             }
             StepInput::Tokens { ids, .. } => match ids.iter().find(|id| **id as usize >= vocabulary) {
                 Some(id) => Err(StepError::UnknownToken { id: *id, vocabulary: vocabulary as u32 }),
-                None => Ok(Checked::Ids(ids)),
+                None => Ok(()),
             },
             StepInput::Hidden { values, count, .. } => {
                 let got = values.len();
@@ -315,8 +357,98 @@ impl Session {
                 if values.iter().any(|v| !v.is_finite()) {
                     return Err(StepError::NotFinite);
                 }
-                Ok(Checked::Values(values))
+                Ok(())
             }
         }
+    }
+}
+
+/// A step that was begun: what was asked, and what came of it so far.
+pub(crate) struct UnderWay {
+    input: StepInput,
+    count: usize,
+    /// Its last position gives a token.
+    sample: bool,
+    /// Positions computed.
+    done: usize,
+    /// Of a stage that is not last, token-major.
+    hidden: Vec<f32>,
+    token: Option<u32>,
+    compute: Duration,
+}
+
+impl UnderWay {
+    /// Positions to compute yet.
+    pub fn left(&self) -> usize {
+        self.count - self.done
+    }
+
+    /// Whether computing all of them gives a token.
+    pub fn samples(&self) -> bool {
+        self.sample
+    }
+}
+
+/// A session's part in a pass: so many positions of its step, all of them on a GPU.
+pub(crate) struct Turn<'a> {
+    pub session: &'a mut Session,
+    pub step: &'a mut UnderWay,
+    pub count: usize,
+}
+
+/// Computes turns in one pass. Their sessions share their weights; on a GPU there is one turn. A turn that failed has
+/// computed nothing, and may be taken again.
+pub(crate) fn compute(hands: &Hands, turns: &mut [Turn]) -> Result<(), StepError> {
+    let start = Instant::now();
+    if let [turn] = turns
+        && matches!(turn.session.seat, Seat::Gpu(_))
+    {
+        turn.compute_alone()?;
+    } else {
+        cpu::pass(hands, &mut turns.iter_mut().filter_map(Turn::piece).collect::<Vec<_>>());
+    }
+    let took = start.elapsed();
+    for turn in turns {
+        turn.step.done += turn.count;
+        turn.step.compute += took;
+    }
+    Ok(())
+}
+
+impl Turn<'_> {
+    fn piece(&mut self) -> Option<Piece<'_>> {
+        let (Session { seat, facts, held, sampling, history, .. }, step) = (&mut *self.session, &mut *self.step);
+        let Seat::Cpu(stage) = seat else { return None };
+        let (from, to) = (step.done, step.done + self.count);
+        let input = match &step.input {
+            StepInput::Tokens { ids, .. } => Checked::Ids(&ids[from..to]),
+            StepInput::Hidden { values, .. } => Checked::Values(&values[from * facts.width..to * facts.width]),
+        };
+        let history = &history[..history.len().min(*held + to)];
+        let wants = match facts.has_head {
+            false => Wants::Hidden(&mut step.hidden[from * facts.width..to * facts.width]),
+            true if step.sample && to == step.count => Wants::Token { sampling, history, token: &mut step.token },
+            true => Wants::Nothing,
+        };
+        Some(Piece { stage, input, first: *held + from, count: self.count, wants })
+    }
+
+    fn compute_alone(&mut self) -> Result<(), StepError> {
+        let (Session { seat, held, sampling, history, .. }, step) = (&mut *self.session, &mut *self.step);
+        let Seat::Gpu(stage) = seat else { return Ok(()) };
+        let input = match &step.input {
+            StepInput::Tokens { ids, .. } => Checked::Ids(ids),
+            StepInput::Hidden { values, .. } => Checked::Values(values),
+        };
+        let position = *held + step.count;
+        let history = &history[..history.len().min(position)];
+        let mut choose = |logits: &[f32]| sample::choose(logits, sampling, position as u64, history);
+        let run = Run { input, held: *held, count: step.count, sample: step.sample };
+        match stage.compute(run, &mut choose)? {
+            Made::Hidden(values) => step.hidden = values,
+            Made::Token(token) => step.token = Some(token),
+            Made::Nothing => {}
+        }
+        Ok(())
     }
 }

@@ -2,7 +2,13 @@
 
 use super::{Role, StageError, StagePart, Wanted, shape, shape::context, wanted};
 use crate::{
-    cpu::{cache::Cache, lines::LINE_BYTES, packed::LANES, rope::Rope, work::PASS_TOKENS_MAX},
+    cpu::{
+        cache::Cache,
+        lines::LINE_BYTES,
+        packed::LANES,
+        rope::Rope,
+        work::{PASS_TOKENS_MAX, SAMPLED_MAX},
+    },
     weights::held,
 };
 use cairn_protocol::manifest::{Model, TensorEntry};
@@ -67,7 +73,8 @@ pub fn stage_memory(
     let (kv_heads, head_width) = (sizes.kv_heads as u64, sizes.head_width);
     let cache = Cache::bytes(part.layers.len() as u64, kv_heads, head_width, positions as u64);
     let columns = 8 * sizes.width + 4 * sizes.heads * head_width + 4 * sizes.feed_forward;
-    let buffers = (columns * 4 * PASS_TOKENS_MAX + if part.head { 4 * sizes.vocabulary } else { 0 }) as u64;
+    let buffers =
+        (columns * 4 * PASS_TOKENS_MAX + if part.head { 4 * sizes.vocabulary * (SAMPLED_MAX + 1) } else { 0 }) as u64;
     Ok(StageMemory { weights, cache, angles: Rope::bytes(head_width, positions), buffers })
 }
 

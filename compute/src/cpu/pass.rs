@@ -67,14 +67,14 @@ impl Pass<'_> {
         self.slots.len()
     }
 
-    /// Sets the residual stream to the embeddings of `ids`. Ids are within the vocabulary.
-    pub fn embed(&self, work: &mut Work, ids: &[u32]) {
+    /// Sets the residual stream to the embeddings of `ids`, one a slot. Ids are within the vocabulary.
+    pub fn embed(&self, work: &mut Work, ids: impl Iterator<Item = u32>) {
         let n = self.tokens();
         let Some(embedding) = &self.model.embedding else { return };
         self.clear(work);
-        for (t, id) in ids.iter().enumerate() {
+        for (t, id) in ids.enumerate() {
             let x = &mut work.x;
-            embedding.row(&self.model.store, *id as usize, |i, v| x[(i / LANES * n + t) * LANES + i % LANES] = v);
+            embedding.row(&self.model.store, id as usize, |i, v| x[(i / LANES * n + t) * LANES + i % LANES] = v);
         }
     }
 
@@ -83,21 +83,21 @@ impl Pass<'_> {
         work.x[..self.shape().width.next_multiple_of(LANES) * self.tokens()].fill(0.0);
     }
 
-    /// Sets the residual stream to token-major `values`.
-    pub fn receive(&self, work: &mut Work, values: &[f32]) {
+    /// Sets the residual stream to `rows` of the model's width, one a slot.
+    pub fn receive<'v>(&self, work: &mut Work, rows: impl Iterator<Item = &'v [f32]>) {
         let n = self.tokens();
         self.clear(work);
-        for (t, row) in values.chunks_exact(self.shape().width).enumerate() {
+        for (t, row) in rows.enumerate() {
             for (c, chunk) in row.chunks(LANES).enumerate() {
                 work.x[(c * n + t) * LANES..][..chunk.len()].copy_from_slice(chunk);
             }
         }
     }
 
-    /// The residual stream, token-major.
-    pub fn send(&self, work: &Work, values: &mut [f32]) {
+    /// The residual stream, a row of the model's width for each slot.
+    pub fn send<'v>(&self, work: &Work, rows: impl Iterator<Item = &'v mut [f32]>) {
         let n = self.tokens();
-        for (t, row) in values.chunks_exact_mut(self.shape().width).enumerate() {
+        for (t, row) in rows.enumerate() {
             for (c, chunk) in row.chunks_mut(LANES).enumerate() {
                 chunk.copy_from_slice(&work.x[(c * n + t) * LANES..][..chunk.len()]);
             }
@@ -105,7 +105,7 @@ impl Pass<'_> {
     }
 
     /// Walks the layers. Caches hold the slots' positions afterwards (their `len` is the caller's to move).
-    pub fn walk(&self, work: &mut Work, caches: &mut [Cache]) {
+    pub fn walk(&self, work: &mut Work, caches: &mut [&mut Cache]) {
         for (index, layer) in self.model.layers.iter().enumerate() {
             self.attention(work, caches, index, layer);
             self.feed_forward(work, layer);
@@ -126,7 +126,19 @@ impl Pass<'_> {
         self.product(&head.matrix, &work.last, wanted.len(), &mut work.logits, Post::Store);
     }
 
-    fn attention(&self, work: &mut Work, caches: &mut [Cache], index: usize, layer: &Layer) {
+    /// The logits of one of the `wanted` columns, as many as the vocabulary has tokens.
+    pub fn column<'w>(&self, work: &'w mut Work, column: usize, wanted: usize) -> &'w [f32] {
+        let vocabulary = self.shape().vocabulary;
+        if wanted == 1 {
+            return &work.logits[..vocabulary];
+        }
+        let chunks = work.logits.as_chunks::<LANES>().0.iter().skip(column).step_by(wanted);
+        work.column.clear();
+        work.column.extend(chunks.flatten().take(vocabulary));
+        &work.column
+    }
+
+    fn attention(&self, work: &mut Work, caches: &mut [&mut Cache], index: usize, layer: &Layer) {
         let (n, s) = (self.tokens(), self.shape());
         let norm = Norm { weights: &layer.attention_norm, epsilon: s.epsilon };
         self.feed(&mut work.narrow, &layer.qkv, Columns::Panel(&work.x), s.width, Some(norm));
@@ -214,7 +226,7 @@ impl Pass<'_> {
 
     /// Prefetches keys and values that this thread is likely to need next, to arrive while weights stream: the share of
     /// (token, head) pairs that matches its share of qkv groups.
-    fn near(&self, caches: &[Cache], layer: usize, groups: Range<usize>, all: usize) {
+    fn near(&self, caches: &[&mut Cache], layer: usize, groups: Range<usize>, all: usize) {
         let s = self.shape();
         let pairs = self.tokens() * s.kv_heads;
         if self.tokens() > PROMPT {
@@ -241,7 +253,7 @@ impl Pass<'_> {
     }
 
     /// Puts the new keys (rotated) and values into the caches.
-    fn store(&self, qkv: &[f32], caches: &mut [Cache], layer: usize) {
+    fn store(&self, qkv: &[f32], caches: &mut [&mut Cache], layer: usize) {
         for (sequence, cache) in caches.iter_mut().enumerate() {
             if !self.slots.iter().any(|slot| slot.sequence == sequence) {
                 continue;
@@ -277,7 +289,7 @@ impl Pass<'_> {
     }
 
     /// Attention of every (token, head), token-major.
-    fn mix(&self, qkv: &[f32], caches: &[Cache], layer: usize, out: &mut [f32]) {
+    fn mix(&self, qkv: &[f32], caches: &[&mut Cache], layer: usize, out: &mut [f32]) {
         let (s, n) = (self.shape(), self.tokens());
         let (d, padded, share) = (s.head_width, padded_head(s.head_width), s.heads / s.kv_heads);
         let parts = if n < PROMPT { 1 } else { PROMPT_PARTS };

@@ -11,6 +11,9 @@ use super::{
 /// Most tokens in one pass; longer prompts are cut. Their activations stay in the second-level cache.
 pub const PASS_TOKENS_MAX: usize = 128;
 
+/// Most tokens of one pass whose logits are wanted: each takes a vocabulary of buffer.
+pub const SAMPLED_MAX: usize = 16;
+
 /// Buffers of a pass.
 pub struct Work {
     /// Residual stream, a panel.
@@ -33,6 +36,8 @@ pub struct Work {
     pub last: Feed,
     /// Logits, a panel.
     pub logits: Vec<f32>,
+    /// The logits of one token of several.
+    pub column: Vec<f32>,
 }
 
 impl Work {
@@ -55,6 +60,7 @@ impl Work {
             wide: feed(s.feed_forward, tokens, planes, each(|l| vec![&l.down])),
             last: feed(s.width, wanted, planes, head.iter().map(|h| &h.matrix).collect()),
             logits: vec![0.0; head.map_or(0, |h| h.matrix.groups() * LANES * wanted)],
+            column: Vec::new(),
         }
     }
 }

@@ -11,10 +11,13 @@ use crate::{
     sample::Sampling,
     stage::{StepError, StepInput, StepOutput, Weights},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-    mpsc::{SyncSender, TrySendError},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, TrySendError},
+    },
+    time::Instant,
 };
 
 /// A session of a stage. Clones are the same session.
@@ -54,7 +57,7 @@ impl StageHandle {
     /// Computes a step. `done` is called once, on the engine thread, or at once on this one when the step is refused.
     pub fn step(&self, input: StepInput, done: Box<dyn FnOnce(Result<StepOutput, StepError>) + Send>) {
         let answer = Answer::new(done, || StepError::Stopped);
-        let command = Command::Step { session: self.inner.session, input, answer };
+        let command = Command::Step { session: self.inner.session, input, asked: Instant::now(), answer };
         // A stopped engine drops the step, which answers so.
         if let Err(TrySendError::Full(Command::Step { answer, .. })) = self.inner.commands.try_send(command) {
             answer.give(Err(StepError::Busy));

@@ -249,6 +249,34 @@ fn one_two_and_three_stages_make_the_same_tokens() {
 }
 
 #[test]
+fn sessions_at_once_get_the_tokens_that_each_gets_alone_and_may_leave_at_any_time() {
+    for (name, tiny) in recipes().into_iter().filter(|(_, tiny)| tiny.model.layers == 3) {
+        let engine = engine(Level::best(), 2);
+        let first = load(&engine, &tiny, StagePart::whole(3), 2);
+        let prompts: Vec<Vec<u32>> = (0..20).map(|user| prompt(&tiny, 1 + user * 37 % 150, user)).collect();
+        let another = |user: usize| {
+            let session = first.another(300).expect("room");
+            let seed = user as u64;
+            let sampling = Sampling { temperature: 1.1, top_k: 0, top_p: 1.0, seed, repetition_penalty: 1.1 };
+            assert!(session.set_sampling(sampling));
+            session
+        };
+        let run = |user: usize| generated(&[another(user)], &prompts[user], 16);
+        let alone: Vec<Vec<u32>> = (0..prompts.len()).map(run).collect();
+        let together: Vec<Vec<u32>> = std::thread::scope(|scope| {
+            let users: Vec<_> = (0..prompts.len()).map(|user| scope.spawn(move || run(user))).collect();
+            for (user, ids) in prompts.iter().enumerate() {
+                let leaver = another(user);
+                leaver.step(tokens(0, ids, true), Box::new(drop));
+                drop(leaver);
+            }
+            users.into_iter().map(|user| user.join().expect("a user")).collect()
+        });
+        assert_eq!(alone, together, "{name}");
+    }
+}
+
+#[test]
 fn sequences_that_share_a_pass_do_not_touch_each_other() {
     for (name, tiny) in recipes() {
         for level in levels() {
@@ -267,10 +295,10 @@ fn sequences_that_share_a_pass_do_not_touch_each_other() {
                     .flat_map(|(sequence, ids)| (0..ids.len()).map(move |position| Slot { sequence, position }))
                     .collect();
                 let pass = Pass { model: &model, pool: &pool, level, planes: Planes::Two, slots: &slots };
-                pass.embed(&mut work, &sequences.concat());
-                pass.walk(&mut work, &mut caches);
+                pass.embed(&mut work, sequences.concat().into_iter());
+                pass.walk(&mut work, &mut caches.iter_mut().collect::<Vec<_>>());
                 let mut out = vec![0.0; slots.len() * width];
-                pass.send(&work, &mut out);
+                pass.send(&work, out.chunks_exact_mut(width));
                 out
             };
             let all = [prompt(&tiny, 9, 3), prompt(&tiny, 1, 4), prompt(&tiny, 17, 5)];

@@ -5,25 +5,26 @@
 use super::{
     LoadError, LoadReport, Share,
     handle::{Parts, StageHandle},
+    sessions::Sessions,
 };
 use crate::{
     arch::StagePart,
     cpu::acts::Planes,
     sample::Sampling,
-    stage::{CpuWeights, GpuWeights, Hands, Kind, Session, StepError, StepInput, StepOutput, Weights},
+    stage::{CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
     weights::{self, Loaded, TensorSource},
 };
 use cairn_protocol::manifest::{Model, TensorEntry};
 use candle_core::Device;
 use std::{
     any::Any,
-    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{Receiver, SyncSender},
+        mpsc::{Receiver, SyncSender, TryRecvError},
     },
+    time::Instant,
 };
 
 /// A session's number in this process.
@@ -86,6 +87,8 @@ pub(super) enum Command {
     Step {
         session: SessionId,
         input: StepInput,
+        /// When.
+        asked: Instant,
         answer: StepAnswer,
     },
     Truncate {
@@ -118,78 +121,38 @@ pub(super) struct LoadJob {
     pub answer: LoadAnswer,
 }
 
-/// A session as the engine thread knows it.
-struct Open {
-    /// What computes, or why it is lost.
-    session: Result<Session, String>,
-    closed: Arc<AtomicBool>,
-    /// What a further session takes, given back with it; the first one's is with the weights.
-    _share: Option<Share>,
-}
-
-/// The engine thread: takes commands until it is stopped or nobody can send any.
+/// The engine thread: takes what it is asked and computes pass after pass, until it is stopped or nobody can ask any more.
 pub(super) fn compute(hands: &Hands, queue: &Receiver<Command>, stop: &AtomicBool) {
     hands.pool.bind_caller();
-    let mut sessions: BTreeMap<SessionId, Open> = BTreeMap::new();
-    for command in queue.iter() {
-        if stop.load(Ordering::SeqCst) {
-            return;
+    let mut sessions = Sessions::default();
+    while gather(&mut sessions, queue) && !stop.load(Ordering::SeqCst) {
+        sessions.sweep();
+        if sessions.has_work() {
+            sessions.pass(hands);
         }
-        take(hands, &mut sessions, command);
-        sessions.retain(|_, open| !open.closed.load(Ordering::SeqCst));
     }
 }
 
-fn take(hands: &Hands, sessions: &mut BTreeMap<SessionId, Open>, command: Command) {
-    match command {
-        Command::Open { session, weights, context, share, closed } => {
-            let state = match catch_unwind(AssertUnwindSafe(|| Session::new(weights, context))) {
-                Ok(opened) => opened.map_err(|error| error.to_string()),
-                Err(panic) => Err(said(&*panic)),
-            };
-            sessions.insert(session, Open { session: state, closed, _share: share });
-        }
-        Command::Step { session, input, answer } => {
-            let result = match sessions.get_mut(&session) {
-                Some(open) => step(hands, open, &input),
-                None => Err(StepError::Lost("it was closed".to_string())),
-            };
-            answer.give(result);
-        }
-        Command::Truncate { session, len } => live(sessions, session, |s| s.truncate(len)),
-        Command::Sampling { session, sampling } => live(sessions, session, |s| s.set_sampling(sampling)),
-        Command::History { session, ids } => live(sessions, session, |s| s.set_history(ids)),
-        Command::Sweep => {}
+/// Takes what was asked by now: waits for something when there is nothing to compute, and a moment for those who are about to
+/// ask. False when there is nothing to compute and nobody can ask any more.
+fn gather(sessions: &mut Sessions, queue: &Receiver<Command>) -> bool {
+    if !sessions.has_work() {
+        let Ok(command) = queue.recv() else { return false };
+        sessions.take(command);
     }
-}
-
-/// Changes a session that is not lost.
-fn live(sessions: &mut BTreeMap<SessionId, Open>, session: SessionId, change: impl FnOnce(&mut Session)) {
-    if let Some(open) = sessions.get_mut(&session) {
-        // Of a lost session there is nothing to change, and its next step says so.
-        let _ = guarded(open, |session| {
-            change(session);
-            Ok(())
-        });
+    while !sessions.is_full() {
+        let command = match queue.try_recv() {
+            Ok(command) => command,
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => {
+                let Some(wait) = sessions.worth_waiting(Instant::now()) else { break };
+                let Ok(command) = queue.recv_timeout(wait) else { break };
+                command
+            }
+        };
+        sessions.take(command);
     }
-}
-
-fn step(hands: &Hands, open: &mut Open, input: &StepInput) -> Result<StepOutput, StepError> {
-    guarded(open, |session| session.step(hands, input))
-}
-
-/// Does something with a session; a panic loses it.
-fn guarded<T>(open: &mut Open, act: impl FnOnce(&mut Session) -> Result<T, StepError>) -> Result<T, StepError> {
-    let session = open.session.as_mut().map_err(|why| StepError::Lost(why.clone()))?;
-    match catch_unwind(AssertUnwindSafe(|| act(session))) {
-        Ok(result) => result,
-        Err(panic) => {
-            let why = said(&*panic);
-            tracing::error!(why, "a stage panicked and is lost");
-            open.session = Err(why.clone());
-            Err(StepError::Lost(why))
-        }
-    }
+    true
 }
 
 /// The loader thread: loads one stage after the other until nobody can ask for any.
@@ -245,74 +208,7 @@ fn open(
 }
 
 /// What a panic said.
-fn said(panic: &(dyn Any + Send)) -> String {
+pub(super) fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without words".to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        arch,
-        cpu::{level::Level, pool::Pool},
-        tiny::{self, Tiny},
-    };
-    use cairn_protocol::dtype::Dtype;
-
-    /// Weights that say a longer context than their table of angles has: a bug that panics in the middle of a pass.
-    fn broken(tiny: &Tiny) -> Arc<Weights> {
-        let loaded =
-            weights::load(&tiny.model, &tiny.tensors, &tiny.headless(), 4, &mut *tiny.source()).expect("loads");
-        Arc::new(Weights::new(Kind::Cpu(CpuWeights::new(loaded.model, Planes::Two, 64)), None))
-    }
-
-    fn ask(
-        hands: &Hands,
-        sessions: &mut BTreeMap<SessionId, Open>,
-        session: SessionId,
-        first: u64,
-        count: usize,
-    ) -> Result<StepOutput, StepError> {
-        let (said, heard) = std::sync::mpsc::sync_channel(1);
-        let input = StepInput::Tokens { first_position: first, ids: vec![1; count], sample: false };
-        let answer = Answer::new(Box::new(move |result| drop(said.send(result))), || StepError::Stopped);
-        take(hands, sessions, Command::Step { session, input, answer });
-        heard.recv().expect("an answer")
-    }
-
-    #[test]
-    fn a_panic_while_a_session_is_changed_loses_that_session_only() {
-        let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::F32);
-        let hands = Hands { pool: Pool::new(1).expect("pool"), level: Level::best() };
-        let (mut sessions, shared) = (BTreeMap::new(), broken(&tiny));
-        let [bad, good] = [SessionId::fresh(), SessionId::fresh()];
-        for session in [bad, good] {
-            let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
-            take(&hands, &mut sessions, Command::Open { session, weights, context: 64, share: None, closed });
-        }
-        live(&mut sessions, bad, |_| panic!("planned"));
-        assert_eq!(ask(&hands, &mut sessions, bad, 0, 1), Err(StepError::Lost("planned".to_string())));
-        take(&hands, &mut sessions, Command::Truncate { session: bad, len: 0 });
-        assert!(matches!(ask(&hands, &mut sessions, bad, 0, 1), Err(StepError::Lost(_))), "it stays lost");
-        assert!(ask(&hands, &mut sessions, good, 0, 4).is_ok(), "the other goes on");
-    }
-
-    #[test]
-    fn a_panic_on_any_thread_in_a_pass_loses_that_session_only() {
-        let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::F32);
-        assert!(arch::is_served(&tiny.model));
-        let hands = Hands { pool: Pool::new(3).expect("pool"), level: Level::best() };
-        let (mut sessions, shared) = (BTreeMap::new(), broken(&tiny));
-        let [bad, good] = [SessionId::fresh(), SessionId::fresh()];
-        for session in [bad, good] {
-            let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
-            take(&hands, &mut sessions, Command::Open { session, weights, context: 64, share: None, closed });
-        }
-        assert!(ask(&hands, &mut sessions, bad, 0, 4).is_ok());
-        assert!(matches!(ask(&hands, &mut sessions, bad, 4, 20), Err(StepError::Lost(_))), "past the table");
-        assert!(matches!(ask(&hands, &mut sessions, bad, 0, 1), Err(StepError::Lost(_))), "it stays lost");
-        assert!(ask(&hands, &mut sessions, good, 0, 4).is_ok(), "the other goes on, on the same weights");
-        assert!(matches!(ask(&hands, &mut sessions, SessionId::fresh(), 0, 1), Err(StepError::Lost(_))));
-    }
 }

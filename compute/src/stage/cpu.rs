@@ -1,12 +1,18 @@
 //! A stage on the CPU: our own engine, which keeps the reproducible-arithmetic law.
+//!
+//! A pass takes pieces of several sessions' steps at once, since weights are read from memory once for all of them. What a
+//! session's tokens become does not depend on its neighbours: columns of a pass meet nowhere ([`Pass`]).
 
-use super::{Checked, Facts, Hands, Made, Run, Stage, StepError};
-use crate::cpu::{
-    acts::Planes,
-    cache::Cache,
-    model::Model,
-    pass::{Pass, Slot},
-    work::{PASS_TOKENS_MAX, Work},
+use super::{Checked, Facts, Hands};
+use crate::{
+    cpu::{
+        acts::Planes,
+        cache::Cache,
+        model::Model,
+        pass::{Pass, Slot},
+        work::{PASS_TOKENS_MAX, SAMPLED_MAX, Work},
+    },
+    sample::{self, Sampling},
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,7 +29,28 @@ pub(crate) struct CpuWeights {
 pub(crate) struct CpuStage {
     weights: Arc<CpuWeights>,
     cache: Cache,
-    slots: Vec<Slot>,
+}
+
+/// A piece of one session's step: some of its positions, one after the other.
+pub(crate) struct Piece<'a> {
+    pub stage: &'a mut CpuStage,
+    /// What goes in, of just these positions.
+    pub input: Checked<'a>,
+    /// The position of the first.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+    pub wants: Wants<'a>,
+}
+
+/// What is wanted of a piece.
+pub(crate) enum Wants<'a> {
+    /// The hidden states of its positions, token-major.
+    Hidden(&'a mut [f32]),
+    /// The token after its last position.
+    Token { sampling: &'a Sampling, history: &'a [u32], token: &'a mut Option<u32> },
+    /// That its keys and values are kept.
+    Nothing,
 }
 
 impl CpuWeights {
@@ -37,6 +64,7 @@ impl CpuWeights {
             width: s.width,
             vocabulary: s.vocabulary,
             has_embedding: self.model.embedding.is_some(),
+            has_head: self.model.head.is_some(),
             context: self.context,
             position_bytes: Cache::position_bytes(self.model.layers.len() as u64, s.kv_heads as u64, s.head_width),
         }
@@ -45,51 +73,77 @@ impl CpuWeights {
     pub fn open(self: &Arc<Self>, context: usize) -> CpuStage {
         let s = &self.model.shape;
         let cache = Cache::new(self.model.layers.len(), s.kv_heads, s.head_width, context);
-        CpuStage { weights: self.clone(), cache, slots: Vec::new() }
+        CpuStage { weights: self.clone(), cache }
     }
-}
 
-impl Stage for CpuStage {
-    fn compute(&mut self, hands: &Hands, run: Run, choose: &mut dyn FnMut(&[f32]) -> u32) -> Result<Made, StepError> {
-        let weights = self.weights.clone();
-        let model = &weights.model;
-        let mut guard = weights.work.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Computes all pieces in one pass: at most [`PASS_TOKENS_MAX`] positions, of which [`SAMPLED_MAX`] give tokens. All are of
+    /// sessions on these weights, each session once.
+    fn pass(&self, hands: &Hands, pieces: &mut [Piece]) {
+        let mut guard = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken out, so that a pass that panics leaves no half-written buffers behind.
-        let mut work = guard.take().unwrap_or_else(|| Work::new(model, weights.planes, PASS_TOKENS_MAX, 1));
-        let hidden = self.passes(hands, &weights, &mut work, run);
-        let made = match hidden {
-            Some(values) => Made::Hidden(values),
-            None if run.sample => Made::Token(choose(&work.logits[..model.shape.vocabulary])),
-            None => Made::Nothing,
-        };
+        let mut work =
+            guard.take().unwrap_or_else(|| Work::new(&self.model, self.planes, PASS_TOKENS_MAX, SAMPLED_MAX));
+        let slots = slots(pieces);
+        let pass =
+            Pass { model: &self.model, pool: &hands.pool, level: hands.level, planes: self.planes, slots: &slots };
+        let width = self.model.shape.width;
+        match self.model.embedding {
+            Some(_) => pass.embed(&mut work, pieces.iter().flat_map(|piece| piece.input.ids()).copied()),
+            None => pass.receive(&mut work, pieces.iter().flat_map(|piece| piece.input.values().chunks_exact(width))),
+        }
+        let mut caches: Vec<&mut Cache> = pieces.iter_mut().map(|piece| &mut piece.stage.cache).collect();
+        pass.walk(&mut work, &mut caches);
+        match self.model.head {
+            Some(_) => choose(&pass, &mut work, pieces),
+            None => pass.send(&work, pieces.iter_mut().flat_map(|piece| piece.wants.rows(width))),
+        }
         *guard = Some(work);
-        Ok(made)
     }
 }
 
-impl CpuStage {
-    /// Walks all positions, a pass at a time; gives the hidden states of a stage that is not last.
-    fn passes(&mut self, hands: &Hands, weights: &CpuWeights, work: &mut Work, run: Run) -> Option<Vec<f32>> {
-        let (model, Run { input, held, count, sample }) = (&weights.model, run);
-        let width = model.shape.width;
-        let mut hidden = model.head.is_none().then(|| vec![0f32; count * width]);
-        for start in (0..count).step_by(PASS_TOKENS_MAX) {
-            let end = count.min(start + PASS_TOKENS_MAX);
-            self.slots.clear();
-            self.slots.extend((start..end).map(|i| Slot { sequence: 0, position: held + i }));
-            let (pool, level, planes) = (&hands.pool, hands.level, weights.planes);
-            let pass = Pass { model, pool, level, planes, slots: &self.slots };
-            match input {
-                Checked::Ids(ids) => pass.embed(work, &ids[start..end]),
-                Checked::Values(values) => pass.receive(work, &values[start * width..end * width]),
-            }
-            pass.walk(work, std::slice::from_mut(&mut self.cache));
-            match &mut hidden {
-                Some(values) => pass.send(work, &mut values[start * width..end * width]),
-                None if sample && end == count => pass.logits(work, &[end - start - 1]),
-                None => {}
-            }
+/// Computes pieces of steps of sessions that share their weights.
+pub(crate) fn pass(hands: &Hands, pieces: &mut [Piece]) {
+    let Some(first) = pieces.first() else { return };
+    let weights = first.stage.weights.clone();
+    weights.pass(hands, pieces);
+}
+
+fn slots(pieces: &[Piece]) -> Vec<Slot> {
+    let of = |(sequence, piece): (usize, &Piece)| {
+        let first = piece.first;
+        (0..piece.count).map(move |i| Slot { sequence, position: first + i })
+    };
+    pieces.iter().enumerate().flat_map(of).collect()
+}
+
+/// The tokens of the pieces that want one, from the logits of their last positions.
+fn choose(pass: &Pass, work: &mut Work, pieces: &mut [Piece]) {
+    let mut wanted = Vec::with_capacity(SAMPLED_MAX);
+    let mut end = 0;
+    for piece in pieces.iter() {
+        end += piece.count;
+        if matches!(piece.wants, Wants::Token { .. }) {
+            wanted.push(end - 1);
         }
-        hidden
+    }
+    if wanted.is_empty() {
+        return;
+    }
+    pass.logits(work, &wanted);
+    let mut column = 0;
+    for piece in pieces {
+        let Wants::Token { sampling, history, token } = &mut piece.wants else { continue };
+        let logits = pass.column(work, column, wanted.len());
+        **token = Some(sample::choose(logits, sampling, (piece.first + piece.count) as u64, history));
+        column += 1;
+    }
+}
+
+impl Wants<'_> {
+    fn rows(&mut self, width: usize) -> std::slice::ChunksExactMut<'_, f32> {
+        match self {
+            Self::Hidden(values) => values.chunks_exact_mut(width),
+            Self::Token { .. } | Self::Nothing => [].chunks_exact_mut(width),
+        }
     }
 }

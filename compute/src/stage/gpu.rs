@@ -4,7 +4,7 @@
 //! reproducible-arithmetic law is *not* promised here: candle picks kernels by shape. The code names no kind of device,
 //! so tests run it on candle's CPU; on CUDA and Metal (features `cuda`, `metal`) it was never run.
 
-use super::{Checked, Facts, Hands, Made, Run, Stage, StepError};
+use super::{Checked, Facts, Made, Run, StepError};
 use crate::{
     arch::{self, LayerRole, Role, StageError, StagePart},
     cpu::model::Shape,
@@ -122,6 +122,7 @@ impl GpuWeights {
             width: s.width,
             vocabulary: s.vocabulary,
             has_embedding: self.embedding.is_some(),
+            has_head: self.head.is_some(),
             context: self.context,
             position_bytes: (self.layers.len() * s.kv_heads * s.head_width * 2 * size_of::<f32>()) as u64,
         }
@@ -197,8 +198,9 @@ impl GpuWeights {
     }
 }
 
-impl Stage for GpuStage {
-    fn compute(&mut self, _: &Hands, run: Run, choose: &mut dyn FnMut(&[f32]) -> u32) -> Result<Made, StepError> {
+impl GpuStage {
+    /// Computes `run.count` positions, overwriting what may be there. `choose` is given the logits of the last position.
+    pub fn compute(&mut self, run: Run, choose: &mut dyn FnMut(&[f32]) -> u32) -> Result<Made, StepError> {
         let x = self.walk(&run).map_err(|e| lost(&e))?;
         match &self.weights.head {
             None => Ok(Made::Hidden(flat(&x).map_err(|e| lost(&e))?)),
@@ -209,9 +211,7 @@ impl Stage for GpuStage {
             }
         }
     }
-}
 
-impl GpuStage {
     fn walk(&self, run: &Run) -> candle_core::Result<Tensor> {
         let weights = &*self.weights;
         let mut x = weights.rows(run)?;
@@ -363,7 +363,7 @@ mod tests {
     use super::*;
     use crate::{
         cpu::{level::Level, pool::Pool},
-        stage::{Kind, Session, StepInput, StepOutput, Weights},
+        stage::{Hands, Kind, Session, StepInput, StepOutput, Weights},
         tiny::{self, Tiny},
     };
     use cairn_protocol::{layers::LayerRange, manifest::Model};

@@ -49,7 +49,7 @@ pub const KEYS: &[Key] = &[
     key("stage_memory_bytes", AUTO, "most memory for stages"),
     key("stage_disk_bytes", AUTO, "most disk for stage weights"),
     key("threads", AUTO, "engine threads"),
-    key("sessions_per_peer", "2", "sessions that one peer may hold"),
+    key("sessions_per_peer", "8", "sessions that one peer may hold"),
     key("lease_idle_s", "60", "seconds until an idle lease ends"),
     key("api", "", "the daemon that clients of this home talk to"),
     key("tls_cert", "", "PEM certificate chain of the gRPC door"),

@@ -1,0 +1,458 @@
+//! What the engine thread holds: the sessions, what each was asked in its order, and whose step waits for a pass.
+//!
+//! A session has at most one step under way; what it was asked after that waits, so its order is kept, while its
+//! neighbours go on. Everybody with a step under way stands in one line and goes to its end after a turn.
+//!
+//! Sessions that decode ask for the next token a moment after they were given the last one. A pass that began at once
+//! with who is there would leave that one behind, and two sessions would take turns with passes of one; so a pass waits
+//! for those who are about to ask, if what that costs is small beside a pass ([`Sessions::worth_waiting`]).
+//!
+//! Invariant: every step is answered exactly once; a panic in a pass loses the session that panics alone, and no other.
+
+use super::{
+    Share,
+    deal::{Waiting, deal},
+    threads::{Command, SessionId, StepAnswer, said},
+};
+use crate::{
+    sample::Sampling,
+    stage::{self, Hands, Session, StepError, StepInput, Turn, UnderWay, Weights},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Orders that may wait behind steps under way; further ones stay in the engine's queue.
+const ORDERS_MAX: usize = super::COMMANDS_MAX;
+/// A pass waits for who is expected back within this part of the last pass' time.
+const WAIT_PART: u32 = 4;
+/// Who was answered longer ago is not expected to ask again soon: its client is slow, or has all it wants.
+const ABSENT_MAX: Duration = Duration::from_millis(50);
+/// What a thread takes to wake up is not held against who is late.
+const WAKE: Duration = Duration::from_micros(60);
+
+/// A session as the engine thread knows it.
+struct Open {
+    /// What computes, or why it is lost.
+    session: Result<Session, String>,
+    step: Option<(UnderWay, StepAnswer)>,
+    orders: VecDeque<Order>,
+    /// When its last step was answered, if it has asked for none since.
+    answered: Option<Instant>,
+    /// How long it usually takes to ask again; none until it did.
+    returns_in: Option<Duration>,
+    closed: Arc<AtomicBool>,
+    /// What a further session takes, given back with it; the first one's is with the weights.
+    _share: Option<Share>,
+}
+
+/// What a session was asked.
+enum Order {
+    Step { input: StepInput, asked: Instant, answer: StepAnswer },
+    Truncate(usize),
+    Sampling(Sampling),
+    History(Vec<u32>),
+}
+
+/// Why a pass came to nothing.
+enum Broken {
+    Refused(StepError),
+    Panicked(String),
+}
+
+/// All sessions of the engine.
+#[derive(Default)]
+pub(super) struct Sessions {
+    open: BTreeMap<SessionId, Open>,
+    /// Who has a step under way, the longest waiting first.
+    line: VecDeque<SessionId>,
+    /// Orders that wait.
+    waiting: usize,
+    /// What the last pass took.
+    pass_time: Duration,
+}
+
+impl Sessions {
+    /// Takes what the engine was asked.
+    pub fn take(&mut self, command: Command) {
+        match command {
+            Command::Open { session, weights, context, share, closed } => {
+                self.open.insert(session, Open::new(weights, context, share, closed));
+            }
+            Command::Step { session, input, asked, answer } => {
+                self.order(session, Order::Step { input, asked, answer });
+            }
+            Command::Truncate { session, len } => self.order(session, Order::Truncate(len)),
+            Command::Sampling { session, sampling } => self.order(session, Order::Sampling(sampling)),
+            Command::History { session, ids } => self.order(session, Order::History(ids)),
+            Command::Sweep => {}
+        }
+    }
+
+    fn order(&mut self, session: SessionId, order: Order) {
+        let Some(open) = self.open.get_mut(&session) else {
+            if let Order::Step { answer, .. } = order {
+                answer.give(Err(closed()));
+            }
+            return;
+        };
+        open.orders.push_back(order);
+        self.waiting += 1;
+        self.go_on(session);
+    }
+
+    /// Does what a session was asked, up to the next step that can be begun.
+    fn go_on(&mut self, session: SessionId) {
+        let Some(open) = self.open.get_mut(&session) else { return };
+        while open.step.is_none()
+            && let Some(order) = open.orders.pop_front()
+        {
+            self.waiting -= 1;
+            open.follow(order);
+        }
+        if open.step.is_some() {
+            self.line.push_back(session);
+        }
+    }
+
+    /// Whether no more can be taken before a pass.
+    pub fn is_full(&self) -> bool {
+        self.waiting >= ORDERS_MAX
+    }
+
+    /// Whether a step is under way.
+    pub fn has_work(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// Forgets the sessions whose handles are gone, and answers what they were asked.
+    pub fn sweep(&mut self) {
+        let is_closed = |open: &Open| open.closed.load(Ordering::SeqCst);
+        if !self.open.values().any(is_closed) {
+            return;
+        }
+        let gone = self.open.extract_if(.., |_, open| is_closed(open)).collect::<Vec<_>>();
+        for (_, open) in gone {
+            self.waiting -= open.orders.len();
+            let asked = open.orders.into_iter().filter_map(|order| match order {
+                Order::Step { answer, .. } => Some(answer),
+                _ => None,
+            });
+            open.step.map(|(_, answer)| answer).into_iter().chain(asked).for_each(|answer| answer.give(Err(closed())));
+        }
+        self.line.retain(|session| self.open.contains_key(session));
+    }
+
+    /// How long a pass that could begin now should wait for sessions of the same weights that were just answered.
+    pub fn worth_waiting(&self, now: Instant) -> Option<Duration> {
+        let weights = self.open.get(self.line.front()?)?.weights().filter(|weights| weights.shares_passes())?;
+        let patience = self.pass_time / WAIT_PART;
+        let expected = self.open.values().filter(|open| open.weights().is_some_and(|w| Arc::ptr_eq(w, weights)));
+        let until = expected.filter_map(|open| open.is_back_by(patience)).max()?;
+        until.checked_duration_since(now).filter(|wait| !wait.is_zero())
+    }
+
+    /// Computes one pass for those whose turn it is, and answers who is through.
+    pub fn pass(&mut self, hands: &Hands) {
+        let turns = self.next_turns();
+        let start = Instant::now();
+        match self.compute(hands, &turns) {
+            Ok(()) => self.after(&turns),
+            Err(broken) => match turns[..] {
+                [(session, _)] => self.broke(session, broken),
+                // Whose fault it was shows when each is alone.
+                _ => turns.iter().for_each(|turn| match self.compute(hands, std::slice::from_ref(turn)) {
+                    Ok(()) => self.after(std::slice::from_ref(turn)),
+                    Err(broken) => self.broke(turn.0, broken),
+                }),
+            },
+        }
+        self.pass_time = start.elapsed();
+    }
+
+    /// Takes those who are in the next pass out of the line.
+    fn next_turns(&mut self) -> Vec<(SessionId, usize)> {
+        let under_way =
+            |session: &SessionId| self.open.get(session).and_then(|open| Some((open.weights()?, open.step.as_ref()?)));
+        let Some((weights, (first, _))) = self.line.front().and_then(under_way) else {
+            self.line.pop_front();
+            return Vec::new();
+        };
+        if !weights.shares_passes() {
+            let left = first.left();
+            return self.line.pop_front().map(|session| (session, left)).into_iter().collect();
+        }
+        let (sessions, waiting): (Vec<SessionId>, Vec<Waiting>) = self
+            .line
+            .iter()
+            .filter_map(|session| {
+                let (_, (step, _)) = under_way(session).filter(|(w, _)| Arc::ptr_eq(w, weights))?;
+                Some((*session, Waiting { left: step.left(), samples: step.samples() }))
+            })
+            .unzip();
+        let turns: Vec<_> =
+            sessions.into_iter().zip(deal(&waiting, self.absent(weights))).filter(|(_, count)| *count > 0).collect();
+        self.line.retain(|session| !turns.iter().any(|(in_turn, _)| in_turn == session));
+        turns
+    }
+
+    /// Sessions that were given a token a moment ago and have not asked for the next one yet.
+    fn absent(&self, weights: &Arc<Weights>) -> usize {
+        let is_absent = |open: &&Open| {
+            open.weights().is_some_and(|w| Arc::ptr_eq(w, weights))
+                && open.step.is_none()
+                && open.answered.is_some_and(|answered| answered.elapsed() < ABSENT_MAX)
+        };
+        self.open.values().filter(is_absent).count()
+    }
+
+    fn compute(&mut self, hands: &Hands, dealt: &[(SessionId, usize)]) -> Result<(), Broken> {
+        let count = |session: &SessionId| dealt.iter().find(|(in_turn, _)| in_turn == session).map(|(_, count)| *count);
+        let mut turns: Vec<Turn> = self
+            .open
+            .iter_mut()
+            .filter_map(|(id, open)| {
+                let (Ok(session), Some((step, _))) = (&mut open.session, &mut open.step) else { return None };
+                Some(Turn { session, step, count: count(id)? })
+            })
+            .collect();
+        match catch_unwind(AssertUnwindSafe(|| stage::compute(hands, &mut turns))) {
+            Ok(done) => done.map_err(Broken::Refused),
+            Err(panic) => Err(Broken::Panicked(said(&*panic))),
+        }
+    }
+
+    /// Answers steps of which nothing is left; the others stand in line again.
+    fn after(&mut self, turns: &[(SessionId, usize)]) {
+        for (session, _) in turns {
+            let Some(open) = self.open.get_mut(session) else { continue };
+            match open.step.take_if(|(step, _)| step.left() == 0) {
+                Some((step, answer)) => {
+                    let output = open.session.as_mut().map(|session| session.finish(step));
+                    open.answered = Some(Instant::now());
+                    answer.give(output.map_err(|why| StepError::Lost(why.clone())));
+                    self.go_on(*session);
+                }
+                None => self.line.push_back(*session),
+            }
+        }
+    }
+
+    fn broke(&mut self, session: SessionId, broken: Broken) {
+        let Some(open) = self.open.get_mut(&session) else { return };
+        let error = match broken {
+            Broken::Refused(error) => error,
+            Broken::Panicked(why) => open.lose(why),
+        };
+        if let Some((_, answer)) = open.step.take() {
+            answer.give(Err(error));
+        }
+        self.go_on(session);
+    }
+}
+
+impl Open {
+    fn new(weights: Arc<Weights>, context: usize, share: Option<Share>, closed: Arc<AtomicBool>) -> Self {
+        let session = match catch_unwind(AssertUnwindSafe(|| Session::new(weights, context))) {
+            Ok(opened) => opened.map_err(|error| error.to_string()),
+            Err(panic) => Err(said(&*panic)),
+        };
+        let (step, orders) = (None, VecDeque::new());
+        Self { session, step, orders, answered: None, returns_in: None, closed, _share: share }
+    }
+
+    fn weights(&self) -> Option<&Arc<Weights>> {
+        self.session.as_ref().ok().map(Session::weights)
+    }
+
+    fn follow(&mut self, order: Order) {
+        match order {
+            Order::Step { input, asked, answer } => {
+                self.note_return(asked);
+                match self.guarded(|session| session.begin(input)) {
+                    Ok(step) => self.step = Some((step, answer)),
+                    Err(error) => answer.give(Err(error)),
+                }
+            }
+            Order::Truncate(len) => self.change(|session| session.truncate(len)),
+            Order::Sampling(sampling) => self.change(|session| session.set_sampling(sampling)),
+            Order::History(ids) => self.change(|session| session.set_history(ids)),
+        }
+    }
+
+    /// Of a lost session there is nothing to change, and its next step says so.
+    fn change(&mut self, act: impl FnOnce(&mut Session)) {
+        let _ = self.guarded(|session| {
+            act(session);
+            Ok(())
+        });
+    }
+
+    /// Does something with a session; a panic loses it.
+    fn guarded<T>(&mut self, act: impl FnOnce(&mut Session) -> Result<T, StepError>) -> Result<T, StepError> {
+        let session = self.session.as_mut().map_err(|why| StepError::Lost(why.clone()))?;
+        match catch_unwind(AssertUnwindSafe(|| act(session))) {
+            Ok(result) => result,
+            Err(panic) => Err(self.lose(said(&*panic))),
+        }
+    }
+
+    fn lose(&mut self, why: String) -> StepError {
+        tracing::error!(why, "a stage panicked and is lost");
+        self.session = Err(why.clone());
+        StepError::Lost(why)
+    }
+
+    /// A running mean of the time from an answer to the next question.
+    fn note_return(&mut self, asked: Instant) {
+        let Some(answered) = self.answered.take() else { return };
+        let took = asked.saturating_duration_since(answered);
+        self.returns_in = Some(self.returns_in.map_or(took, |mean| (mean * 3 + took) / 4));
+    }
+
+    /// Until when it is expected to ask again, if it usually does so within `patience`.
+    fn is_back_by(&self, patience: Duration) -> Option<Instant> {
+        let returns_in = self.returns_in.filter(|usual| *usual <= patience)?;
+        Some(self.answered? + 2 * returns_in + WAKE)
+    }
+}
+
+fn closed() -> StepError {
+    StepError::Lost("it was closed".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        arch,
+        cpu::{acts::Planes, level::Level, pool::Pool},
+        engine::threads::Answer,
+        stage::{CpuWeights, Kind, StepOutput},
+        tiny::{self, Tiny},
+        weights,
+    };
+    use cairn_protocol::dtype::Dtype;
+
+    /// Weights that say a longer context than their table of angles has: a bug that panics in the middle of a pass.
+    fn broken(tiny: &Tiny) -> Arc<Weights> {
+        let loaded =
+            weights::load(&tiny.model, &tiny.tensors, &tiny.headless(), 4, &mut *tiny.source()).expect("loads");
+        Arc::new(Weights::new(Kind::Cpu(CpuWeights::new(loaded.model, Planes::Two, 64)), None))
+    }
+
+    fn ask(
+        hands: &Hands,
+        sessions: &mut Sessions,
+        session: SessionId,
+        first: u64,
+        count: usize,
+    ) -> Result<StepOutput, StepError> {
+        let (said, heard) = std::sync::mpsc::sync_channel(1);
+        let input = StepInput::Tokens { first_position: first, ids: vec![1; count], sample: false };
+        let answer = Answer::new(Box::new(move |result| drop(said.send(result))), || StepError::Stopped);
+        sessions.take(Command::Step { session, input, asked: Instant::now(), answer });
+        while sessions.has_work() {
+            sessions.pass(hands);
+        }
+        heard.recv().expect("an answer")
+    }
+
+    #[test]
+    fn a_panic_while_a_session_is_changed_loses_that_session_only() {
+        let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::F32);
+        let hands = Hands { pool: Pool::new(1).expect("pool"), level: Level::best() };
+        let (mut sessions, shared) = (Sessions::default(), broken(&tiny));
+        let [bad, good] = [SessionId::fresh(), SessionId::fresh()];
+        for session in [bad, good] {
+            let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
+            sessions.take(Command::Open { session, weights, context: 64, share: None, closed });
+        }
+        let open = sessions.open.get_mut(&bad).expect("open");
+        assert!(open.guarded::<()>(|_| panic!("planned")).is_err());
+        assert_eq!(ask(&hands, &mut sessions, bad, 0, 1), Err(StepError::Lost("planned".to_string())));
+        sessions.take(Command::Truncate { session: bad, len: 0 });
+        assert!(matches!(ask(&hands, &mut sessions, bad, 0, 1), Err(StepError::Lost(_))), "it stays lost");
+        assert!(ask(&hands, &mut sessions, good, 0, 4).is_ok(), "the other goes on");
+    }
+
+    #[test]
+    fn a_panic_in_a_pass_of_several_loses_the_one_whose_fault_it_is() {
+        let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::F32);
+        let hands = Hands { pool: Pool::new(2).expect("pool"), level: Level::best() };
+        let (mut sessions, shared) = (Sessions::default(), broken(&tiny));
+        let all = [SessionId::fresh(), SessionId::fresh(), SessionId::fresh()];
+        let (said, heard) = std::sync::mpsc::sync_channel(3);
+        for (i, session) in all.into_iter().enumerate() {
+            let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
+            sessions.take(Command::Open { session, weights, context: 64, share: None, closed });
+            // The table of angles ends after four.
+            let ids = vec![1; if i == 1 { 6 } else { 3 }];
+            let input = StepInput::Tokens { first_position: 0, ids, sample: false };
+            let said = said.clone();
+            let answer = Answer::new(Box::new(move |result| drop(said.send((i, result)))), || StepError::Stopped);
+            sessions.take(Command::Step { session, input, asked: Instant::now(), answer });
+        }
+        sessions.pass(&hands);
+        assert!(!sessions.has_work(), "one pass was for all");
+        let mut answers: Vec<(usize, Result<StepOutput, StepError>)> = heard.try_iter().collect();
+        answers.sort_by_key(|(i, _)| *i);
+        assert!(matches!(&answers[..], [(0, Ok(_)), (1, Err(StepError::Lost(_))), (2, Ok(_))]), "{answers:?}");
+    }
+
+    #[test]
+    fn what_a_session_is_asked_behind_a_step_waits_for_it_and_is_bounded() {
+        let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::F32);
+        let hands = Hands { pool: Pool::new(1).expect("pool"), level: Level::best() };
+        let mut sessions = Sessions::default();
+        let session = SessionId::fresh();
+        let (weights, closed) = (broken(&tiny), Arc::new(AtomicBool::new(false)));
+        sessions.take(Command::Open { session, weights, context: 64, share: None, closed: closed.clone() });
+        let (said, heard) = std::sync::mpsc::sync_channel(ORDERS_MAX + 1);
+        let step = |sessions: &mut Sessions, first_position| {
+            let input = StepInput::Tokens { first_position, ids: vec![1; 2], sample: false };
+            let said = said.clone();
+            let answer = Answer::new(Box::new(move |result| drop(said.send(result))), || StepError::Stopped);
+            sessions.take(Command::Step { session, input, asked: Instant::now(), answer });
+        };
+        step(&mut sessions, 0);
+        sessions.take(Command::Truncate { session, len: 0 });
+        step(&mut sessions, 0);
+        sessions.pass(&hands);
+        assert!(heard.try_recv().is_ok_and(|done| done.is_ok()) && heard.try_recv().is_err(), "one step a pass");
+        sessions.pass(&hands);
+        assert!(heard.try_recv().is_ok_and(|done| done.is_ok()), "it was forgotten in between, so it follows");
+        step(&mut sessions, 2);
+        while !sessions.is_full() {
+            step(&mut sessions, 2);
+        }
+        closed.store(true, Ordering::SeqCst);
+        sessions.sweep();
+        assert!(!sessions.has_work() && !sessions.is_full());
+        assert_eq!(heard.try_iter().filter(|done| matches!(done, Err(StepError::Lost(_)))).count(), ORDERS_MAX + 1);
+    }
+
+    #[test]
+    fn a_panic_on_any_thread_in_a_pass_loses_that_session_only() {
+        let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::F32);
+        assert!(arch::is_served(&tiny.model));
+        let hands = Hands { pool: Pool::new(3).expect("pool"), level: Level::best() };
+        let (mut sessions, shared) = (Sessions::default(), broken(&tiny));
+        let [bad, good] = [SessionId::fresh(), SessionId::fresh()];
+        for session in [bad, good] {
+            let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
+            sessions.take(Command::Open { session, weights, context: 64, share: None, closed });
+        }
+        assert!(ask(&hands, &mut sessions, bad, 0, 4).is_ok());
+        assert!(matches!(ask(&hands, &mut sessions, bad, 4, 20), Err(StepError::Lost(_))), "past the table");
+        assert!(matches!(ask(&hands, &mut sessions, bad, 0, 1), Err(StepError::Lost(_))), "it stays lost");
+        assert!(ask(&hands, &mut sessions, good, 0, 4).is_ok(), "the other goes on, on the same weights");
+        assert!(matches!(ask(&hands, &mut sessions, SessionId::fresh(), 0, 1), Err(StepError::Lost(_))));
+    }
+}
