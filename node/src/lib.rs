@@ -6,6 +6,7 @@
 
 pub mod bench_blobs;
 pub mod bench_stages;
+pub mod bench_users;
 pub mod builtin;
 pub mod capacity;
 pub mod cli;

@@ -41,6 +41,7 @@ fn help_of_every_command_has_examples() {
         "bench engine",
         "bench blobs",
         "bench stages",
+        "bench users",
     ];
     for command in commands {
         let words: Vec<&str> = command.split(' ').filter(|word| !word.is_empty()).chain(["--help"]).collect();

@@ -14,10 +14,11 @@ use super::interruption::or_interrupted;
 use super::{Global, Outcome, output};
 use crate::bench_blobs::{self, BlobsReport};
 use crate::bench_stages::{self, Side, StagesOptions, StagesReport};
+use crate::bench_users::{self, Crowd, UsersOptions, UsersReport};
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf"
+    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8"
 )]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
@@ -32,6 +33,8 @@ enum BenchCommand {
     Blobs(BlobsArgs),
     /// Measure a model split over several processes against one
     Stages(StagesArgs),
+    /// Measure many users at once against one
+    Users(UsersArgs),
 }
 
 #[derive(Args)]
@@ -119,11 +122,33 @@ struct StagesArgs {
     repeat: u32,
 }
 
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cairn bench users model.gguf\n  cairn bench users ./model --users 16 --nodes 3 --repeat 9 --json"
+)]
+struct UsersArgs {
+    /// A .gguf file, or a folder with config.json and safetensors
+    model: PathBuf,
+    /// Users at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=64))]
+    users: u32,
+    /// Processes, and stages, that serve them
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    nodes: u32,
+    /// Tokens decoded for each user a round
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(8..=4096))]
+    decode_tokens: u32,
+    /// Rounds that count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+}
+
 pub(super) async fn run(global: &Global, args: BenchArgs) -> Outcome {
     match args.command {
         BenchCommand::Engine(args) => or_interrupted("cairn bench engine", engine(global, args)).await,
         BenchCommand::Blobs(args) => or_interrupted("cairn bench blobs", blobs(global, args)).await,
         BenchCommand::Stages(args) => or_interrupted("cairn bench stages", stages(global, args)).await,
+        BenchCommand::Users(args) => or_interrupted("cairn bench users", users(global, args)).await,
     }
 }
 
@@ -240,6 +265,39 @@ async fn stages(global: &Global, args: StagesArgs) -> Outcome {
     let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
     global.output().result(&value, || describe_stages(&report));
     Ok(true)
+}
+
+async fn users(global: &Global, args: UsersArgs) -> Outcome {
+    let UsersArgs { model, users, nodes, decode_tokens, repeat } = args;
+    let model = found(&model)?;
+    let program = std::env::current_exe().map_err(|error| output::failed("the cairn program", &error))?;
+    let options = UsersOptions { users, nodes, decode_tokens, repeat };
+    let report = bench_users::measure(program, &model, &options).await?;
+    let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
+    global.output().result(&value, || describe_users(&report));
+    Ok(true)
+}
+
+fn describe_users(report: &UsersReport) -> String {
+    let crowd = |name: &str, crowd: &Crowd| {
+        format!(
+            "{name:<9} {:8.1} tokens/s ({:.1} to {:.1}), {:.0} each, first after {:.0} ms, then one each {:.1} ms (p99 {:.1})",
+            crowd.tokens_per_s,
+            crowd.tokens_per_s_min,
+            crowd.tokens_per_s_max,
+            crowd.tokens_each,
+            crowd.ttft_ms,
+            crowd.gap_p50_ms,
+            crowd.gap_p99_ms
+        )
+    };
+    let same = if report.same_tokens { "the same tokens as alone" } else { "NOT the tokens that each gets alone" };
+    [
+        crowd("one user", &report.one),
+        crowd(&format!("{} users", report.users), &report.all),
+        format!("together {:.2} times the one's tokens, {same}", report.total_ratio),
+    ]
+    .join("\n")
 }
 
 fn describe_stages(report: &StagesReport) -> String {
