@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use cairn_client::{
-    Reason, ResumeToken,
+    Client, Reason, ResumeToken,
     api::{self, generate_event::Event},
 };
-use cairn_testnet::{Generation, Testnet, full_precision_model, greedy, real_model, tiny_model};
+use cairn_testnet::{Generation, Testnet, full_precision_model, greedy, real_model, tiny_model, wait_until};
 
 const CAIRN: &str = env!("CARGO_BIN_EXE_cairn");
 const REPO: &str = "test/model";
@@ -138,6 +138,48 @@ async fn kill_at(net: &mut Testnet, place: usize, moment: usize) -> Result<Gener
     net.all_know_each_other().await?;
     net.knows(victim, REPO).await?;
     Ok(heard)
+}
+
+/// One client among many: reads all its tokens, or `most` and hangs up.
+async fn client_among_many(client: &Client, user: usize, most: usize) -> Result<Vec<u32>> {
+    let prompt = format!("{} {}", PROMPT.repeat(1 + user % 5), "I say. ".repeat(user));
+    let ask = api::GenerateRequest { temperature: Some(0.8), seed: Some(user as u64), ..greedy(REPO, &prompt, 24, 2) };
+    let mut events = client.generate(ask).await?;
+    let mut tokens = Vec::new();
+    while tokens.len() < most
+        && let Some(event) = events.next().await?
+    {
+        if let Some(Event::Token(token)) = event.event {
+            tokens.push(token.id);
+        }
+    }
+    Ok(tokens)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_come_and_go_get_their_own_tokens_and_leave_no_session_behind() -> Result<()> {
+    const USERS: usize = 7;
+    let net = Testnet::start(CAIRN, 2, &[]).await?;
+    let _model = published(&net).await?;
+    let mut alone = Vec::new();
+    for user in 0..USERS {
+        alone.push(client_among_many(net.client(0), user, usize::MAX).await?);
+    }
+    for round in 0..6 {
+        // In every round others hang up, at other moments.
+        let most = |user| if (user + round) % 3 == 0 { (user * 5 + round) % 20 } else { usize::MAX };
+        let users = (0..USERS).map(|user| client_among_many(net.client(0), user, most(user)));
+        let got = futures::future::try_join_all(users).await?;
+        for (user, (got, alone)) in got.iter().zip(&alone).enumerate() {
+            ensure!(got[..] == alone[..got.len()], "user {user} of round {round}: {got:?} against {alone:?}");
+            ensure!(most(user) < usize::MAX || got.len() == alone.len(), "user {user} of round {round} got too little");
+        }
+    }
+    for node in 0..2 {
+        wait_until("no session is left", || async { Ok(net.client(node).status().await?.sessions == 0) }).await?;
+    }
+    net.stop().await;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
