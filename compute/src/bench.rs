@@ -3,6 +3,8 @@
 //! Runs on the caller's thread with a pool of its own, no engine and no network between. Rates are medians, with the
 //! slowest and the fastest round beside them; one round before is not counted. Tokens of all users count together.
 
+mod sweep;
+
 use crate::{
     arch::StagePart,
     cpu::{
@@ -31,6 +33,7 @@ use std::{
 };
 
 pub use crate::requantise::{RequantiseError, requantise};
+pub use sweep::{SweepReport, SweepRow, sweep};
 
 /// Time spent measuring the memory's bandwidth.
 const BANDWIDTH_BUDGET: Duration = Duration::from_millis(300);
@@ -130,8 +133,14 @@ pub fn run(path: &Path, options: &BenchOptions) -> Result<BenchReport, BenchErro
     Ok(report)
 }
 
-/// All but the bounds.
-fn measured(path: &Path, options: &BenchOptions) -> Result<BenchReport, BenchError> {
+/// A model that is ready to be measured.
+struct Opened {
+    bench: Bench,
+    load_s: f64,
+    conversions: Vec<Conversion>,
+}
+
+fn open(path: &Path, options: &BenchOptions) -> Result<Opened, BenchError> {
     let files = ModelFiles::open(path)?;
     let context = checked(options, files.model.context_max)?;
     let level = options.level.unwrap_or_else(engine::level_here);
@@ -147,7 +156,14 @@ fn measured(path: &Path, options: &BenchOptions) -> Result<BenchReport, BenchErr
     let planes = if options.planes == 1 { Planes::One } else { Planes::Two };
     let pool = Pool::bound(threads)?;
     pool.bind_caller();
-    let mut bench = Bench::new(loaded.model, pool, level, planes, options, context);
+    let bench = Bench::new(loaded.model, pool, level, planes, options.users);
+    Ok(Opened { bench, load_s, conversions: loaded.conversions })
+}
+
+/// All but the bounds.
+fn measured(path: &Path, options: &BenchOptions) -> Result<BenchReport, BenchError> {
+    let Opened { mut bench, load_s, conversions } = open(path, options)?;
+    bench.seat(options.users, options.prompt_tokens + options.decode_tokens);
     let rounds: Vec<Round> = (0..=options.repeat).map(|round| bench.round(round, options)).collect();
     let prefill = Spread::of(rounds[1..].iter().map(|r| r.prefill));
     let decode = Spread::of(rounds[1..].iter().map(|r| r.decode));
@@ -159,16 +175,16 @@ fn measured(path: &Path, options: &BenchOptions) -> Result<BenchReport, BenchErr
         decode_tokens_per_s: decode.median,
         decode_min: decode.least,
         decode_max: decode.most,
-        threads,
+        threads: bench.pool.threads(),
         users: options.users,
-        level: level.name(),
-        planes: planes.count(),
+        level: bench.level.name(),
+        planes: bench.planes.count(),
         weights_bytes: bench.model.bytes(),
         step_bytes,
         bandwidth_bytes_per_s: 0,
         decode_bound_tokens_per_s: 0.0,
         load_s,
-        conversions: loaded.conversions.iter().map(told).collect(),
+        conversions: conversions.iter().map(told).collect(),
     })
 }
 
@@ -224,12 +240,16 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(model: Model, pool: Pool, level: Level, planes: Planes, options: &BenchOptions, context: usize) -> Self {
-        let s = &model.shape;
-        let cache = |_| Cache::new(model.layers.len(), s.kv_heads, s.head_width, context);
-        let caches = (0..options.users).map(cache).collect();
-        let work = Work::new(&model, planes, PASS_TOKENS_MAX, options.users);
-        Self { model, pool, level, planes, work, caches }
+    fn new(model: Model, pool: Pool, level: Level, planes: Planes, users_max: usize) -> Self {
+        let work = Work::new(&model, planes, PASS_TOKENS_MAX, users_max);
+        Self { model, pool, level, planes, work, caches: Vec::new() }
+    }
+
+    /// Gives so many users room for so many positions each.
+    fn seat(&mut self, users: usize, context: usize) {
+        let (s, layers) = (&self.model.shape, self.model.layers.len());
+        self.caches.clear();
+        self.caches.extend((0..users).map(|_| Cache::new(layers, s.kv_heads, s.head_width, context)));
     }
 
     fn round(&mut self, round: usize, options: &BenchOptions) -> Round {

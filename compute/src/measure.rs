@@ -50,7 +50,7 @@ pub fn measure(budget: Duration) -> Figures {
     let deadline = Instant::now() + budget;
     let threads = thread::available_parallelism().map_or(1, |n| n.get());
     let Ok(pool) = Pool::new(threads) else { return Figures { bandwidth_bytes_per_s: 0, macs_per_s: 0 } };
-    let macs_per_s = multiply(&pool, engine::level_here(), Instant::now() + budget / 4);
+    let macs_per_s = products(&pool, engine::level_here(), Planes::One, budget / 4);
     let bandwidth_bytes_per_s = read(&pool, deadline);
     Figures { bandwidth_bytes_per_s, macs_per_s }
 }
@@ -88,16 +88,18 @@ fn sum(part: &[u64]) -> u64 {
     lanes.iter().fold(0, |s, lane| s.wrapping_add(*lane))
 }
 
-/// Multiply-adds a second until the deadline nears.
-fn multiply(pool: &Pool, level: Level, deadline: Instant) -> u64 {
+/// Products of a weight and an activation (of all its planes) that `pool` computes a second within `budget`, all of them in
+/// the cores' caches.
+pub(crate) fn products(pool: &Pool, level: Level, planes: Planes, budget: Duration) -> u64 {
+    let deadline = Instant::now() + budget;
     let blocks = ROW / BLOCK;
     let per = PackedFormat::Q8_0.group_lines(blocks);
     let lines = vec![Line([0x5a; LINE_BYTES]); ROWS / LANES * per];
     let weights = Packed::new(PackedFormat::Q8_0, blocks, &lines);
-    let mut acts = Acts::new(ROW, TOKENS, Planes::One);
+    let mut acts = Acts::new(ROW, TOKENS, planes);
     let stride = acts.stride;
     for record in acts.words.chunks_exact_mut(stride) {
-        kernels::quantise(level, View { values: &[0.5; ROW], step: LANES }, ROW, Planes::One, None, record);
+        kernels::quantise(level, View { values: &[0.5; ROW], step: LANES }, ROW, planes, None, record);
     }
     let panel = ROWS * TOKENS;
     let mut out = vec![0f32; panel * pool.threads()];

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport};
+use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport, SweepReport};
 use cairn_compute::engine::Level;
 use cairn_protocol::dtype::Dtype;
 use cairn_protocol::refusal::{Reason, Refusal};
@@ -39,7 +39,7 @@ enum BenchCommand {
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cairn bench engine SmolLM2-135M-Instruct.Q4_1.gguf\n  cairn bench engine ./SmolLM2-135M-Instruct --threads 2 --json\n  cairn bench engine model.Q4_1.gguf --as q8_0 --users 8"
+    after_help = "Examples:\n  cairn bench engine SmolLM2-135M-Instruct.Q4_1.gguf\n  cairn bench engine ./SmolLM2-135M-Instruct --threads 2 --json\n  cairn bench engine model.Q4_1.gguf --as q8_0 --users 8\n  cairn bench engine model.gguf --sweep"
 )]
 struct EngineArgs {
     /// A .gguf file, or a folder with config.json and safetensors
@@ -65,6 +65,9 @@ struct EngineArgs {
     /// Kernels: auto (`CAIRN_LEVEL`, else the best here), scalar, avx2 or avx512; refused where the processor lacks them
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     level: AskedLevel,
+    /// Several prompt lengths and numbers of users instead, each beside its bound
+    #[arg(long, conflicts_with_all = ["prompt_tokens", "decode_tokens", "users"])]
+    sweep: bool,
     /// First make the model again in this format
     #[arg(long = "as", value_name = "FORMAT")]
     format: Option<Format>,
@@ -160,13 +163,22 @@ async fn engine(global: &Global, args: EngineArgs) -> Outcome {
     let folder = folder.map_err(|error| output::failed("a temporary folder", &error))?;
     let remade = folder.as_ref().map(|folder| folder.path().join("model.gguf"));
     let measured = tokio::task::spawn_blocking(move || measure(&args, remade));
-    let report = measured.await.map_err(|error| output::failed(&name, &error))??;
-    let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
-    global.output().result(&value, || describe_engine(&report));
+    let (value, text) = match measured.await.map_err(|error| output::failed(&name, &error))?? {
+        Measured::One(report) => (serde_json::to_value(&report), describe_engine(&report)),
+        Measured::Sweep(report) => (serde_json::to_value(&report), describe_sweep(&report)),
+    };
+    let value = value.map_err(|error| output::failed("the result", &error))?;
+    global.output().result(&value, || text);
     Ok(true)
 }
 
-fn measure(args: &EngineArgs, remade: Option<PathBuf>) -> Result<BenchReport, Refusal> {
+/// What `bench engine` measures.
+enum Measured {
+    One(BenchReport),
+    Sweep(SweepReport),
+}
+
+fn measure(args: &EngineArgs, remade: Option<PathBuf>) -> Result<Measured, Refusal> {
     let options = BenchOptions {
         prompt_tokens: args.prompt_tokens,
         decode_tokens: args.decode_tokens,
@@ -179,7 +191,12 @@ fn measure(args: &EngineArgs, remade: Option<PathBuf>) -> Result<BenchReport, Re
     if let (Some(format), Some(remade)) = (args.format, &remade) {
         remake(&args.model, format, remade)?;
     }
-    bench::run(remade.as_deref().unwrap_or(&args.model), &options).map_err(|error| refused(&args.model, &error))
+    let model = remade.as_deref().unwrap_or(&args.model);
+    let measured = match args.sweep {
+        true => bench::sweep(model, &options).map(Measured::Sweep),
+        false => bench::run(model, &options).map(Measured::One),
+    };
+    measured.map_err(|error| refused(&args.model, &error))
 }
 
 /// Writes the model in another format to `path`.
@@ -233,6 +250,37 @@ fn describe_engine(report: &BenchReport) -> String {
         format!("  weights   {} loaded in {:.2} s", HumanBytes(report.weights_bytes), report.load_s),
     ];
     lines.extend(report.conversions.iter().map(|conversion| format!("  held      {conversion}")));
+    lines.join("\n")
+}
+
+fn describe_sweep(report: &SweepReport) -> String {
+    let mut lines = vec![
+        format!("{} threads, {} kernels, {} planes", report.threads, report.level, report.planes),
+        format!(
+            "a step reads {} of weights and {} a position, at {:.1} GB/s; a token takes {:.0} million products, at {:.0} a second",
+            HumanBytes(report.step_bytes),
+            HumanBytes(report.position_bytes),
+            report.bandwidth_bytes_per_s as f64 / 1e9,
+            report.products_a_token as f64 / 1e6,
+            report.products_per_s as f64 / 1e6
+        ),
+        "prompt  users    prefill     bound  part     decode     bound  part".to_owned(),
+    ];
+    lines.extend(report.rows.iter().map(|row| {
+        let part = |rate: f64, bound: f64| 100.0 * rate / bound.max(1e-9);
+        format!(
+            "{:>6} {:>6} {:>10.0} {:>9.0} {:>4.0}% {:>10.0} {:>9.0} {:>4.0}%  {}",
+            row.prompt_tokens,
+            row.users,
+            row.prefill_tokens_per_s,
+            row.prefill_bound_tokens_per_s,
+            part(row.prefill_tokens_per_s, row.prefill_bound_tokens_per_s),
+            row.decode_tokens_per_s,
+            row.decode_bound_tokens_per_s,
+            part(row.decode_tokens_per_s, row.decode_bound_tokens_per_s),
+            if row.decode_bound_by_products { "products" } else { "memory" },
+        )
+    }));
     lines.join("\n")
 }
 
