@@ -14,7 +14,7 @@ use crate::{
 use cairn_protocol::{
     dtype::Dtype,
     gguf,
-    manifest::{Model, Naming, TensorEntry},
+    manifest::{Model, Naming, RopeScaling, TensorEntry},
 };
 use half::f16;
 use serde_json::{Map, Value, json};
@@ -39,6 +39,9 @@ pub enum FullPrecisionError {
     /// Its tokenizer has no such files.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// Divisors of rotary frequencies in a tensor, which the Hub's files have no word for.
+    #[error("the model's rotary frequencies are scaled by rope_freqs.weight, which config.json can't say")]
+    RopeFactors,
     /// A tensor could not be read.
     #[error("tensor {name} could not be read: {error}")]
     Source {
@@ -63,6 +66,9 @@ pub fn write(gguf: &Path, folder: &Path) -> Result<(), FullPrecisionError> {
     let header = files::header(gguf, gguf::parse_header)?;
     let from = ModelFiles::open(gguf)?;
     let hub = Model { naming: Naming::HuggingFace, rope_half_split: true, ..from.model.clone() };
+    if hub.rope_scaling == Some(RopeScaling::Tensor) {
+        return Err(FullPrecisionError::RopeFactors);
+    }
     fs::create_dir_all(folder).map_err(|error| FullPrecisionError::Write { path: folder.to_path_buf(), error })?;
     let mut small = Tokenizer::hub_files(&header)?;
     small.push(("config.json", config(&hub)));
@@ -74,13 +80,18 @@ pub fn write(gguf: &Path, folder: &Path) -> Result<(), FullPrecisionError> {
 }
 
 fn config(model: &Model) -> String {
-    let class = if model.architecture == "qwen2" { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" };
+    let (class, kind) = arch::hub_names(model);
+    let scaling = model.rope_scaling.and_then(|scaling| match scaling {
+        RopeScaling::Linear { factor } => Some(json!({"rope_type": "linear", "type": "linear", "factor": factor})),
+        // GGUF metadata has no other numbers.
+        _ => None,
+    });
     let config = json!({
-        "architectures": [class], "model_type": model.architecture, "hidden_act": "silu", "torch_dtype": "float16",
+        "architectures": [class], "model_type": kind, "hidden_act": "silu", "torch_dtype": "float16",
         "hidden_size": model.width, "intermediate_size": model.feed_forward, "num_hidden_layers": model.layers,
         "num_attention_heads": model.heads, "num_key_value_heads": model.kv_heads, "head_dim": model.head_width,
         "vocab_size": model.vocabulary, "max_position_embeddings": model.context_max,
-        "rms_norm_eps": model.norm_epsilon, "rope_theta": model.rope_base,
+        "rms_norm_eps": model.norm_epsilon, "rope_theta": model.rope_base, "rope_scaling": scaling,
         "tie_word_embeddings": model.tied_embeddings, "attention_bias": model.attention_bias,
         "bos_token_id": model.bos_token, "eos_token_id": model.eos_tokens,
     });

@@ -11,6 +11,8 @@ pub mod full_precision;
 pub mod measure;
 pub mod plan;
 mod quant;
+#[cfg(test)]
+mod references;
 mod requantise;
 pub mod sample;
 pub mod session;

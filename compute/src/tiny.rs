@@ -8,7 +8,7 @@ use crate::{
 };
 use cairn_protocol::{
     dtype::Dtype,
-    manifest::{Model, Naming, TensorEntry},
+    manifest::{Model, Naming, RopeScaling, TensorEntry},
 };
 use half::f16;
 use std::collections::BTreeMap;
@@ -36,6 +36,8 @@ pub struct Tiny {
     pub tensors: Vec<TensorEntry>,
     pub bytes: BTreeMap<String, Vec<u8>>,
     pub values: BTreeMap<String, Vec<f32>>,
+    /// What keeping a key or a value for later positions makes of it, in [`Tiny::reference`].
+    pub kept: fn(f64) -> f64,
 }
 
 /// A small Llama in Hugging Face naming; tests change what they are about.
@@ -58,7 +60,19 @@ pub fn llama() -> Model {
         rope_half_split: true,
         eos_tokens: vec![2],
         bos_token: Some(1),
+        rope_scaling: None,
     }
+}
+
+/// A Llama 3.1: long wavelengths divided, the one between in part.
+pub fn llama3() -> Model {
+    let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_context: 64 };
+    scaled(scaling)
+}
+
+/// The small Llama with scaled rotary frequencies.
+pub fn scaled(scaling: RopeScaling) -> Model {
+    Model { architecture: "llama+scaled-rope".into(), rope_scaling: Some(scaling), ..llama() }
 }
 
 /// A Qwen2 with biases, as GGUF names it.
@@ -70,21 +84,36 @@ pub fn qwen2() -> Model {
 impl Tiny {
     /// Random tensors; `dtype` says how a role is stored (vectors have to be plain).
     pub fn new(model: Model, seed: u64, dtype: impl Fn(Role) -> Dtype) -> Self {
-        let mut tiny = Self { model, tensors: Vec::new(), bytes: BTreeMap::new(), values: BTreeMap::new() };
         let mut dice = Dice(seed | 1);
+        Self::filled(model, |name, role, dimensions| {
+            let elements = dimensions.iter().product::<u64>() as usize;
+            let is_vector = dimensions.len() == 1;
+            let dtype = if is_vector { Dtype::F32 } else { dtype(role) };
+            let spread = if is_vector { 0.5 } else { 1.5 / (dimensions[1] as f32).sqrt() };
+            let centre = if is_vector && !name.ends_with("bias") { 1.0 } else { 0.0 };
+            (dtype, stored(&mut dice, dtype, elements, spread, centre))
+        })
+    }
+
+    /// A model in the Hub's names whose F32 values follow from those names, as `scripts/reference-logits` makes them.
+    pub fn of_names(model: Model) -> Self {
+        Self::filled(model, |name, _, dimensions| {
+            let values = named_values(name, dimensions);
+            (Dtype::F32, values.into_iter().flat_map(f32::to_le_bytes).collect())
+        })
+    }
+
+    fn filled(model: Model, mut fill: impl FnMut(&str, Role, &[u64]) -> (Dtype, Vec<u8>)) -> Self {
+        let mut tiny =
+            Self { model, tensors: Vec::new(), bytes: BTreeMap::new(), values: BTreeMap::new(), kept: |x| x };
         let mut offset = 0;
         for (role, dimensions) in arch::all_roles(&tiny.model) {
             let name = arch::tensor_name(&tiny.model, role);
             if tiny.bytes.contains_key(&name) {
                 continue;
             }
-            let elements = dimensions.iter().product::<u64>() as usize;
-            let is_vector = dimensions.len() == 1;
-            let dtype = if is_vector { Dtype::F32 } else { dtype(role) };
-            let spread = if is_vector { 0.5 } else { 1.5 / (dimensions[1] as f32).sqrt() };
-            let centre = if is_vector && !name.ends_with("bias") { 1.0 } else { 0.0 };
-            let bytes = stored(&mut dice, dtype, elements, spread, centre);
-            let mut values = Vec::new();
+            let (dtype, bytes) = fill(&name, role, &dimensions);
+            let (elements, mut values) = (dimensions.iter().product::<u64>() as usize, Vec::new());
             assert!(quant::dequantise(dtype, &bytes, &mut values) && values.len() == elements, "{dtype}");
             let length = bytes.len() as u64;
             tiny.tensors.push(TensorEntry { name: name.clone(), file: 0, offset, length, dtype, shape: dimensions });
@@ -146,8 +175,9 @@ impl Tiny {
             let mut k = project(&h, LayerRole::Key, LayerRole::KeyBias);
             self.rotate(&mut q, position);
             self.rotate(&mut k, position);
-            keys.push(k);
-            values.push(project(&h, LayerRole::Value, LayerRole::ValueBias));
+            let kept = |x: Vec<f64>| x.into_iter().map(self.kept).collect::<Vec<f64>>();
+            keys.push(kept(k));
+            values.push(kept(project(&h, LayerRole::Value, LayerRole::ValueBias)));
             let mut mixed = vec![0.0; q.len()];
             for (head, (q, out)) in q.chunks_exact(d).zip(mixed.chunks_exact_mut(d)).enumerate() {
                 let at = head / share * d..head / share * d + d;
@@ -169,9 +199,28 @@ impl Tiny {
         for head in x.chunks_exact_mut(d) {
             for i in 0..d / 2 {
                 let (a, b) = if self.model.rope_half_split { (i, i + d / 2) } else { (2 * i, 2 * i + 1) };
-                let angle = position as f64 * self.model.rope_base.powf(-2.0 * i as f64 / d as f64);
+                let angle = position as f64 * self.frequency(i);
                 let (sin, cos) = angle.sin_cos();
                 (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+            }
+        }
+    }
+
+    /// As transformers' `modeling_rope_utils` says it: by wavelengths.
+    fn frequency(&self, i: usize) -> f64 {
+        let plain = self.model.rope_base.powf(-2.0 * i as f64 / self.model.head_width as f64);
+        match self.model.rope_scaling {
+            None | Some(RopeScaling::Unknown) => plain,
+            Some(RopeScaling::Linear { factor }) => plain / factor,
+            Some(RopeScaling::Tensor) => plain / self.values(Role::RopeFactors)[i] as f64,
+            Some(RopeScaling::Llama3 { factor, low, high, original_context }) => {
+                let (wavelength, context) = (2.0 * std::f64::consts::PI / plain, original_context as f64);
+                let smooth = (context / wavelength - low) / (high - low);
+                match wavelength {
+                    short if short < context / high => plain,
+                    long if long > context / low => plain / factor,
+                    _ => (1.0 - smooth) * plain / factor + smooth * plain,
+                }
             }
         }
     }
@@ -185,7 +234,8 @@ impl Tiny {
     /// The same model with query and key rows for neighbouring pairs, in GGUF's names.
     pub fn interleaved(&self) -> Tiny {
         let model = Model { naming: Naming::Gguf, rope_half_split: false, ..self.model.clone() };
-        let mut tiny = Self { model, tensors: Vec::new(), bytes: BTreeMap::new(), values: BTreeMap::new() };
+        let mut tiny =
+            Self { model, tensors: Vec::new(), bytes: BTreeMap::new(), values: BTreeMap::new(), kept: |x| x };
         let d = self.model.head_width as usize;
         for (role, dimensions) in arch::all_roles(&self.model) {
             let (from, to) = (arch::tensor_name(&self.model, role), arch::tensor_name(&tiny.model, role));
@@ -206,6 +256,26 @@ impl Tiny {
         }
         tiny
     }
+}
+
+/// FNV-1a of the name, then splitmix64 of that plus the index; sixteen bits, so that every language makes the same floats.
+fn named_values(name: &str, dimensions: &[u64]) -> Vec<f32> {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
+    let (centre, spread) = match (dimensions.len(), name) {
+        (1, _) => (1.0, 0.5),
+        (_, "model.embed_tokens.weight") => (0.0, 1.0),
+        _ => (0.0, 0.25),
+    };
+    let unit = |i: u64| (splitmix64(seed.wrapping_add(i)) >> 48) as f32 / 32768.0 - 1.0;
+    (0..dimensions.iter().product()).map(|i| centre + spread * unit(i)).collect()
+}
+
+fn splitmix64(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
 }
 
 fn times(matrix: &[f32], x: &[f64]) -> Vec<f64> {

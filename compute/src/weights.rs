@@ -150,7 +150,8 @@ pub(crate) fn load(
     let embedding = loader.embedding()?;
     let layers = part.layers.iter().map(|l| loader.layer(l)).collect::<Result<_, _>>()?;
     let head = loader.head(embedding.filter(|_| model.tied_embeddings))?;
-    let rope = Rope::new(shape.rope_base, shape.head_width, context);
+    let factors = loader.rope_factors()?;
+    let rope = Rope::new(&arch::frequencies(model, &factors), context);
     let model = Model { shape, store: loader.store, embedding, layers, head, rope };
     Ok(Loaded { model, conversions: loader.conversions })
 }
@@ -220,6 +221,14 @@ impl<'a> Loader<'a> {
         let down = self.layer_part(layer, Down, false)?;
         let down = self.stacked(&[down])?;
         Ok(Layer { attention_norm, feed_forward_norm, qkv, bias, out, gate_up, down })
+    }
+
+    /// Divisors of rotary frequencies; none where the model has none.
+    fn rope_factors(&mut self) -> Result<Vec<f32>, WeightsError> {
+        let Some(entry) = self.find(Role::RopeFactors) else { return Ok(Vec::new()) };
+        let mut factors = self.vector(entry, false)?;
+        factors.truncate(entry.shape[0] as usize);
+        if arch::are_factors(&factors) { Ok(factors) } else { Err(StageError::RopeFactors.into()) }
     }
 
     fn find(&self, role: Role) -> Option<&'a TensorEntry> {

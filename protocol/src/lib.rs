@@ -24,6 +24,7 @@ pub mod name;
 pub mod record;
 pub mod refusal;
 pub mod resume;
+mod rope;
 pub mod safetensors;
 pub mod talk;
 

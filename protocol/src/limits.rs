@@ -77,6 +77,10 @@ pub const GGUF_ARRAY_DEPTH_MAX: usize = 2;
 pub const LAYERS_MAX: u32 = 4096;
 /// Width, feed-forward width, vocabulary and the like of a model.
 pub const MODEL_NUMBER_MAX: u32 = 1 << 24;
+/// What a rotary frequency may be divided by.
+pub const ROPE_FACTOR_MAX: u32 = 1 << 20;
+/// Positions that a model with scaled rotary frequencies may say it was first trained for.
+pub const ROPE_CONTEXT_MAX: u32 = 1 << 30;
 /// End-of-sequence tokens of a model.
 pub const EOS_TOKENS_MAX: usize = 64;
 

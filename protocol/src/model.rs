@@ -4,10 +4,12 @@
 use crate::limits::{EOS_TOKENS_MAX, LAYERS_MAX, MODEL_NUMBER_MAX, WORD_BYTES_MAX};
 use crate::record_pb;
 
+pub use crate::rope::RopeScaling;
+
 /// The shape of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
-    /// "llama", "qwen2".
+    /// The forward pass it needs: "llama", "qwen2", "llama+scaled-rope".
     pub architecture: String,
     /// Decoder layers.
     pub layers: u32,
@@ -41,6 +43,8 @@ pub struct Model {
     pub eos_tokens: Vec<u32>,
     /// The token that begins a text.
     pub bos_token: Option<u32>,
+    /// How rotary frequencies differ from those of the base.
+    pub rope_scaling: Option<RopeScaling>,
 }
 
 /// How tensors are named and query and key rows are ordered.
@@ -78,6 +82,7 @@ impl Model {
             eos_tokens: self.eos_tokens.clone(),
             bos_token: self.bos_token.unwrap_or(0),
             has_bos: self.bos_token.is_some(),
+            rope_scaling: self.rope_scaling.map(RopeScaling::to_pb),
         }
     }
 
@@ -106,6 +111,7 @@ impl Model {
             rope_half_split: pb.rope_half_split,
             eos_tokens: pb.eos_tokens,
             bos_token: pb.has_bos.then_some(pb.bos_token),
+            rope_scaling: pb.rope_scaling.map(RopeScaling::from_pb),
         };
         model.check().map(|()| model)
     }
@@ -131,6 +137,7 @@ impl Model {
             () if u64::from(self.heads) * u64::from(self.head_width) > u64::from(MODEL_NUMBER_MAX) => Err("head_width"),
             () if !positive(self.norm_epsilon) => Err("norm_epsilon"),
             () if !positive(self.rope_base) => Err("rope_base"),
+            () if self.rope_scaling.is_some_and(|scaling| !scaling.is_possible()) => Err("rope_scaling"),
             () if self.eos_tokens.len() > EOS_TOKENS_MAX => Err("eos_tokens"),
             () => Ok(()),
         }

@@ -3,10 +3,14 @@
 //! Says nothing of a model that it does not know (`None`): such a revision is stored and shared like any other. What it
 //! does say is checked: a described model can be computed if its tensors are as described.
 
-use super::tensors::layer_names;
+use super::{
+    family,
+    scaling::{self, Scaling},
+    tensors::{ROPE_FACTORS, layer_names},
+};
 use cairn_protocol::{
     gguf::GgufHeader,
-    manifest::{Model, Naming, TensorEntry},
+    manifest::{Model, Naming, RopeScaling, TensorEntry},
 };
 use serde_json::Value;
 
@@ -27,7 +31,8 @@ pub enum DescribeError {
 }
 
 /// Describes a model from what its files say; `None` when none of them names an architecture that is served, or the
-/// model uses a part of it that is not (scaled rotary embeddings, sliding windows, experts, further norms or biases).
+/// model uses a part of it that is not (other scalings of rotary embeddings, sliding windows, experts, further norms or
+/// biases).
 pub fn describe(
     config_json: Option<&[u8]>,
     generation_config: Option<&[u8]>,
@@ -49,23 +54,23 @@ fn has_strangers(model: &Model, tensors: &[TensorEntry]) -> bool {
         Naming::HuggingFace => ("model.layers.", "self_attn.rotary_emb.inv_freq"),
     };
     let names = layer_names(model.naming);
+    let factors_are_left_out =
+        |t: &TensorEntry| t.name == ROPE_FACTORS && model.rope_scaling != Some(RopeScaling::Tensor);
     let is_known = |rest: &str| names.contains(&rest) || rest == harmless;
     let within =
         |name: &str| name.strip_prefix(prefix).and_then(|n| n.split_once('.')).map(|(_, rest)| rest.to_string());
-    tensors.iter().any(|t| t.name == "rope_freqs.weight" || within(&t.name).is_some_and(|rest| !is_known(&rest)))
+    tensors.iter().any(|t| factors_are_left_out(t) || within(&t.name).is_some_and(|rest| !is_known(&rest)))
 }
 
 fn from_gguf(header: &GgufHeader, tensors: &[TensorEntry]) -> Result<Option<Model>, DescribeError> {
-    let Some(architecture) = header.str("general.architecture") else { return Ok(None) };
-    if !["llama", "qwen2"].contains(&architecture) {
-        return Ok(None);
-    }
+    let Some(family) = header.str("general.architecture").and_then(family::named) else { return Ok(None) };
+    let Scaling::Known(rope_scaling) = scaling::of_gguf(header, family, tensors)? else { return Ok(None) };
+    let architecture = family.name;
     let key = |name: &str| format!("{architecture}.{name}");
     let find = |name: &str| header.u64(&key(name)).and_then(|n| u32::try_from(n).ok());
     let need = |name: &str| find(name).ok_or_else(|| DescribeError::Field(key(name)));
     let real = |name: &str| header.f64(&key(name));
-    let scaling = header.str(&key("rope.scaling.type")).is_some_and(|kind| kind != "none");
-    if scaling || find("expert_count").unwrap_or(0) > 0 {
+    if find("expert_count").unwrap_or(0) > 0 {
         return Ok(None);
     }
     let (width, heads) = (need("embedding_length")?, need("attention.head_count")?);
@@ -88,10 +93,11 @@ fn from_gguf(header: &GgufHeader, tensors: &[TensorEntry]) -> Result<Option<Mode
         tied_embeddings: !tensors.iter().any(|t| t.name == "output.weight"),
         attention_bias: tensors.iter().any(|t| t.name == "blk.0.attn_q.bias"),
         naming: Naming::Gguf,
-        rope_half_split: architecture == "qwen2",
+        rope_half_split: family.gguf_half_split,
         eos_tokens: [token("eos"), token("eot")].into_iter().flatten().fold(Vec::new(), with_new),
         bos_token: token("bos"),
-        architecture: architecture.to_string(),
+        architecture: family::architecture(family, rope_scaling),
+        rope_scaling,
     }))
 }
 
@@ -113,8 +119,11 @@ fn from_config(
 ) -> Result<Option<Model>, DescribeError> {
     let config = json("config.json", config)?;
     let generation = generation_config.map(|bytes| json("generation_config.json", bytes)).transpose()?;
-    let architecture = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    if !["llama", "qwen2"].contains(&architecture) || uses_more(&config) {
+    let Some(family) = config.get("model_type").and_then(Value::as_str).and_then(family::named) else {
+        return Ok(None);
+    };
+    let Scaling::Known(rope_scaling) = scaling::of_config(&config)? else { return Ok(None) };
+    if uses_more(&config) {
         return Ok(None);
     }
     let find = |name: &str| config.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
@@ -126,7 +135,7 @@ fn from_config(
     let eos = |from: &Value| tokens(from.get("eos_token_id"));
     let own_eos = generation.as_ref().map(eos).filter(|ids| !ids.is_empty());
     Ok(Some(Model {
-        architecture: architecture.to_string(),
+        architecture: family::architecture(family, rope_scaling),
         layers: need("num_hidden_layers")?,
         width,
         heads,
@@ -143,18 +152,15 @@ fn from_config(
         rope_half_split: true,
         eos_tokens: own_eos.unwrap_or_else(|| eos(&config)),
         bos_token: tokens(config.get("bos_token_id")).first().copied(),
+        rope_scaling,
     }))
 }
 
 /// Whether a config asks for something that the forward pass has not.
 fn uses_more(config: &Value) -> bool {
     let is_set = |name: &str| config.get(name).is_some_and(|v| !v.is_null() && v != &Value::Bool(false));
-    let kind =
-        |scaling: &Value| scaling.get("rope_type").or(scaling.get("type")).and_then(Value::as_str).map(str::to_string);
-    let is_scaled = |name: &str| config.get(name).and_then(kind).is_some_and(|kind| kind != "default");
     let activation = config.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
-    let is_scaled = is_scaled("rope_scaling") || is_scaled("rope_parameters");
-    is_scaled || is_set("use_sliding_window") || !["silu", "swish"].contains(&activation)
+    is_set("use_sliding_window") || !["silu", "swish"].contains(&activation)
 }
 
 fn rope_base(config: &Value) -> f64 {

@@ -33,6 +33,8 @@ pub fn layer_bytes(model: &Model, tensors: &[TensorEntry]) -> Result<LayerBytes,
             Role::Embedding => bytes.embedding += entry.length,
             Role::Layer(layer, _) => bytes.layers[layer as usize] += entry.length,
             Role::Norm | Role::Head => bytes.head += entry.length,
+            // A few hundred bytes that every stage reads: they weigh nothing in a plan.
+            Role::RopeFactors => {}
         }
     }
     Ok(bytes)

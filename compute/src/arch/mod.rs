@@ -1,18 +1,24 @@
 //! Model families the engine serves: what their files say of their shape, which tensors a part needs, what it takes.
 //!
-//! Served: the Llama family (Llama, SmolLM2, stories) and Qwen2, from Hugging Face folders and GGUF files. Not here:
-//! bytes of tensors (`weights`) and arithmetic (`cpu`). Everything is a pure function of names, types and dimensions.
+//! Served, from Hugging Face folders and GGUF files: the Llama family (Llama with its rope scaling, SmolLM2, stories) and
+//! Qwen2. Not here: bytes of tensors (`weights`) and arithmetic (`cpu`). Everything is a pure function of names, types and
+//! dimensions.
 
 mod describe;
+mod family;
 mod memory;
+mod rope;
+mod scaling;
 mod shape;
 mod tensors;
 #[cfg(test)]
 mod tests;
 
 pub use describe::{DescribeError, describe};
+pub(crate) use family::hub_names;
 pub(crate) use memory::weight_lines;
 pub use memory::{LayerBytes, StageMemory, layer_bytes, stage_memory};
+pub(crate) use rope::{are_factors, frequencies};
 pub(crate) use shape::context;
 pub(crate) use shape::shape;
 pub use shape::{ShapeError, is_served};

@@ -1,19 +1,17 @@
 //! From a described model to sizes that nothing has to check again, and nothing can overflow.
 
+use super::family;
 use crate::cpu::{kernels::HEAD_WIDTH_MAX, model::Shape};
 use cairn_protocol::{
     limits::{CONTEXT_MAX, LAYERS_MAX, MODEL_NUMBER_MAX},
-    manifest::Model,
+    manifest::{Model, RopeScaling},
 };
-
-/// Architectures whose forward pass the engine has.
-const SERVED: [&str; 2] = ["llama", "qwen2"];
 
 /// Why a described model cannot be computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ShapeError {
     /// No forward pass for it.
-    #[error("architecture {0:?} is not served, only llama and qwen2 are")]
+    #[error("architecture {0:?} is not served, only {known} are", known = family::names())]
     Architecture(String),
     /// A number outside its bounds.
     #[error("{name} is {value}, which is outside {least}..={most}")]
@@ -38,6 +36,9 @@ pub enum ShapeError {
     /// Rotary pairs need an even head.
     #[error("a head of {0} elements has no rotary pairs")]
     OddHead(u32),
+    /// Numbers of a rotary scaling outside their bounds.
+    #[error("the model's rope scaling is not possible")]
+    RopeScaling,
     /// A real number that has to be finite and positive.
     #[error("{0} is not a positive number")]
     NotPositive(&'static str),
@@ -50,7 +51,7 @@ pub fn is_served(model: &Model) -> bool {
 
 /// Checks a described model.
 pub(crate) fn shape(model: &Model) -> Result<Shape, ShapeError> {
-    if !SERVED.contains(&model.architecture.as_str()) {
+    if family::of(model).is_none() || model.rope_scaling == Some(RopeScaling::Unknown) {
         return Err(ShapeError::Architecture(model.architecture.chars().take(64).collect()));
     }
     let number = |name, value: u32, most: u32| {
@@ -68,12 +69,15 @@ pub(crate) fn shape(model: &Model) -> Result<Shape, ShapeError> {
         feed_forward: number("feed_forward", model.feed_forward, MODEL_NUMBER_MAX)?,
         vocabulary: number("vocabulary", model.vocabulary, MODEL_NUMBER_MAX)?,
         epsilon: positive("norm_epsilon", model.norm_epsilon)? as f32,
-        rope_base: positive("rope_base", model.rope_base)?,
     };
+    positive("rope_base", model.rope_base)?;
     let attended = shape.heads as u64 * shape.head_width as u64;
     if attended > MODEL_NUMBER_MAX as u64 {
         let most = MODEL_NUMBER_MAX as u64;
         return Err(ShapeError::Number { name: "heads x head_width", value: attended, least: 1, most });
+    }
+    if model.rope_scaling.is_some_and(|scaling| !scaling.is_possible()) {
+        return Err(ShapeError::RopeScaling);
     }
     if !shape.heads.is_multiple_of(shape.kv_heads) {
         return Err(ShapeError::Heads { heads: model.heads, kv_heads: model.kv_heads });

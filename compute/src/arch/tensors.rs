@@ -5,7 +5,7 @@
 use super::{ShapeError, StagePart, shape};
 use cairn_protocol::{
     dtype::{Dtype, elements},
-    manifest::{Model, Naming, TensorEntry},
+    manifest::{Model, Naming, RopeScaling, TensorEntry},
 };
 use std::collections::HashMap;
 
@@ -46,6 +46,9 @@ pub enum StageError {
         /// Its type.
         dtype: Dtype,
     },
+    /// Divisors of rotary frequencies that divide nothing.
+    #[error("tensor rope_freqs.weight holds values that are not positive numbers")]
+    RopeFactors,
     /// The index disagrees with itself.
     #[error("tensor {name} is said to take {got} bytes, its type and dimensions take {want}")]
     Length {
@@ -79,6 +82,8 @@ pub(crate) enum LayerRole {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Role {
     Embedding,
+    /// What divides rotary frequencies, read by every stage with layers.
+    RopeFactors,
     Layer(u32, LayerRole),
     Norm,
     Head,
@@ -90,6 +95,9 @@ pub(crate) struct Wanted<'a> {
     pub role: Role,
     pub entry: &'a TensorEntry,
 }
+
+/// What llama.cpp's converter calls the divisors of Llama 3's rotary frequencies.
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 const LAYER_ROLES: [LayerRole; 12] = [
     LayerRole::AttentionNorm,
@@ -146,7 +154,9 @@ fn roles(model: &Model, part: &StagePart) -> Vec<Role> {
     let layer = |l| LAYER_ROLES.into_iter().filter(with_bias).map(move |role| Role::Layer(l, role));
     let first = part.embedding.then_some(Role::Embedding);
     let last = if part.head { &[Role::Norm, Role::Head][..] } else { &[] };
-    first.into_iter().chain(part.layers.iter().flat_map(layer)).chain(last.iter().copied()).collect()
+    let turns = model.rope_scaling == Some(RopeScaling::Tensor) && part.layers.start < part.layers.end;
+    let rope = turns.then_some(Role::RopeFactors);
+    first.into_iter().chain(rope).chain(part.layers.iter().flat_map(layer)).chain(last.iter().copied()).collect()
 }
 
 fn found<'a>(
@@ -179,6 +189,7 @@ fn dimensions(s: &crate::cpu::model::Shape, role: Role) -> Vec<u64> {
     let (queries, keys) = (s.heads * s.head_width, s.kv_heads * s.head_width);
     let sizes = match role {
         Role::Embedding | Role::Head => vec![s.vocabulary, s.width],
+        Role::RopeFactors => vec![s.head_width / 2],
         Role::Norm | Role::Layer(_, AttentionNorm | FeedForwardNorm) => vec![s.width],
         Role::Layer(_, Query) => vec![queries, s.width],
         Role::Layer(_, Key | Value) => vec![keys, s.width],
@@ -195,6 +206,7 @@ fn dimensions(s: &crate::cpu::model::Shape, role: Role) -> Vec<u64> {
 pub(crate) fn name(model: &Model, role: Role) -> String {
     let tied = model.tied_embeddings;
     match (model.naming, role) {
+        (_, Role::RopeFactors) => ROPE_FACTORS.to_string(),
         (Naming::Gguf, Role::Layer(layer, role)) => format!("blk.{layer}.{}", gguf_name(role)),
         (Naming::Gguf, Role::Head) if !tied => "output.weight".to_string(),
         (Naming::Gguf, Role::Embedding | Role::Head) => "token_embd.weight".to_string(),

@@ -5,7 +5,7 @@ use crate::tiny::{self, Tiny};
 use cairn_protocol::{
     dtype::Dtype,
     gguf::{GgufArray, GgufHeader, GgufValue, HeaderTensor},
-    manifest::{Model, Naming, TensorEntry},
+    manifest::{Model, Naming, RopeScaling, TensorEntry},
 };
 
 fn tensors(model: Model) -> Vec<TensorEntry> {
@@ -51,8 +51,9 @@ fn what_the_forward_pass_has_not_is_not_described() {
     let all = tensors(tiny::llama());
     let set = |what: &str| CONFIG.replace('{', &format!("{{{what}, "));
     for config in [
-        set(r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0}"#),
-        set(r#""rope_scaling": {"type": "linear", "factor": 2.0}"#),
+        set(r#""rope_scaling": {"rope_type": "yarn", "factor": 8.0}"#),
+        set(r#""rope_scaling": {"factor": 2.0}"#),
+        set(r#""rope_scaling": {"type": 3, "factor": 2.0}"#),
         set(r#""use_sliding_window": true"#),
         CONFIG.replace("silu", "gelu"),
         CONFIG.replace("llama", "gemma3"),
@@ -65,6 +66,51 @@ fn what_the_forward_pass_has_not_is_not_described() {
     strange.push(TensorEntry { name: "model.layers.0.self_attn.q_norm.weight".into(), ..all[1].clone() });
     assert_eq!(from_config(CONFIG, None, &strange), Ok(None), "a norm that would be left out");
     assert_eq!(describe(None, None, None, &all), Ok(None));
+}
+
+#[test]
+fn scaled_rotary_frequencies_are_described_under_a_name_that_says_so() {
+    let all = tensors(tiny::llama());
+    let with = |scaling: &str| from_config(&CONFIG.replacen('{', &format!("{{{scaling}, "), 1), None, &all);
+    let numbers = r#""factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0"#;
+    let llama3 =
+        format!(r#""rope_scaling": {{"rope_type": "llama3", {numbers}, "original_max_position_embeddings": 64}}"#);
+    assert_eq!(with(&llama3), Ok(Some(tiny::llama3())));
+    assert_eq!(tiny::llama3().architecture, "llama+scaled-rope");
+    let linear = tiny::scaled(RopeScaling::Linear { factor: 4.0 });
+    assert_eq!(with(r#""rope_scaling": {"type": "linear", "factor": 4.0}"#), Ok(Some(linear.clone())));
+    assert_eq!(with(r#""rope_parameters": {"rope_type": "linear", "factor": 4.0}"#), Ok(Some(linear)));
+    for none in [r#""rope_scaling": null"#, r#""rope_scaling": {"type": "default"}"#, r#""rope_scaling": {}"#] {
+        assert_eq!(with(none), Ok(Some(tiny::llama())), "{none}");
+    }
+    for (broken, field) in [
+        (llama3.replace("64", "-1"), "rope_scaling.original_max_position_embeddings"),
+        (llama3.replace("64", "1e99"), "rope_scaling.original_max_position_embeddings"),
+        (llama3.replace("64", "0"), "rope_scaling"),
+        (llama3.replace("8.0", "\"8\""), "rope_scaling.factor"),
+        (llama3.replace("8.0", "0"), "rope_scaling"),
+        (llama3.replace("4.0", "1.0"), "rope_scaling"),
+        (llama3.replace("low_freq_factor", "low"), "rope_scaling.low_freq_factor"),
+        (r#""rope_scaling": {"type": "linear"}"#.to_string(), "rope_scaling.factor"),
+        (r#""rope_scaling": {"type": "linear", "factor": 0.5}"#.to_string(), "rope_scaling"),
+    ] {
+        assert_eq!(with(&broken), Err(DescribeError::Field(field.into())), "{broken}");
+    }
+}
+
+#[test]
+fn a_name_that_does_not_say_what_the_numbers_do_is_not_served() {
+    let linear = Some(RopeScaling::Linear { factor: 2.0 });
+    for model in [
+        Model { rope_scaling: linear, ..tiny::llama() },
+        Model { architecture: "llama+scaled-rope".into(), ..tiny::llama() },
+        Model { architecture: "llama+scaled-rope+more".into(), rope_scaling: linear, ..tiny::llama() },
+        Model { architecture: "+scaled-rope".into(), rope_scaling: linear, ..tiny::llama() },
+        tiny::scaled(RopeScaling::Unknown),
+        tiny::scaled(RopeScaling::Linear { factor: f64::NAN }),
+    ] {
+        assert!(!is_served(&model), "{model:?}");
+    }
 }
 
 #[test]
@@ -129,6 +175,35 @@ fn gguf_files_are_described() {
         other.metadata[0].1 = GgufValue::String("mamba".into());
         assert_eq!(describe(None, None, Some(&other), &all), Ok(None));
     }
+}
+
+#[test]
+fn scaling_in_gguf_files_is_metadata_or_a_tensor() {
+    let neighbours = |model: Model| Model { naming: Naming::Gguf, rope_half_split: false, ..model };
+    let (divided, plain) = (neighbours(tiny::scaled(RopeScaling::Tensor)), neighbours(tiny::llama()));
+    let divided_tensors = tensors(divided.clone());
+    let header = |all: &[TensorEntry], more: &[(&str, GgufValue)]| {
+        let mut header = gguf(&plain, all);
+        header.metadata.extend(more.iter().map(|(name, value)| (format!("llama.rope.{name}"), value.clone())));
+        describe(None, None, Some(&header), all)
+    };
+    let kind = |kind: &str| ("scaling.type", GgufValue::String(kind.into()));
+    let factor = |factor| ("scaling.factor", GgufValue::Float(factor));
+    assert_eq!(header(&divided_tensors, &[]), Ok(Some(divided.clone())));
+    assert_eq!(header(&divided_tensors, &[kind("none")]), Ok(Some(divided)));
+    assert_eq!(header(&divided_tensors, &[kind("linear"), factor(2.0)]), Ok(None), "both at once");
+    let all = tensors(plain.clone());
+    let linear = neighbours(tiny::scaled(RopeScaling::Linear { factor: 2.0 }));
+    assert_eq!(header(&all, &[kind("linear"), factor(2.0)]), Ok(Some(linear.clone())));
+    assert_eq!(header(&all, &[("scale_linear", GgufValue::Unsigned(2))]), Ok(Some(linear)), "the older key");
+    assert_eq!(header(&all, &[kind("linear")]), Ok(Some(plain.clone())));
+    assert_eq!(header(&all, &[kind("yarn"), factor(2.0)]), Ok(None));
+    assert!(matches!(header(&all, &[kind("linear"), factor(f64::NAN)]), Err(DescribeError::Field(_))));
+    let mut wrong = divided_tensors.clone();
+    let divisors = wrong.iter_mut().find(|t| t.name == "rope_freqs.weight").expect("divisors");
+    (divisors.shape, divisors.length) = (vec![4], 16);
+    let model = header(&wrong, &[]).expect("reads").expect("described");
+    assert!(matches!(stage_tensors(&model, &wrong, &StagePart::whole(3)), Err(StageError::Dimensions { .. })));
 }
 
 #[test]

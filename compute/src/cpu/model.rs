@@ -21,8 +21,6 @@ pub struct Shape {
     pub vocabulary: usize,
     /// Added to mean squares.
     pub epsilon: f32,
-    /// Base of the rotary angles.
-    pub rope_base: f64,
 }
 
 /// Gate and up: one matrix of alternating groups, or two of different formats.

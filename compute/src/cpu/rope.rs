@@ -12,14 +12,14 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Angles of `positions` for heads of `width`; rows are padded to whole chunks with zeros.
-    pub fn new(base: f64, width: usize, positions: usize) -> Self {
-        let stride = width.next_multiple_of(LANES);
+    /// Angles of `positions` for heads with a pair for each of `frequencies` (radians a position); rows are padded to whole
+    /// chunks with zeros.
+    pub fn new(frequencies: &[f64], positions: usize) -> Self {
+        let stride = (2 * frequencies.len()).next_multiple_of(LANES);
         let mut rope = Self { stride, cos: vec![0.0; stride * positions], sin: vec![0.0; stride * positions] };
-        let speeds: Vec<f64> = (0..width / 2).map(|i| base.powf(-2.0 * i as f64 / width as f64)).collect();
         for position in 0..positions {
-            for (i, speed) in speeds.iter().enumerate() {
-                let (sin, cos) = (position as f64 * speed).sin_cos();
+            for (i, frequency) in frequencies.iter().enumerate() {
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
                 let at = position * stride + 2 * i;
                 rope.cos[at..at + 2].fill(cos as f32);
                 rope.sin[at..at + 2].copy_from_slice(&[-sin as f32, sin as f32]);

@@ -13,7 +13,11 @@ use crate::{
     tiny::{self, Tiny},
     weights::SourceError,
 };
-use cairn_protocol::{dtype::Dtype, layers::LayerRange, manifest::Naming};
+use cairn_protocol::{
+    dtype::Dtype,
+    layers::LayerRange,
+    manifest::{Naming, RopeScaling},
+};
 use std::time::Duration;
 
 /// A deadline that only a hang reaches.
@@ -96,6 +100,11 @@ fn recipes() -> Vec<(&'static str, Tiny)> {
     all_types.push(("odd sizes, F32", Tiny::new(odd.clone(), 10, all(Dtype::F32))));
     all_types.push(("odd sizes, BF16", Tiny::new(Model { head_width: 24, ..odd }, 11, all(Dtype::BF16))));
     let heads = Model { heads: 7, kv_heads: 1, head_width: 32, width: 224, ..tiny::llama() };
+    all_types.push(("llama3, F32", Tiny::new(tiny::llama3(), 13, all(Dtype::F32))));
+    let by_tensor = Model { naming: Naming::Gguf, rope_half_split: false, ..tiny::scaled(RopeScaling::Tensor) };
+    all_types.push(("rope divisors, Q8_0", Tiny::new(by_tensor, 14, all(Dtype::Q8_0))));
+    let linear = tiny::scaled(RopeScaling::Linear { factor: 4.0 });
+    all_types.push(("linear rope, Q4_0", Tiny::new(linear, 15, all(Dtype::Q4_0))));
     all_types.push(("seven heads share, Q8_0", Tiny::new(heads, 12, all(Dtype::Q8_0))));
     all_types
 }

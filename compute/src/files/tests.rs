@@ -181,7 +181,7 @@ fn tiny_of(files: &ModelFiles) -> Tiny {
         assert!(crate::quant::dequantise(t.dtype, &bytes[&t.name], &mut of));
         values.insert(t.name.clone(), of);
     }
-    Tiny { model: files.model.clone(), tensors: files.tensors.clone(), bytes, values }
+    Tiny { model: files.model.clone(), tensors: files.tensors.clone(), bytes, values, kept: |x| x }
 }
 
 #[test]

@@ -162,7 +162,9 @@ pub struct Tensor {
 /// The shape of a model that stages need, read from config.json or GGUF metadata at publish.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Model {
-    /// "llama" or "qwen2"; what else there is, is listed but not served.
+    /// The forward pass that the model needs: a family ("llama", "qwen2"), then "+" and a word for each thing that goes beyond what
+    /// the family's name alone says ("llama+scaled-rope"). A name means for ever what it meant first, so that a node which does not
+    /// know it refuses; what else there is, is listed but not served.
     #[prost(string, tag = "1")]
     pub architecture: ::prost::alloc::string::String,
     #[prost(uint32, tag = "2")]
@@ -200,6 +202,25 @@ pub struct Model {
     pub bos_token: u32,
     #[prost(bool, tag = "18")]
     pub has_bos: bool,
+    /// Absent: rotary frequencies are base^(-2i/head_width). Present only where the architecture says "+scaled-rope".
+    #[prost(message, optional, tag = "19")]
+    pub rope_scaling: ::core::option::Option<RopeScaling>,
+}
+/// How rotary frequencies differ from those of the base.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct RopeScaling {
+    #[prost(enumeration = "RopeScalingKind", tag = "1")]
+    pub kind: i32,
+    /// Linear and Llama 3.
+    #[prost(double, tag = "2")]
+    pub factor: f64,
+    /// Llama 3: wavelengths above original_context / low are divided by the factor, those below original_context / high are kept.
+    #[prost(double, tag = "3")]
+    pub low_frequency_factor: f64,
+    #[prost(double, tag = "4")]
+    pub high_frequency_factor: f64,
+    #[prost(uint32, tag = "5")]
+    pub original_context: u32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -343,6 +364,40 @@ impl Dtype {
             "DTYPE_F8_E4M3" => Some(Self::F8E4m3),
             "DTYPE_F8_E5M2" => Some(Self::F8E5m2),
             "DTYPE_OTHER" => Some(Self::Other),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RopeScalingKind {
+    Unspecified = 0,
+    /// Every frequency divided by the factor.
+    Linear = 1,
+    Llama3 = 2,
+    /// Divided by the elements of the tensor rope_freqs.weight.
+    Tensor = 3,
+}
+impl RopeScalingKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ROPE_SCALING_KIND_UNSPECIFIED",
+            Self::Linear => "ROPE_SCALING_KIND_LINEAR",
+            Self::Llama3 => "ROPE_SCALING_KIND_LLAMA3",
+            Self::Tensor => "ROPE_SCALING_KIND_TENSOR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ROPE_SCALING_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "ROPE_SCALING_KIND_LINEAR" => Some(Self::Linear),
+            "ROPE_SCALING_KIND_LLAMA3" => Some(Self::Llama3),
+            "ROPE_SCALING_KIND_TENSOR" => Some(Self::Tensor),
             _ => None,
         }
     }

@@ -1,6 +1,6 @@
 //! Manifests: round trip, every rule, hostile bytes.
 
-use cairn_protocol::manifest::{Manifest, ManifestError, ManifestFile, Model, Naming, TensorEntry};
+use cairn_protocol::manifest::{Manifest, ManifestError, ManifestFile, Model, Naming, RopeScaling, TensorEntry};
 use cairn_protocol::{BlobHash, Dtype, Keypair, RealmId, RepoId, RepoKind, RevisionId, record_pb};
 use proptest::prelude::*;
 use prost::Message;
@@ -35,6 +35,7 @@ fn model() -> Model {
         rope_half_split: true,
         eos_tokens: vec![2],
         bos_token: Some(0),
+        rope_scaling: None,
     }
 }
 
@@ -122,6 +123,40 @@ fn models_that_divide_by_zero_or_overflow_are_refused() {
     for (field, change) in impossible {
         let error = refused(|m| change(m.model.as_mut().unwrap()));
         assert_eq!(error, ManifestError::Model(field));
+    }
+}
+
+#[test]
+fn rope_scaling_survives_its_bytes_and_its_absence_adds_none() {
+    let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_context: 8192 };
+    for scaling in [RopeScaling::Linear { factor: 4.0 }, llama3, RopeScaling::Tensor] {
+        let with = Manifest { model: Some(Model { rope_scaling: Some(scaling), ..model() }), ..manifest() };
+        assert_eq!(Manifest::parse(&with.encode()), Ok(with.clone()));
+        assert!(with.encode().len() > manifest().encode().len());
+    }
+    let mut pb = record_pb::Manifest::decode(&manifest().encode()[..]).unwrap();
+    assert_eq!(pb.model.as_ref().unwrap().rope_scaling, None);
+    pb.model.as_mut().unwrap().rope_scaling = Some(record_pb::RopeScaling { kind: 77, ..Default::default() });
+    let later = Manifest::parse(&pb.encode_to_vec()).unwrap().model.unwrap();
+    assert_eq!(later.rope_scaling, Some(RopeScaling::Unknown), "kept and listed, for others to compute");
+}
+
+#[test]
+fn impossible_rope_scalings_are_refused() {
+    let llama3 = |factor, low, high, original_context| RopeScaling::Llama3 { factor, low, high, original_context };
+    for scaling in [
+        RopeScaling::Linear { factor: 0.0 },
+        RopeScaling::Linear { factor: f64::NAN },
+        RopeScaling::Linear { factor: 1e9 },
+        llama3(8.0, 4.0, 4.0, 8192),
+        llama3(8.0, 0.0, 4.0, 8192),
+        llama3(8.0, 1.0, f64::INFINITY, 8192),
+        llama3(-8.0, 1.0, 4.0, 8192),
+        llama3(8.0, 1.0, 4.0, 0),
+        llama3(8.0, 1.0, 4.0, u32::MAX),
+    ] {
+        let error = refused(|m| m.model.as_mut().unwrap().rope_scaling = Some(scaling));
+        assert_eq!(error, ManifestError::Model("rope_scaling"), "{scaling:?}");
     }
 }
 

@@ -1,0 +1,133 @@
+//! Logits of small random models, held against those of libraries that nobody here wrote.
+//!
+//! `references/*.json` come from `scripts/reference-logits`: a `config.json`, a prompt, and the logits after some of its
+//! prefixes. The weights follow from tensor names. Three computations are held against each: the slow F64 pass that other
+//! tests trust, the CPU engine, and candle's path for GPUs on its CPU device.
+
+use crate::{
+    arch::{self, StagePart},
+    cpu::{
+        acts::Planes,
+        cache::Cache,
+        level::Level,
+        pass::{Pass, Slot},
+        pool::Pool,
+        work::Work,
+    },
+    stage::{Checked, GpuWeights, Run},
+    tiny::{self, Tiny},
+    weights,
+};
+use cairn_protocol::manifest::{Model, RopeScaling};
+use serde::Deserialize;
+
+/// What a reference says, and how far F32 arithmetic may be from it, relative to the logits' root mean square.
+const F32_TOLERANCE: f64 = 1e-4;
+/// The CPU engine keeps keys and values as halves, each rounded by up to 2⁻¹¹ of itself.
+const HALVES_TOLERANCE: f64 = 2e-3;
+
+#[derive(Deserialize)]
+struct Reference {
+    by: String,
+    config: serde_json::Value,
+    ids: Vec<u32>,
+    prefixes: Vec<usize>,
+    logits: Vec<Vec<f64>>,
+}
+
+/// Each reference with the model that its config describes.
+fn references() -> Vec<(Reference, Tiny)> {
+    let linear = tiny::scaled(RopeScaling::Linear { factor: 4.0 });
+    [(include_str!("references/linear.json"), linear), (include_str!("references/llama3.json"), tiny::llama3())]
+        .into_iter()
+        .map(|(text, model)| {
+            let reference: Reference = serde_json::from_str(text).expect("a reference");
+            let model = Model { tied_embeddings: false, eos_tokens: Vec::new(), bos_token: None, ..model };
+            (reference, Tiny::of_names(model))
+        })
+        .collect()
+}
+
+/// The largest difference, relative to the root mean square of what is wanted.
+fn relative(want: &[f64], got: impl Iterator<Item = f64>) -> f64 {
+    let rms = (want.iter().map(|w| w * w).sum::<f64>() / want.len() as f64).sqrt();
+    want.iter().zip(got).fold(0f64, |most, (w, g)| most.max((w - g).abs())) / rms
+}
+
+/// Holds what `logits` computes for every prefix of every reference against it.
+fn check(what: &str, tolerance: f64, logits: impl Fn(&Tiny, &[u32]) -> Vec<f64>) {
+    for (reference, tiny) in references() {
+        let mut worst = 0f64;
+        for (n, want) in reference.prefixes.iter().zip(&reference.logits) {
+            let got = logits(&tiny, &reference.ids[..*n]);
+            assert_eq!(got.len(), want.len());
+            worst = worst.max(relative(want, got.into_iter()));
+        }
+        println!("{}, {what}: {worst:.1e} from {}", tiny.model.architecture, reference.by);
+        assert!(worst <= tolerance, "{}, {what}: off by {worst} from {}", tiny.model.architecture, reference.by);
+    }
+}
+
+#[test]
+fn configs_of_references_describe_the_models_that_are_held_against_them() {
+    for (reference, tiny) in references() {
+        let config = reference.config.to_string();
+        assert_eq!(arch::describe(Some(config.as_bytes()), None, None, &tiny.tensors), Ok(Some(tiny.model)));
+    }
+}
+
+#[test]
+fn f64_arithmetic_gives_the_logits_of_the_reference() {
+    check("F64", F32_TOLERANCE, |tiny, ids| tiny.reference(ids).1);
+}
+
+#[test]
+fn the_cpu_engine_gives_the_logits_of_the_reference() {
+    check("CPU", HALVES_TOLERANCE, on_cpu);
+}
+
+#[test]
+fn what_the_cpu_engine_is_off_by_comes_of_keeping_keys_and_values_as_halves() {
+    for (reference, tiny) in references() {
+        let tiny = Tiny { kept: |x| half::f16::from_f64(x).to_f64(), ..tiny };
+        for n in &reference.prefixes {
+            let ids = &reference.ids[..*n];
+            let off = relative(&tiny.reference(ids).1, on_cpu(&tiny, ids).into_iter());
+            println!("{}, {n} positions: {off:.1e} from F64 over halves", tiny.model.architecture);
+            assert!(off <= F32_TOLERANCE, "{}, {n} positions: off by {off}", tiny.model.architecture);
+        }
+    }
+}
+
+/// The logits after the last of `ids`, in one pass.
+fn on_cpu(tiny: &Tiny, ids: &[u32]) -> Vec<f64> {
+    let whole = StagePart::whole(tiny.model.layers);
+    let loaded = weights::load(&tiny.model, &tiny.tensors, &whole, 128, &mut *tiny.source()).expect("loads");
+    let (model, pool) = (loaded.model, Pool::new(1).expect("pool"));
+    let slots: Vec<Slot> = (0..ids.len()).map(|position| Slot { sequence: 0, position }).collect();
+    let pass = Pass { model: &model, pool: &pool, level: Level::best(), planes: Planes::Two, slots: &slots };
+    let mut work = Work::new(&model, Planes::Two, ids.len(), 1);
+    let mut cache = Cache::new(model.layers.len(), model.shape.kv_heads, model.shape.head_width, 128);
+    pass.embed(&mut work, ids.iter().copied());
+    pass.walk(&mut work, &mut [&mut cache]);
+    pass.logits(&mut work, &[ids.len() - 1]);
+    pass.column(&mut work, 0, 1).iter().map(|logit| f64::from(*logit)).collect()
+}
+
+#[test]
+fn candles_path_gives_the_logits_of_the_reference() {
+    check("candle", F32_TOLERANCE, |tiny, ids| {
+        let whole = StagePart::whole(tiny.model.layers);
+        let device = candle_core::Device::Cpu;
+        let weights = GpuWeights::load(&tiny.model, &tiny.tensors, &whole, 128, &mut *tiny.source(), device);
+        let mut stage = weights.expect("loads").open(128).expect("opens");
+        let mut all = Vec::new();
+        let run = Run { input: Checked::Ids(ids), held: 0, count: ids.len(), sample: true };
+        let mut choose = |logits: &[f32]| {
+            all = logits.iter().map(|logit| f64::from(*logit)).collect();
+            0
+        };
+        assert!(stage.compute(run, &mut choose).is_ok());
+        all
+    });
+}
