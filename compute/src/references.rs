@@ -38,14 +38,18 @@ struct Reference {
 /// Each reference with the model that its config describes.
 fn references() -> Vec<(Reference, Tiny)> {
     let linear = tiny::scaled(RopeScaling::Linear { factor: 4.0 });
-    [(include_str!("references/linear.json"), linear), (include_str!("references/llama3.json"), tiny::llama3())]
-        .into_iter()
-        .map(|(text, model)| {
-            let reference: Reference = serde_json::from_str(text).expect("a reference");
-            let model = Model { tied_embeddings: false, eos_tokens: Vec::new(), bos_token: None, ..model };
-            (reference, Tiny::of_names(model))
-        })
-        .collect()
+    [
+        (include_str!("references/linear.json"), linear),
+        (include_str!("references/llama3.json"), tiny::llama3()),
+        (include_str!("references/qwen3.json"), tiny::qwen3()),
+    ]
+    .into_iter()
+    .map(|(text, model)| {
+        let reference: Reference = serde_json::from_str(text).expect("a reference");
+        let model = Model { tied_embeddings: false, eos_tokens: Vec::new(), bos_token: None, ..model };
+        (reference, Tiny::of_names(model))
+    })
+    .collect()
 }
 
 /// The largest difference, relative to the root mean square of what is wanted.

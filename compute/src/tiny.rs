@@ -64,6 +64,11 @@ pub fn llama() -> Model {
     }
 }
 
+/// A Qwen3: heads wider than their share of the width, each normalised.
+pub fn qwen3() -> Model {
+    Model { architecture: "qwen3".into(), head_width: 32, tied_embeddings: false, ..llama() }
+}
+
 /// A Llama 3.1: long wavelengths divided, the one between in part.
 pub fn llama3() -> Model {
     let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_context: 64 };
@@ -173,6 +178,10 @@ impl Tiny {
             let h = self.rms(x, self.values(Role::Layer(layer, LayerRole::AttentionNorm)));
             let mut q = project(&h, LayerRole::Query, LayerRole::QueryBias);
             let mut k = project(&h, LayerRole::Key, LayerRole::KeyBias);
+            if self.model.architecture == "qwen3" {
+                self.normalise_heads(&mut q, Role::Layer(layer, LayerRole::QueryNorm));
+                self.normalise_heads(&mut k, Role::Layer(layer, LayerRole::KeyNorm));
+            }
             self.rotate(&mut q, position);
             self.rotate(&mut k, position);
             let kept = |x: Vec<f64>| x.into_iter().map(self.kept).collect::<Vec<f64>>();
@@ -190,6 +199,12 @@ impl Tiny {
                 }
             }
             add(x, &times(self.values(Role::Layer(layer, LayerRole::Out)), &mixed));
+        }
+    }
+
+    fn normalise_heads(&self, x: &mut [f64], role: Role) {
+        for head in x.chunks_exact_mut(self.model.head_width as usize) {
+            head.copy_from_slice(&self.rms(head, self.values(role)));
         }
     }
 

@@ -212,7 +212,7 @@ impl<'a> Loader<'a> {
         let parts = qkv.map(|(role, is_permuted)| self.layer_part(layer, role, is_permuted));
         let [q, k, v] = parts;
         let qkv = self.stacked(&[q?, k?, v?])?;
-        let bias = self.bias(layer)?;
+        let (bias, head_norms) = (self.bias(layer)?, self.head_norms(layer)?);
         let out = self.layer_part(layer, Out, false)?;
         let out = self.stacked(&[out])?;
         let feed_forward_norm = self.layer_vector(layer, FeedForwardNorm)?;
@@ -220,7 +220,7 @@ impl<'a> Loader<'a> {
         let gate_up = self.gate_up(gate, up)?;
         let down = self.layer_part(layer, Down, false)?;
         let down = self.stacked(&[down])?;
-        Ok(Layer { attention_norm, feed_forward_norm, qkv, bias, out, gate_up, down })
+        Ok(Layer { attention_norm, feed_forward_norm, qkv, bias, head_norms, out, gate_up, down })
     }
 
     /// Divisors of rotary frequencies; none where the model has none.
@@ -267,6 +267,13 @@ impl<'a> Loader<'a> {
             all.extend(self.vector(entry, is_permuted)?);
         }
         Ok(Some(all))
+    }
+
+    /// Norms of heads of queries and keys, in the order of their rotary pairs.
+    fn head_norms(&mut self, layer: u32) -> Result<Option<[Vec<f32>; 2]>, WeightsError> {
+        let norms = [LayerRole::QueryNorm, LayerRole::KeyNorm].map(|role| self.find(Role::Layer(layer, role)));
+        let [Some(query), Some(key)] = norms else { return Ok(None) };
+        Ok(Some([self.vector(query, true)?, self.vector(key, true)?]))
     }
 
     /// A vector, padded with zeros to whole lanes.

@@ -53,7 +53,7 @@ fn has_strangers(model: &Model, tensors: &[TensorEntry]) -> bool {
         Naming::Gguf => ("blk.", ""),
         Naming::HuggingFace => ("model.layers.", "self_attn.rotary_emb.inv_freq"),
     };
-    let names = layer_names(model.naming);
+    let names = layer_names(model);
     let factors_are_left_out =
         |t: &TensorEntry| t.name == ROPE_FACTORS && model.rope_scaling != Some(RopeScaling::Tensor);
     let is_known = |rest: &str| names.contains(&rest) || rest == harmless;

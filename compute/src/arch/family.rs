@@ -16,13 +16,20 @@ pub(crate) struct Family {
     pub name: &'static str,
     /// The class of transformers that computes it.
     pub hub_class: &'static str,
+    /// Queries and keys are normalised head by head before they are rotated.
+    pub head_norms: bool,
     /// GGUF files store query and key rows for half-split rotary pairs (files of the Hub always do).
     pub gguf_half_split: bool,
 }
 
-const FAMILIES: [Family; 2] = [
-    Family { name: "llama", hub_class: "LlamaForCausalLM", gguf_half_split: false },
-    Family { name: "qwen2", hub_class: "Qwen2ForCausalLM", gguf_half_split: true },
+/// The block as the first family has it; the others say how they differ.
+const LLAMA: Family =
+    Family { name: "llama", hub_class: "LlamaForCausalLM", head_norms: false, gguf_half_split: false };
+
+const FAMILIES: [Family; 3] = [
+    LLAMA,
+    Family { name: "qwen2", hub_class: "Qwen2ForCausalLM", gguf_half_split: true, ..LLAMA },
+    Family { name: "qwen3", hub_class: "Qwen3ForCausalLM", gguf_half_split: true, head_norms: true, ..LLAMA },
 ];
 
 /// The family of that very name.
@@ -39,6 +46,11 @@ pub(crate) fn of(model: &Model) -> Option<Family> {
 /// The class and the `model_type` of a served model in the Hub's `config.json`.
 pub(crate) fn hub_names(model: &Model) -> (&'static str, &'static str) {
     of(model).map_or(("", ""), |family| (family.hub_class, family.name))
+}
+
+/// Whether a model has norms of queries and keys.
+pub(super) fn has_head_norms(model: &Model) -> bool {
+    of(model).is_some_and(|family| family.head_norms)
 }
 
 /// What a model of a family is called.

@@ -2,7 +2,7 @@
 //!
 //! Both namings say the same things; what differs is the order of query and key rows (`Model::rope_half_split`).
 
-use super::{ShapeError, StagePart, shape};
+use super::{ShapeError, StagePart, family::has_head_norms, shape};
 use cairn_protocol::{
     dtype::{Dtype, elements},
     manifest::{Model, Naming, RopeScaling, TensorEntry},
@@ -71,6 +71,8 @@ pub(crate) enum LayerRole {
     QueryBias,
     KeyBias,
     ValueBias,
+    QueryNorm,
+    KeyNorm,
     Out,
     FeedForwardNorm,
     Gate,
@@ -99,7 +101,7 @@ pub(crate) struct Wanted<'a> {
 /// What llama.cpp's converter calls the divisors of Llama 3's rotary frequencies.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-const LAYER_ROLES: [LayerRole; 12] = [
+const LAYER_ROLES: [LayerRole; 14] = [
     LayerRole::AttentionNorm,
     LayerRole::Query,
     LayerRole::Key,
@@ -107,6 +109,8 @@ const LAYER_ROLES: [LayerRole; 12] = [
     LayerRole::QueryBias,
     LayerRole::KeyBias,
     LayerRole::ValueBias,
+    LayerRole::QueryNorm,
+    LayerRole::KeyNorm,
     LayerRole::Out,
     LayerRole::FeedForwardNorm,
     LayerRole::Gate,
@@ -148,15 +152,22 @@ pub(crate) fn wanted<'a>(
 }
 
 fn roles(model: &Model, part: &StagePart) -> Vec<Role> {
-    let with_bias = |role: &LayerRole| {
-        model.attention_bias || !matches!(role, LayerRole::QueryBias | LayerRole::KeyBias | LayerRole::ValueBias)
-    };
-    let layer = |l| LAYER_ROLES.into_iter().filter(with_bias).map(move |role| Role::Layer(l, role));
+    let layer = |l| layer_roles(model).map(move |role| Role::Layer(l, role));
     let first = part.embedding.then_some(Role::Embedding);
     let last = if part.head { &[Role::Norm, Role::Head][..] } else { &[] };
     let turns = model.rope_scaling == Some(RopeScaling::Tensor) && part.layers.start < part.layers.end;
     let rope = turns.then_some(Role::RopeFactors);
     first.into_iter().chain(rope).chain(part.layers.iter().flat_map(layer)).chain(last.iter().copied()).collect()
+}
+
+/// What a layer of the model has.
+fn layer_roles(model: &Model) -> impl Iterator<Item = LayerRole> {
+    let (has_bias, has_head_norms) = (model.attention_bias, has_head_norms(model));
+    LAYER_ROLES.into_iter().filter(move |role| match role {
+        LayerRole::QueryBias | LayerRole::KeyBias | LayerRole::ValueBias => has_bias,
+        LayerRole::QueryNorm | LayerRole::KeyNorm => has_head_norms,
+        _ => true,
+    })
 }
 
 fn found<'a>(
@@ -191,6 +202,7 @@ fn dimensions(s: &crate::cpu::model::Shape, role: Role) -> Vec<u64> {
         Role::Embedding | Role::Head => vec![s.vocabulary, s.width],
         Role::RopeFactors => vec![s.head_width / 2],
         Role::Norm | Role::Layer(_, AttentionNorm | FeedForwardNorm) => vec![s.width],
+        Role::Layer(_, QueryNorm | KeyNorm) => vec![s.head_width],
         Role::Layer(_, Query) => vec![queries, s.width],
         Role::Layer(_, Key | Value) => vec![keys, s.width],
         Role::Layer(_, QueryBias) => vec![queries],
@@ -227,11 +239,12 @@ pub(crate) fn all_roles(model: &Model) -> Vec<(Role, Vec<u64>)> {
 }
 
 /// The names of a layer's tensors after its prefix, for telling strangers apart.
-pub(super) fn layer_names(naming: Naming) -> [&'static str; 12] {
-    LAYER_ROLES.map(|role| match naming {
+pub(super) fn layer_names(model: &Model) -> Vec<&'static str> {
+    let name = |role| match model.naming {
         Naming::Gguf => gguf_name(role),
         Naming::HuggingFace => hugging_face_name(role),
-    })
+    };
+    layer_roles(model).map(name).collect()
 }
 
 fn gguf_name(role: LayerRole) -> &'static str {
@@ -243,6 +256,8 @@ fn gguf_name(role: LayerRole) -> &'static str {
         LayerRole::QueryBias => "attn_q.bias",
         LayerRole::KeyBias => "attn_k.bias",
         LayerRole::ValueBias => "attn_v.bias",
+        LayerRole::QueryNorm => "attn_q_norm.weight",
+        LayerRole::KeyNorm => "attn_k_norm.weight",
         LayerRole::Out => "attn_output.weight",
         LayerRole::FeedForwardNorm => "ffn_norm.weight",
         LayerRole::Gate => "ffn_gate.weight",
@@ -260,6 +275,8 @@ fn hugging_face_name(role: LayerRole) -> &'static str {
         LayerRole::QueryBias => "self_attn.q_proj.bias",
         LayerRole::KeyBias => "self_attn.k_proj.bias",
         LayerRole::ValueBias => "self_attn.v_proj.bias",
+        LayerRole::QueryNorm => "self_attn.q_norm.weight",
+        LayerRole::KeyNorm => "self_attn.k_norm.weight",
         LayerRole::Out => "self_attn.o_proj.weight",
         LayerRole::FeedForwardNorm => "post_attention_layernorm.weight",
         LayerRole::Gate => "mlp.gate_proj.weight",

@@ -47,6 +47,27 @@ fn qwen2_is_described_with_its_biases() {
 }
 
 #[test]
+fn qwen3_is_described_with_its_norms_of_heads() {
+    let config = CONFIG.replace("llama", "qwen3").replacen('{', r#"{"head_dim": 32, "#, 1);
+    let all = tensors(tiny::qwen3());
+    assert_eq!(from_config(&config, None, &all), Ok(Some(tiny::qwen3())));
+    let mut cut = all.clone();
+    cut.retain(|t| t.name != "model.layers.1.self_attn.k_norm.weight");
+    let part = StagePart::whole(3);
+    assert!(
+        matches!(stage_tensors(&tiny::qwen3(), &cut, &part), Err(StageError::Missing(_))),
+        "a norm is not optional"
+    );
+    let named = Model { naming: Naming::Gguf, ..tiny::qwen3() };
+    let all = tensors(named.clone());
+    let mut header = gguf(&named, &all);
+    header.metadata.push(("qwen3.attention.key_length".into(), GgufValue::Unsigned(32)));
+    assert_eq!(describe(None, None, Some(&header), &all), Ok(Some(named)));
+    let moe = CONFIG.replace("llama", "qwen3_moe");
+    assert_eq!(from_config(&moe, None, &all), Ok(None));
+}
+
+#[test]
 fn what_the_forward_pass_has_not_is_not_described() {
     let all = tensors(tiny::llama());
     let set = |what: &str| CONFIG.replace('{', &format!("{{{what}, "));

@@ -41,6 +41,8 @@ pub struct Layer {
     pub qkv: Fused,
     /// Added to them, padded like their rows.
     pub bias: Option<Vec<f32>>,
+    /// Norms of each head of queries and of keys, before rotation; padded.
+    pub head_norms: Option<[Vec<f32>; 2]>,
     /// Attention's output projection.
     pub out: Fused,
     /// Gate and up.

@@ -51,6 +51,13 @@ pub struct Pass<'a> {
     pub slots: &'a [Slot],
 }
 
+/// What becomes of a head of queries or keys before attention.
+#[derive(Clone, Copy)]
+struct Turn<'a> {
+    norm: Option<&'a [f32]>,
+    scale: f32,
+}
+
 /// Values of columns, in one of two layouts.
 #[derive(Clone, Copy)]
 enum Columns<'a> {
@@ -243,13 +250,22 @@ impl Pass<'_> {
         }
     }
 
-    /// A head's rows of token `t` of the fused panel, rotated and scaled.
-    fn rotated(&self, qkv: &[f32], t: usize, row: usize, scale: f32, out: &mut [f32]) {
-        let d = self.shape().head_width;
-        copy_rows(qkv, self.tokens(), t, row, &mut out[..d]);
-        let (cos, sin) = self.model.rope.row(self.slots[t].position);
+    /// A head's rows of token `t` of the fused panel, normalised where the model does so, rotated and scaled.
+    fn rotated(&self, qkv: &[f32], t: usize, row: usize, turn: Turn, out: &mut [f32]) {
+        let (d, epsilon) = (self.shape().head_width, self.shape().epsilon);
         let whole = &mut out[..d.next_multiple_of(LANES)];
-        kernels::rotate(self.level, whole, cos, sin, scale);
+        match turn.norm {
+            None => copy_rows(qkv, self.tokens(), t, row, &mut whole[..d]),
+            Some(weights) => {
+                // Zeros past the head, since norms read whole chunks.
+                let mut raw = [0f32; HEAD_WIDTH_MAX];
+                copy_rows(qkv, self.tokens(), t, row, &mut raw[..d]);
+                let view = View { values: &raw, step: LANES };
+                kernels::normalise(self.level, view, d, Some(Norm { weights, epsilon }), whole);
+            }
+        }
+        let (cos, sin) = self.model.rope.row(self.slots[t].position);
+        kernels::rotate(self.level, whole, cos, sin, turn.scale);
     }
 
     /// Puts the new keys (rotated) and values into the caches.
@@ -259,10 +275,12 @@ impl Pass<'_> {
                 continue;
             }
             let (unit, key_halves) = (cache.head_halves(), cache.key_halves());
+            let norms = self.model.layers[layer].head_norms.as_ref();
+            let turn = Turn { norm: norms.map(|[_, key]| &key[..]), scale: 1.0 };
             let each = |first: usize, part: &mut [f16]| {
                 for (h, kv) in part.chunks_exact_mut(unit).enumerate() {
                     let (keys, values) = kv.split_at_mut(key_halves);
-                    self.store_head(qkv, sequence, first + h, keys, values);
+                    self.store_head(qkv, sequence, turn, first + h, keys, values);
                 }
             };
             let heads = cache.layer_mut(layer);
@@ -270,7 +288,7 @@ impl Pass<'_> {
         }
     }
 
-    fn store_head(&self, qkv: &[f32], sequence: usize, head: usize, keys: &mut [f16], values: &mut [f16]) {
+    fn store_head(&self, qkv: &[f32], sequence: usize, turn: Turn, head: usize, keys: &mut [f16], values: &mut [f16]) {
         let (s, n) = (self.shape(), self.tokens());
         let (d, padded) = (s.head_width, padded_head(s.head_width));
         let [_, key_rows, value_rows, _] = s.qkv_rows();
@@ -278,7 +296,7 @@ impl Pass<'_> {
         let mut halves = [f16::ZERO; HEAD_WIDTH_MAX];
         for (t, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.sequence == sequence) {
             let position = slot.position;
-            self.rotated(qkv, t, key_rows + head * d, 1.0, &mut wide);
+            self.rotated(qkv, t, key_rows + head * d, turn, &mut wide);
             kernels::to_halves(self.level, &wide[..d.next_multiple_of(LANES)], &mut halves);
             let tile = keys[position / LANES * d * LANES..].as_chunks_mut::<LANES>().0;
             halves[..d].iter().zip(tile).for_each(|(half, row)| row[position % LANES] = *half);
@@ -293,7 +311,8 @@ impl Pass<'_> {
         let (s, n) = (self.shape(), self.tokens());
         let (d, padded, share) = (s.head_width, padded_head(s.head_width), s.heads / s.kv_heads);
         let parts = if n < PROMPT { 1 } else { PROMPT_PARTS };
-        let scale = 1.0 / (d as f32).sqrt();
+        let norms = self.model.layers[layer].head_norms.as_ref();
+        let turn = Turn { norm: norms.map(|[query, _]| &query[..]), scale: 1.0 / (d as f32).sqrt() };
         self.pool.split_parts(&mut out[..n * s.heads * padded], padded, parts, |first, part| {
             let end = first + part.len() / padded;
             let mut at = first;
@@ -302,7 +321,7 @@ impl Pass<'_> {
                 let (t, head) = (at / s.heads, at % s.heads);
                 let run = (share - head % share).min(end - at).min(SHARE);
                 for i in 0..run {
-                    self.rotated(qkv, t, (head + i) * d, scale, &mut queries[i * d..]);
+                    self.rotated(qkv, t, (head + i) * d, turn, &mut queries[i * d..]);
                 }
                 let (keys, values) = caches[self.slots[t].sequence].head(layer, head / share);
                 let out = &mut part[(at - first) * padded..][..run * padded];

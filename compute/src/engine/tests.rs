@@ -105,6 +105,9 @@ fn recipes() -> Vec<(&'static str, Tiny)> {
     all_types.push(("rope divisors, Q8_0", Tiny::new(by_tensor, 14, all(Dtype::Q8_0))));
     let linear = tiny::scaled(RopeScaling::Linear { factor: 4.0 });
     all_types.push(("linear rope, Q4_0", Tiny::new(linear, 15, all(Dtype::Q4_0))));
+    all_types.push(("qwen3, F32", Tiny::new(tiny::qwen3(), 16, all(Dtype::F32))));
+    let unpadded = Model { head_width: 24, naming: Naming::Gguf, ..tiny::qwen3() };
+    all_types.push(("qwen3, heads of 24, Q8_0", Tiny::new(unpadded, 17, all(Dtype::Q8_0))));
     all_types.push(("seven heads share, Q8_0", Tiny::new(heads, 12, all(Dtype::Q8_0))));
     all_types
 }

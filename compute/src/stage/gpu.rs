@@ -60,6 +60,8 @@ struct Layer {
     query: Linear,
     key: Linear,
     value: Linear,
+    query_norm: Option<Tensor>,
+    key_norm: Option<Tensor>,
     out: Linear,
     feed_forward_norm: Tensor,
     gate: Linear,
@@ -176,8 +178,13 @@ impl GpuWeights {
         let (d, all, share) = (s.head_width, held + count, s.heads / s.kv_heads);
         let h = candle_nn::ops::rms_norm(x, &layer.attention_norm, s.epsilon)?;
         let by_heads = |x: Tensor, heads: usize| x.reshape((1, count, heads, d))?.transpose(1, 2)?.contiguous();
-        let query = self.rotate(&by_heads(layer.query.forward(&h)?, s.heads)?, held, count)?;
-        let key = self.rotate(&by_heads(layer.key.forward(&h)?, s.kv_heads)?, held, count)?;
+        let normed = |x: Tensor, norm: &Option<Tensor>| match norm {
+            Some(norm) => candle_nn::ops::rms_norm(&x, norm, s.epsilon),
+            None => Ok(x),
+        };
+        let query = normed(by_heads(layer.query.forward(&h)?, s.heads)?, &layer.query_norm)?;
+        let key = normed(by_heads(layer.key.forward(&h)?, s.kv_heads)?, &layer.key_norm)?;
+        let (query, key) = (self.rotate(&query, held, count)?, self.rotate(&key, held, count)?);
         let value = by_heads(layer.value.forward(&h)?, s.kv_heads)?;
         cache.0.slice_set(&key.contiguous()?, 2, held)?;
         cache.1.slice_set(&value, 2, held)?;
@@ -300,6 +307,8 @@ impl<'a> Loader<'a> {
             query: self.layer_linear(layer, Query, Some(QueryBias))?,
             key: self.layer_linear(layer, Key, Some(KeyBias))?,
             value: self.layer_linear(layer, Value, Some(ValueBias))?,
+            query_norm: self.optional_vector(layer, QueryNorm)?,
+            key_norm: self.optional_vector(layer, KeyNorm)?,
             out: self.layer_linear(layer, Out, None)?,
             feed_forward_norm: self.layer_vector(layer, FeedForwardNorm)?,
             gate: self.layer_linear(layer, Gate, None)?,
@@ -311,6 +320,10 @@ impl<'a> Loader<'a> {
     fn layer_vector(&mut self, layer: u32, role: LayerRole) -> Result<Tensor, GpuError> {
         let entry = self.need(layer, role)?;
         self.vector(entry)
+    }
+
+    fn optional_vector(&mut self, layer: u32, role: LayerRole) -> Result<Option<Tensor>, GpuError> {
+        self.find(Role::Layer(layer, role)).map(|entry| self.vector(entry)).transpose()
     }
 
     fn layer_linear(&mut self, layer: u32, role: LayerRole, bias: Option<LayerRole>) -> Result<Linear, GpuError> {
@@ -397,6 +410,7 @@ mod tests {
             Tiny::new(tiny::qwen2(), 5, |_| Dtype::F32),
             Tiny::new(tiny::llama3(), 9, |_| Dtype::F32),
             Tiny::new(tiny::scaled(RopeScaling::Tensor), 10, |_| Dtype::F32),
+            Tiny::new(tiny::qwen3(), 11, |_| Dtype::F32),
             Tiny::new(tiny::qwen2(), 6, |_| Dtype::Q8_0),
             Tiny::new(tiny::llama(), 7, |_| Dtype::IQ4_NL),
             Tiny::new(wide, 8, |_| Dtype::Q6_K),
@@ -409,7 +423,7 @@ mod tests {
             let ids: Vec<u32> = (0..20).map(|i| i * 7 % 50).collect();
             let want = tiny.reference(&ids).0.concat();
             // candle quantises activations to one int8 plane for quantised weights.
-            let tolerance = if i < 5 { 1e-3 } else { 0.15 };
+            let tolerance = if i < 6 { 1e-3 } else { 0.15 };
             for cut in [20, 6, 1] {
                 let (mut session, mut got) = (session(tiny, tiny.headless()), Vec::new());
                 for (piece, ids) in ids.chunks(cut).enumerate() {
