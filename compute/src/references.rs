@@ -42,6 +42,7 @@ fn references() -> Vec<(Reference, Tiny)> {
         (include_str!("references/linear.json"), linear),
         (include_str!("references/llama3.json"), tiny::llama3()),
         (include_str!("references/qwen3.json"), tiny::qwen3()),
+        (include_str!("references/mistral.json"), tiny::mistral(24)),
     ]
     .into_iter()
     .map(|(text, model)| {

@@ -61,7 +61,13 @@ pub fn llama() -> Model {
         eos_tokens: vec![2],
         bos_token: Some(1),
         rope_scaling: None,
+        window: None,
     }
+}
+
+/// A Mistral that looks back over so many positions.
+pub fn mistral(window: u32) -> Model {
+    Model { architecture: "mistral".into(), window: std::num::NonZeroU32::new(window), ..llama() }
 }
 
 /// A Qwen3: heads wider than their share of the width, each normalised.
@@ -187,13 +193,15 @@ impl Tiny {
             let kept = |x: Vec<f64>| x.into_iter().map(self.kept).collect::<Vec<f64>>();
             keys.push(kept(k));
             values.push(kept(project(&h, LayerRole::Value, LayerRole::ValueBias)));
+            let first = self.model.window.map_or(0, |window| (position + 1).saturating_sub(window.get() as usize));
+            let (keys, values) = (&keys[first..], &values[first..]);
             let mut mixed = vec![0.0; q.len()];
             for (head, (q, out)) in q.chunks_exact(d).zip(mixed.chunks_exact_mut(d)).enumerate() {
                 let at = head / share * d..head / share * d + d;
                 let scores: Vec<f64> = keys.iter().map(|k| dot(q, &k[at.clone()]) / (d as f64).sqrt()).collect();
                 let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
                 let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
-                for (s, v) in scores.iter().zip(&values) {
+                for (s, v) in scores.iter().zip(values) {
                     let weight = (s - top).exp() / total;
                     out.iter_mut().zip(&v[at.clone()]).for_each(|(o, v)| *o += weight * v);
                 }

@@ -1,6 +1,8 @@
 //! The shape of a language model, as stages need it. Not read from files here (that is the engine's knowledge). Invariant: a
 //! parsed [`Model`] has sane numbers: nothing zero that divides, nothing so large that a product overflows.
 
+use std::num::NonZeroU32;
+
 use crate::limits::{EOS_TOKENS_MAX, LAYERS_MAX, MODEL_NUMBER_MAX, WORD_BYTES_MAX};
 use crate::record_pb;
 
@@ -45,6 +47,8 @@ pub struct Model {
     pub bos_token: Option<u32>,
     /// How rotary frequencies differ from those of the base.
     pub rope_scaling: Option<RopeScaling>,
+    /// Positions that attention looks back over, the position itself among them; all of them where there is none.
+    pub window: Option<NonZeroU32>,
 }
 
 /// How tensors are named and query and key rows are ordered.
@@ -83,6 +87,7 @@ impl Model {
             bos_token: self.bos_token.unwrap_or(0),
             has_bos: self.bos_token.is_some(),
             rope_scaling: self.rope_scaling.map(RopeScaling::to_pb),
+            window: self.window.map_or(0, NonZeroU32::get),
         }
     }
 
@@ -112,6 +117,7 @@ impl Model {
             eos_tokens: pb.eos_tokens,
             bos_token: pb.has_bos.then_some(pb.bos_token),
             rope_scaling: pb.rope_scaling.map(RopeScaling::from_pb),
+            window: NonZeroU32::new(pb.window),
         };
         model.check().map(|()| model)
     }

@@ -13,6 +13,7 @@ use cairn_protocol::{
     manifest::{Model, Naming, RopeScaling, TensorEntry},
 };
 use serde_json::Value;
+use std::num::NonZeroU32;
 
 /// A file that names a known architecture but cannot be understood.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -31,7 +32,7 @@ pub enum DescribeError {
 }
 
 /// Describes a model from what its files say; `None` when none of them names an architecture that is served, or the
-/// model uses a part of it that is not (other scalings of rotary embeddings, sliding windows, experts, further norms or
+/// model uses a part of it that is not (other scalings of rotary embeddings, windows in some layers only, experts, further norms or
 /// biases).
 pub fn describe(
     config_json: Option<&[u8]>,
@@ -63,7 +64,9 @@ fn has_strangers(model: &Model, tensors: &[TensorEntry]) -> bool {
 }
 
 fn from_gguf(header: &GgufHeader, tensors: &[TensorEntry]) -> Result<Option<Model>, DescribeError> {
-    let Some(family) = header.str("general.architecture").and_then(family::named) else { return Ok(None) };
+    let Some(family) = header.str("general.architecture").and_then(family::named).filter(|f| f.is_in_gguf) else {
+        return Ok(None);
+    };
     let Scaling::Known(rope_scaling) = scaling::of_gguf(header, family, tensors)? else { return Ok(None) };
     let architecture = family.name;
     let key = |name: &str| format!("{architecture}.{name}");
@@ -98,6 +101,7 @@ fn from_gguf(header: &GgufHeader, tensors: &[TensorEntry]) -> Result<Option<Mode
         bos_token: token("bos"),
         architecture: family::architecture(family, rope_scaling),
         rope_scaling,
+        window: None,
     }))
 }
 
@@ -153,6 +157,7 @@ fn from_config(
         eos_tokens: own_eos.unwrap_or_else(|| eos(&config)),
         bos_token: tokens(config.get("bos_token_id")).first().copied(),
         rope_scaling,
+        window: if family.may_have_window { window(&config)? } else { None },
     }))
 }
 
@@ -161,6 +166,19 @@ fn uses_more(config: &Value) -> bool {
     let is_set = |name: &str| config.get(name).is_some_and(|v| !v.is_null() && v != &Value::Bool(false));
     let activation = config.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
     is_set("use_sliding_window") || !["silu", "swish"].contains(&activation)
+}
+
+/// Mistral's window; transformers takes a config that does not speak of it for one of the first release.
+fn window(config: &Value) -> Result<Option<NonZeroU32>, DescribeError> {
+    let wrong = || DescribeError::Field("sliding_window".to_string());
+    match config.get("sliding_window") {
+        None => Ok(NonZeroU32::new(4096)),
+        Some(Value::Null) => Ok(None),
+        Some(number) => {
+            let window = number.as_u64().and_then(|n| u32::try_from(n).ok()).and_then(NonZeroU32::new);
+            window.map(Some).ok_or_else(wrong)
+        }
+    }
 }
 
 fn rope_base(config: &Value) -> f64 {

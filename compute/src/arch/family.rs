@@ -18,18 +18,30 @@ pub(crate) struct Family {
     pub hub_class: &'static str,
     /// Queries and keys are normalised head by head before they are rotated.
     pub head_norms: bool,
+    /// Attention may look back over a window only.
+    pub may_have_window: bool,
+    /// GGUF files hold this family under its own name.
+    pub is_in_gguf: bool,
     /// GGUF files store query and key rows for half-split rotary pairs (files of the Hub always do).
     pub gguf_half_split: bool,
 }
 
 /// The block as the first family has it; the others say how they differ.
-const LLAMA: Family =
-    Family { name: "llama", hub_class: "LlamaForCausalLM", head_norms: false, gguf_half_split: false };
+const LLAMA: Family = Family {
+    name: "llama",
+    hub_class: "LlamaForCausalLM",
+    head_norms: false,
+    may_have_window: false,
+    is_in_gguf: true,
+    gguf_half_split: false,
+};
 
-const FAMILIES: [Family; 3] = [
+const FAMILIES: [Family; 4] = [
     LLAMA,
     Family { name: "qwen2", hub_class: "Qwen2ForCausalLM", gguf_half_split: true, ..LLAMA },
     Family { name: "qwen3", hub_class: "Qwen3ForCausalLM", gguf_half_split: true, head_norms: true, ..LLAMA },
+    // GGUF files call a Mistral a llama, and leave its window out.
+    Family { name: "mistral", hub_class: "MistralForCausalLM", may_have_window: true, is_in_gguf: false, ..LLAMA },
 ];
 
 /// The family of that very name.
@@ -46,6 +58,11 @@ pub(crate) fn of(model: &Model) -> Option<Family> {
 /// The class and the `model_type` of a served model in the Hub's `config.json`.
 pub(crate) fn hub_names(model: &Model) -> (&'static str, &'static str) {
     of(model).map_or(("", ""), |family| (family.hub_class, family.name))
+}
+
+/// Whether a model has a window where its family has none.
+pub(super) fn has_foreign_window(model: &Model) -> bool {
+    model.window.is_some() && of(model).is_none_or(|family| !family.may_have_window)
 }
 
 /// Whether a model has norms of queries and keys.

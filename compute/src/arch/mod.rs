@@ -1,7 +1,7 @@
 //! Model families the engine serves: what their files say of their shape, which tensors a part needs, what it takes.
 //!
 //! Served, from Hugging Face folders and GGUF files: the Llama family (Llama with its rope scaling, SmolLM2, stories),
-//! Qwen2 and Qwen3. Not here: bytes of tensors (`weights`) and arithmetic (`cpu`). Everything is a pure function of names, types and
+//! Qwen2, Qwen3 and Mistral with its window. Not here: bytes of tensors (`weights`) and arithmetic (`cpu`). Everything is a pure function of names, types and
 //! dimensions.
 
 mod describe;

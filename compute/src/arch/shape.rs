@@ -39,6 +39,9 @@ pub enum ShapeError {
     /// Numbers of a rotary scaling outside their bounds.
     #[error("the model's rope scaling is not possible")]
     RopeScaling,
+    /// Attention over a window in a family that has none.
+    #[error("the model has a window, which its architecture has not")]
+    Window,
     /// A real number that has to be finite and positive.
     #[error("{0} is not a positive number")]
     NotPositive(&'static str),
@@ -68,6 +71,7 @@ pub(crate) fn shape(model: &Model) -> Result<Shape, ShapeError> {
         head_width: number("head_width", model.head_width, HEAD_WIDTH_MAX as u32)?,
         feed_forward: number("feed_forward", model.feed_forward, MODEL_NUMBER_MAX)?,
         vocabulary: number("vocabulary", model.vocabulary, MODEL_NUMBER_MAX)?,
+        window: model.window.map_or(usize::MAX, |window| window.get() as usize),
         epsilon: positive("norm_epsilon", model.norm_epsilon)? as f32,
     };
     positive("rope_base", model.rope_base)?;
@@ -75,6 +79,9 @@ pub(crate) fn shape(model: &Model) -> Result<Shape, ShapeError> {
     if attended > MODEL_NUMBER_MAX as u64 {
         let most = MODEL_NUMBER_MAX as u64;
         return Err(ShapeError::Number { name: "heads x head_width", value: attended, least: 1, most });
+    }
+    if family::has_foreign_window(model) {
+        return Err(ShapeError::Window);
     }
     if model.rope_scaling.is_some_and(|scaling| !scaling.is_possible()) {
         return Err(ShapeError::RopeScaling);

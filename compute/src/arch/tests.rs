@@ -68,6 +68,30 @@ fn qwen3_is_described_with_its_norms_of_heads() {
 }
 
 #[test]
+fn a_mistral_is_described_with_its_window() {
+    let all = tensors(tiny::llama());
+    let with = |window: &str| from_config(&CONFIG.replace("llama", "mistral").replacen('{', window, 1), None, &all);
+    assert_eq!(with(r#"{"sliding_window": 20, "#), Ok(Some(tiny::mistral(20))));
+    assert_eq!(with(r#"{"sliding_window": null, "#), Ok(Some(tiny::mistral(0))));
+    assert_eq!(with("{"), Ok(Some(tiny::mistral(4096))), "what transformers takes it for");
+    for broken in ["0", "-1", "2.5", "\"20\"", "4294967296"] {
+        let described = with(&format!(r#"{{"sliding_window": {broken}, "#));
+        assert_eq!(described, Err(DescribeError::Field("sliding_window".into())), "{broken}");
+    }
+    let named = Model { naming: Naming::Gguf, rope_half_split: false, ..tiny::mistral(20) };
+    let header = gguf(&named, &tensors(named.clone()));
+    assert_eq!(describe(None, None, Some(&header), &tensors(named)), Ok(None), "no GGUF file is called that");
+}
+
+#[test]
+fn a_window_where_the_family_has_none_is_not_served() {
+    let window = tiny::mistral(20).window;
+    for model in [tiny::llama(), tiny::qwen2(), tiny::qwen3(), tiny::llama3()] {
+        assert!(is_served(&model) && !is_served(&Model { window, ..model }));
+    }
+}
+
+#[test]
 fn what_the_forward_pass_has_not_is_not_described() {
     let all = tensors(tiny::llama());
     let set = |what: &str| CONFIG.replace('{', &format!("{{{what}, "));

@@ -3,6 +3,7 @@
 //! Sizes here were checked when they were made (`arch::shape`): nothing below checks them again.
 
 use super::{lines::Store, matrix::Fused, matrix::Matrix, packed::LANES, rope::Rope};
+use std::ops::Range;
 
 /// Sizes of the model that a stage belongs to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,6 +20,8 @@ pub struct Shape {
     pub feed_forward: usize,
     /// Tokens known.
     pub vocabulary: usize,
+    /// Positions that attention looks back over, the position itself among them; the most there can be for all.
+    pub window: usize,
     /// Added to mean squares.
     pub epsilon: f32,
 }
@@ -105,6 +108,11 @@ impl GateUp {
 }
 
 impl Shape {
+    /// The positions that a query at `position` attends to.
+    pub fn attended(&self, position: usize) -> Range<usize> {
+        (position + 1).saturating_sub(self.window)..position + 1
+    }
+
     /// First rows of queries, keys and values in their fused panel, and its rows in all.
     pub fn qkv_rows(&self) -> [usize; 4] {
         let queries = (self.heads * self.head_width).next_multiple_of(LANES);

@@ -243,8 +243,8 @@ impl Pass<'_> {
         for pair in pairs * groups.start / all..(pairs * groups.end).div_ceil(all) {
             let slot = self.slots[pair / s.kv_heads];
             let (keys, values) = caches[slot.sequence].head(layer, pair % s.kv_heads);
-            let end = slot.position + 1;
-            let start = end.saturating_sub(NEAR);
+            let Range { start, end } = s.attended(slot.position);
+            let start = start.max(end.saturating_sub(NEAR));
             prefetch(&keys[start / LANES * LANES * d..end.next_multiple_of(LANES) * d]);
             prefetch(&values[start * padded..end * padded]);
         }
@@ -326,7 +326,7 @@ impl Pass<'_> {
                 let (keys, values) = caches[self.slots[t].sequence].head(layer, head / share);
                 let out = &mut part[(at - first) * padded..][..run * padded];
                 let kv = KvHead { keys, values };
-                kernels::attend(self.level, &queries, run, d, kv, self.slots[t].position + 1, out);
+                kernels::attend(self.level, &queries, run, d, kv, s.attended(self.slots[t].position), out);
                 at += run;
             }
         });

@@ -108,6 +108,9 @@ fn recipes() -> Vec<(&'static str, Tiny)> {
     all_types.push(("qwen3, F32", Tiny::new(tiny::qwen3(), 16, all(Dtype::F32))));
     let unpadded = Model { head_width: 24, naming: Naming::Gguf, ..tiny::qwen3() };
     all_types.push(("qwen3, heads of 24, Q8_0", Tiny::new(unpadded, 17, all(Dtype::Q8_0))));
+    all_types.push(("mistral, F32", Tiny::new(tiny::mistral(20), 18, all(Dtype::F32))));
+    all_types.push(("mistral, a window of one, Q4_0", Tiny::new(tiny::mistral(1), 19, all(Dtype::Q4_0))));
+    all_types.push(("mistral over tiles, Q8_0", Tiny::new(tiny::mistral(100), 20, all(Dtype::Q8_0))));
     all_types.push(("seven heads share, Q8_0", Tiny::new(heads, 12, all(Dtype::Q8_0))));
     all_types
 }

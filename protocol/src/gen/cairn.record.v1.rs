@@ -205,6 +205,9 @@ pub struct Model {
     /// Absent: rotary frequencies are base^(-2i/head_width). Present only where the architecture says "+scaled-rope".
     #[prost(message, optional, tag = "19")]
     pub rope_scaling: ::core::option::Option<RopeScaling>,
+    /// How many positions attention looks back over, the position itself among them; 0 for all of them. For families that have it.
+    #[prost(uint32, tag = "20")]
+    pub window: u32,
 }
 /// How rotary frequencies differ from those of the base.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]

@@ -36,6 +36,7 @@ fn model() -> Model {
         eos_tokens: vec![2],
         bos_token: Some(0),
         rope_scaling: None,
+        window: None,
     }
 }
 
@@ -139,6 +140,16 @@ fn rope_scaling_survives_its_bytes_and_its_absence_adds_none() {
     pb.model.as_mut().unwrap().rope_scaling = Some(record_pb::RopeScaling { kind: 77, ..Default::default() });
     let later = Manifest::parse(&pb.encode_to_vec()).unwrap().model.unwrap();
     assert_eq!(later.rope_scaling, Some(RopeScaling::Unknown), "kept and listed, for others to compute");
+}
+
+#[test]
+fn a_window_survives_its_bytes_and_its_absence_adds_none() {
+    for window in [1, 4096, u32::MAX] {
+        let window = std::num::NonZeroU32::new(window);
+        let with = Manifest { model: Some(Model { window, ..model() }), ..manifest() };
+        assert_eq!(Manifest::parse(&with.encode()), Ok(with.clone()));
+        assert!(with.encode().len() > manifest().encode().len());
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{
     vector::Vector,
 };
 use half::{bf16, f16};
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 /// # Safety
 /// Features, and bounds as asserted in `kernels`; so for every function here.
@@ -61,19 +61,19 @@ pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &Rows, out:
 /// # Safety
 /// Features, bounds.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn attend(q: &[f32], heads: usize, d: usize, kv: KvHead, n: usize, out: &mut [f32]) {
+pub unsafe fn attend(q: &[f32], heads: usize, d: usize, kv: KvHead, at: &Range<usize>, out: &mut [f32]) {
     let padded = padded_head(d);
     for h in 0..heads {
         let (q, out) = (&q[h * d..], &mut out[h * padded..]);
         // SAFETY: as the contract, a head at a time (16 registers hold no more).
         unsafe {
             match padded / LANES {
-                1 => text::attend::<Wide, 1, 1>(q, d, kv, n, out),
-                2 => text::attend::<Wide, 1, 2>(q, d, kv, n, out),
-                4 => text::attend::<Wide, 1, 4>(q, d, kv, n, out),
-                6 => text::attend::<Wide, 1, 6>(q, d, kv, n, out),
-                8 => text::attend::<Wide, 1, 8>(q, d, kv, n, out),
-                _ => text::attend::<Wide, 1, 16>(q, d, kv, n, out),
+                1 => text::attend::<Wide, 1, 1>(q, d, kv, at, out),
+                2 => text::attend::<Wide, 1, 2>(q, d, kv, at, out),
+                4 => text::attend::<Wide, 1, 4>(q, d, kv, at, out),
+                6 => text::attend::<Wide, 1, 6>(q, d, kv, at, out),
+                8 => text::attend::<Wide, 1, 8>(q, d, kv, at, out),
+                _ => text::attend::<Wide, 1, 16>(q, d, kv, at, out),
             }
         }
     }

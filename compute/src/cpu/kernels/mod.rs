@@ -24,6 +24,7 @@ use super::{
     plain::Plain,
 };
 use half::f16;
+use std::ops::Range;
 
 /// Most query heads that share one walk over a key/value head.
 pub const SHARE: usize = 4;
@@ -148,11 +149,13 @@ pub fn to_halves(level: Level, x: &[f32], out: &mut [f16]) {
     at_level!(level, to_halves(x, out));
 }
 
-/// Attention of `heads` queries of width `d`, rotated and scaled, one after the other in `q`, over the first `n`
-/// positions. `out` gets rows of [`padded_head`] width.
-pub fn attend(level: Level, q: &[f32], heads: usize, d: usize, kv: KvHead, n: usize, out: &mut [f32]) {
-    let (full, padded) = (n.next_multiple_of(KV_TILE), padded_head(d));
-    assert!(n > 0 && (1..=SHARE).contains(&heads) && (1..=HEAD_WIDTH_MAX).contains(&d) && q.len() >= heads * d);
+/// Attention of `heads` queries of width `d`, rotated and scaled, one after the other in `q`, over the positions `at`.
+/// `out` gets rows of [`padded_head`] width.
+pub fn attend(level: Level, q: &[f32], heads: usize, d: usize, kv: KvHead, at: Range<usize>, out: &mut [f32]) {
+    let (full, padded) = (at.end.next_multiple_of(KV_TILE), padded_head(d));
+    assert!(
+        at.start < at.end && (1..=SHARE).contains(&heads) && (1..=HEAD_WIDTH_MAX).contains(&d) && q.len() >= heads * d
+    );
     assert!(kv.keys.len() >= full * d && kv.values.len() >= full * padded && out.len() >= heads * padded);
-    at_level!(level, attend(q, heads, d, kv, n, out));
+    at_level!(level, attend(q, heads, d, kv, &at, out));
 }

@@ -11,6 +11,7 @@ use super::{
     vector::{Lanes, Vector},
 };
 use half::f16;
+use std::ops::Range;
 
 /// # Safety
 /// Bounds as asserted in `kernels`; so for every function here.
@@ -49,19 +50,19 @@ pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &Rows, out:
 
 /// # Safety
 /// Bounds.
-pub unsafe fn attend(q: &[f32], heads: usize, d: usize, kv: KvHead, n: usize, out: &mut [f32]) {
+pub unsafe fn attend(q: &[f32], heads: usize, d: usize, kv: KvHead, at: &Range<usize>, out: &mut [f32]) {
     let padded = padded_head(d);
     for h in 0..heads {
         let (q, out) = (&q[h * d..], &mut out[h * padded..]);
         // SAFETY: bounds, a head at a time.
         unsafe {
             match padded / LANES {
-                1 => text::attend::<Lanes, 1, 1>(q, d, kv, n, out),
-                2 => text::attend::<Lanes, 1, 2>(q, d, kv, n, out),
-                4 => text::attend::<Lanes, 1, 4>(q, d, kv, n, out),
-                6 => text::attend::<Lanes, 1, 6>(q, d, kv, n, out),
-                8 => text::attend::<Lanes, 1, 8>(q, d, kv, n, out),
-                _ => text::attend::<Lanes, 1, 16>(q, d, kv, n, out),
+                1 => text::attend::<Lanes, 1, 1>(q, d, kv, at, out),
+                2 => text::attend::<Lanes, 1, 2>(q, d, kv, at, out),
+                4 => text::attend::<Lanes, 1, 4>(q, d, kv, at, out),
+                6 => text::attend::<Lanes, 1, 6>(q, d, kv, at, out),
+                8 => text::attend::<Lanes, 1, 8>(q, d, kv, at, out),
+                _ => text::attend::<Lanes, 1, 16>(q, d, kv, at, out),
             }
         }
     }

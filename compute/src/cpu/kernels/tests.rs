@@ -340,34 +340,50 @@ fn rows_are_normalised_to_the_same_bits_at_every_level() {
 fn attention_is_softmax_and_the_same_bits_at_every_level() {
     let mut dice = Dice(5);
     for d in [8usize, 16, 24, 32, 64, 80, 96, 128, 256] {
-        for n in [1usize, 2, 15, 17, 64, 65, 130] {
+        for (start, n) in [
+            (0usize, 1usize),
+            (0, 2),
+            (0, 15),
+            (0, 17),
+            (0, 64),
+            (0, 65),
+            (0, 130),
+            (1, 2),
+            (3, 40),
+            (20, 64),
+            (63, 64),
+            (63, 65),
+            (64, 130),
+            (70, 130),
+            (127, 128),
+        ] {
             let (full, padded) = (n.next_multiple_of(KV_TILE), padded_head(d));
             let mut halves = |n: usize| dice.floats(n).into_iter().map(f16::from_f32).collect::<Vec<_>>();
             let (keys, values) = (halves(full * d), halves(full * padded));
             let q: Vec<f32> = dice.floats(SHARE * d).iter().map(|q| q * 3.0).collect();
             let kv = KvHead { keys: &keys, values: &values };
             let mut four = vec![0.0; SHARE * padded];
-            attend(Level::Scalar, &q, SHARE, d, kv, n, &mut four);
-            check_attention(&q[..d], d, kv, n, &four[..padded]);
+            attend(Level::Scalar, &q, SHARE, d, kv, start..n, &mut four);
+            check_attention(&q[..d], d, kv, start..n, &four[..padded]);
             for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
                 for heads in 1..=SHARE {
                     let mut got = vec![0.0; heads * padded];
-                    attend(level, &q, heads, d, kv, n, &mut got);
-                    same_bits(&format!("d {d} n {n} heads {heads} {level}"), &four[..heads * padded], &got);
+                    attend(level, &q, heads, d, kv, start..n, &mut got);
+                    same_bits(&format!("d {d} at {start}..{n} heads {heads} {level}"), &four[..heads * padded], &got);
                 }
             }
         }
     }
 }
 
-fn check_attention(q: &[f32], d: usize, kv: KvHead, n: usize, got: &[f32]) {
+fn check_attention(q: &[f32], d: usize, kv: KvHead, at: Range<usize>, got: &[f32]) {
     let key = |p: usize, i: usize| kv.keys[(p / LANES * d + i) * LANES + p % LANES].to_f64();
-    let scores: Vec<f64> = (0..n).map(|p| (0..d).map(|i| q[i] as f64 * key(p, i)).sum()).collect();
+    let scores: Vec<f64> = at.clone().map(|p| (0..d).map(|i| q[i] as f64 * key(p, i)).sum()).collect();
     let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
     let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
     for (i, got) in got[..d].iter().enumerate() {
         let value = |p: usize| kv.values[p * padded_head(d) + i].to_f64();
-        let want: f64 = (0..n).map(|p| (scores[p] - top).exp() / total * value(p)).sum();
+        let want: f64 = at.clone().zip(&scores).map(|(p, s)| (s - top).exp() / total * value(p)).sum();
         close(want, *got, 1.0, 1e-5);
     }
 }

@@ -17,6 +17,7 @@ use super::{
     vector::Vector,
 };
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// `e^x` for any x: range reduction by ln 2 and a polynomial of degree 6 (2 ulp or so); below -87 it stays at e^-87.
 ///
@@ -292,17 +293,17 @@ struct State<V, const H: usize, const C: usize> {
     sum: [[V; C]; H],
 }
 
-/// Attention of `H` queries of width `d` (values padded to `C` chunks) over the first `n` positions, 64 at a time with
-/// a running maximum. A query's result does not depend on `H`.
+/// Attention of `H` queries of width `d` (values padded to `C` chunks) over the positions `at`, 64 at a time (from a
+/// multiple of 64 on, whatever the first position) with a running maximum. A query's result does not depend on `H`.
 ///
 /// # Safety
-/// Features; `q` holds H rows of `d`, `kv` whole tiles up to `n`, `out` H rows of C chunks.
+/// Features; `q` holds H rows of `d`, `kv` whole tiles up to the end of `at`, which is not empty, `out` H rows of C chunks.
 #[inline(always)]
 pub unsafe fn attend<V: Vector, const H: usize, const C: usize>(
     q: &[f32],
     d: usize,
     kv: KvHead,
-    n: usize,
+    at: &Range<usize>,
     out: &mut [f32],
 ) {
     // SAFETY: as the contract.
@@ -310,11 +311,11 @@ pub unsafe fn attend<V: Vector, const H: usize, const C: usize>(
         let zero = V::splat(0.0);
         let mut state = State::<V, H, C> { top: [f32::NEG_INFINITY; H], total: [zero; H], sum: [[zero; C]; H] };
         let mut weights = [[0f32; KV_TILE]; H];
-        for base in (0..n).step_by(KV_TILE) {
-            let live = KV_TILE.min(n - base);
+        for base in (at.start / KV_TILE * KV_TILE..at.end).step_by(KV_TILE) {
+            let live = at.start.saturating_sub(base)..KV_TILE.min(at.end - base);
             let scores = scores::<V, H>(q, d, kv.keys.as_ptr().add(base * d));
             for h in 0..H {
-                weigh(&mut state, h, scores[h], live, &mut weights[h]);
+                weigh(&mut state, h, scores[h], &live, &mut weights[h]);
             }
             gather(&mut state, &weights, kv.values.as_ptr().add(base * C * LANES), live);
         }
@@ -351,18 +352,17 @@ unsafe fn weigh<V: Vector, const H: usize, const C: usize>(
     state: &mut State<V, H, C>,
     h: usize,
     s: [V; 4],
-    live: usize,
+    live: &Range<usize>,
     weights: &mut [f32; KV_TILE],
 ) {
     // SAFETY: features; `weights` holds 64 values.
     unsafe {
         let (none, zero) = (V::splat(f32::NEG_INFINITY), V::splat(0.0));
-        let lanes = |c: usize| live.saturating_sub(c * LANES).min(LANES);
         let s = [
-            s[0].first(lanes(0), none),
-            s[1].first(lanes(1), none),
-            s[2].first(lanes(2), none),
-            s[3].first(lanes(3), none),
+            within(live, 0, s[0], none),
+            within(live, 1, s[1], none),
+            within(live, 2, s[2], none),
+            within(live, 3, s[3], none),
         ];
         let new = s[0].max(s[1]).max(s[2].max(s[3])).top();
         if new > state.top[h] {
@@ -375,10 +375,22 @@ unsafe fn weigh<V: Vector, const H: usize, const C: usize>(
         }
         let top = V::splat(state.top[h]);
         for c in 0..4 {
-            let w = exp(s[c].sub(top)).first(lanes(c), zero);
+            let w = within(live, c, exp(s[c].sub(top)), zero);
             state.total[h] = state.total[h].add(w);
             w.store(weights.as_mut_ptr().add(c * LANES));
         }
+    }
+}
+
+/// Chunk `c` of a tile, `other` at the positions that are not live.
+#[inline(always)]
+unsafe fn within<V: Vector>(live: &Range<usize>, c: usize, v: V, other: V) -> V {
+    let lanes = |end: usize| end.saturating_sub(c * LANES).min(LANES);
+    // SAFETY: features.
+    unsafe {
+        let v = v.first(lanes(live.end), other);
+        // Only the first tile of a window has positions before it.
+        if live.start == 0 { v } else { other.first(lanes(live.start), v) }
     }
 }
 
@@ -388,9 +400,9 @@ unsafe fn gather<V: Vector, const H: usize, const C: usize>(
     state: &mut State<V, H, C>,
     weights: &[[f32; KV_TILE]; H],
     values: *const f16,
-    live: usize,
+    live: Range<usize>,
 ) {
-    for i in 0..live {
+    for i in live {
         // SAFETY: position i of the tile is in bounds.
         unsafe {
             let mut v = [V::splat(0.0); C];
