@@ -32,7 +32,7 @@ pub enum DescribeError {
 }
 
 /// Describes a model from what its files say; `None` when none of them names an architecture that is served, or the
-/// model uses a part of it that is not (other scalings of rotary embeddings, windows in some layers only, experts, further norms or
+/// model uses a part of it that is not (other scalings of rotary embeddings, heads rotated in part, windows in some layers only, experts, further norms or
 /// biases).
 pub fn describe(
     config_json: Option<&[u8]>,
@@ -77,6 +77,10 @@ fn from_gguf(header: &GgufHeader, tensors: &[TensorEntry]) -> Result<Option<Mode
         return Ok(None);
     }
     let (width, heads) = (need("embedding_length")?, need("attention.head_count")?);
+    let head_width = find("attention.key_length").or(width.checked_div(heads));
+    if find("rope.dimension_count").is_some_and(|turned| Some(turned) != head_width) {
+        return Ok(None);
+    }
     let rows = tensors.iter().find(|t| t.name == "token_embd.weight").and_then(|t| t.shape.first()).copied();
     let vocabulary = rows.or_else(|| header.array("tokenizer.ggml.tokens").map(|tokens| tokens.len() as u64));
     let token = |name: &str| header.u64(&format!("tokenizer.ggml.{name}_token_id")).and_then(|n| u32::try_from(n).ok());
@@ -86,7 +90,7 @@ fn from_gguf(header: &GgufHeader, tensors: &[TensorEntry]) -> Result<Option<Mode
         width,
         heads,
         kv_heads: find("attention.head_count_kv").unwrap_or(heads),
-        head_width: find("attention.key_length").or(width.checked_div(heads)).ok_or_else(|| missing("head_count"))?,
+        head_width: head_width.ok_or_else(|| missing("head_count"))?,
         feed_forward: need("feed_forward_length")?,
         vocabulary: vocabulary.and_then(|n| u32::try_from(n).ok()).ok_or_else(|| missing("token_embd.weight"))?,
         norm_epsilon: real("attention.layer_norm_rms_epsilon")
@@ -165,7 +169,8 @@ fn from_config(
 fn uses_more(config: &Value) -> bool {
     let is_set = |name: &str| config.get(name).is_some_and(|v| !v.is_null() && v != &Value::Bool(false));
     let activation = config.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
-    is_set("use_sliding_window") || !["silu", "swish"].contains(&activation)
+    let is_turned_in_part = config.get("partial_rotary_factor").and_then(Value::as_f64).is_some_and(|part| part != 1.0);
+    is_turned_in_part || is_set("use_sliding_window") || !["silu", "swish"].contains(&activation)
 }
 
 /// Mistral's window; transformers takes a config that does not speak of it for one of the first release.

@@ -100,6 +100,7 @@ fn what_the_forward_pass_has_not_is_not_described() {
         set(r#""rope_scaling": {"factor": 2.0}"#),
         set(r#""rope_scaling": {"type": 3, "factor": 2.0}"#),
         set(r#""use_sliding_window": true"#),
+        set(r#""partial_rotary_factor": 0.5"#),
         CONFIG.replace("silu", "gelu"),
         CONFIG.replace("llama", "gemma3"),
         CONFIG.replace(r#""num_key_value_heads": 2"#, r#""num_key_value_heads": 3"#),
@@ -213,6 +214,13 @@ fn gguf_files_are_described() {
         let key = format!("{}.rope.scaling.type", model.architecture);
         scaled.metadata.push((key, GgufValue::String("yarn".into())));
         assert_eq!(describe(None, None, Some(&scaled), &all), Ok(None));
+        let turned = |elements: u64| {
+            let mut header = header.clone();
+            let key = format!("{}.rope.dimension_count", model.architecture);
+            header.metadata.push((key, GgufValue::Unsigned(elements)));
+            describe(None, None, Some(&header), &all)
+        };
+        assert_eq!((turned(16), turned(8)), (Ok(Some(model.clone())), Ok(None)), "heads are rotated whole");
         let mut cut = header.clone();
         cut.metadata.remove(1);
         assert!(matches!(describe(None, None, Some(&cut), &all), Err(DescribeError::Field(_))));
