@@ -11,7 +11,10 @@ use cairn_client::{Client, api};
 use cairn_protocol::refusal::{Reason, Refusal};
 use serde::Serialize;
 
-use crate::local_clients;
+use crate::{
+    local_clients,
+    order::{at, sorted},
+};
 
 /// The repo that is published.
 const REPO: &str = "bench/model";
@@ -162,14 +165,8 @@ fn lap_ms(done: &api::Done) -> f64 {
     1e3 / done.tokens_per_s.max(1e-9)
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
 fn middle(sorted: &[f64]) -> f64 {
-    sorted[sorted.len() / 2]
+    at(sorted, 0.5)
 }
 
 #[cfg(test)]

@@ -19,7 +19,10 @@ use cairn_protocol::refusal::{Reason, Refusal};
 use futures::future::try_join_all;
 use serde::Serialize;
 
-use crate::local_clients;
+use crate::{
+    local_clients,
+    order::{at, sorted},
+};
 
 /// The repo that is published.
 const REPO: &str = "bench/model";
@@ -185,18 +188,6 @@ fn crowd(rounds: &[Round]) -> Crowd {
 
 fn ms(duration: &Duration) -> f64 {
     duration.as_secs_f64() * 1e3
-}
-
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-/// The value below which that part of all lies.
-fn at(sorted: &[f64], part: f64) -> f64 {
-    let last = sorted.len().saturating_sub(1);
-    sorted.get((part * last as f64).round() as usize).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub mod home;
 pub mod local_clients;
 pub mod local_mesh;
 pub mod net;
+mod order;
 mod panics;
 pub mod shell;
 pub mod stages;
