@@ -1,19 +1,20 @@
 //! Prefill and decode of a model on disk, as JSON.
 //!
 //! `cargo run --release -p cairn-compute --example bench -- MODEL [USERS] [PLANES] [REPEAT]`; with
-//! `requantise Q8_0|Q4_0 IN.gguf OUT.gguf` it makes a file to measure.
+//! `quantise TYPE IN OUT.gguf` it makes a file to measure.
 
-use cairn_compute::bench::{self, BenchOptions};
-use cairn_protocol::dtype::Dtype;
+use cairn_compute::{
+    bench::{self, BenchOptions},
+    quantise::{Existing, quantise_file},
+};
 use std::{env, error::Error, path::Path};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
     if let [verb, target, from, to] = &args[..]
-        && verb == "requantise"
+        && verb == "quantise"
     {
-        let dtype = if target == "Q8_0" { Dtype::Q8_0 } else { Dtype::Q4_0 };
-        return Ok(bench::requantise(Path::new(from), Path::new(to), dtype)?);
+        return Ok(quantise_file(Path::new(from), Path::new(to), target.parse()?, Existing::Convert)?);
     }
     let path = args.first().ok_or("usage: bench MODEL [USERS] [PLANES] [REPEAT]")?;
     let number = |at: usize, or: usize| args.get(at).map_or(Ok(or), |text| text.parse::<usize>());

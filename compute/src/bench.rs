@@ -32,7 +32,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use crate::requantise::{RequantiseError, requantise};
 pub use sweep::{SweepReport, SweepRow, sweep};
 
 /// Time spent measuring the memory's bandwidth.

@@ -157,4 +157,4 @@ impl TensorSource for FileSource {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

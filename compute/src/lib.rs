@@ -11,9 +11,9 @@ pub mod full_precision;
 pub mod measure;
 pub mod plan;
 mod quant;
+pub mod quantise;
 #[cfg(test)]
 mod references;
-mod requantise;
 pub mod sample;
 pub mod session;
 mod stage;

@@ -322,7 +322,7 @@ fn stored(dice: &mut Dice, dtype: Dtype, elements: usize, spread: f32, centre: f
         Dtype::F16 => out.extend(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
         Dtype::BF16 => out.extend(values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())),
         Dtype::Q8_0 => quant::quantise_q8_0(&values, &mut out),
-        Dtype::Q4_0 => quant::quantise_q4_0(&values, &mut out),
+        Dtype::Q4_0 => out = crate::quantise::blocks(values, dtype).expect("whole blocks"),
         _ => {
             let blocks = elements / dtype.block_elements() as usize;
             (0..blocks).for_each(|_| out.extend(noise_block(dice, dtype, spread)));

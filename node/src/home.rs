@@ -15,8 +15,11 @@ use cairn_protocol::key::Keypair;
 use cairn_protocol::name::Handle;
 use cairn_protocol::refusal::{Reason, Refusal};
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 /// A secret file is 64 hex digits and a newline; anything longer is not one.
+/// Where files under way lie.
+const WORK: &str = "work";
 const SECRET_BYTES_MAX: u64 = 256;
 
 /// Locked folder of one running node. Clones share the lock; the last one to go releases it.
@@ -105,6 +108,7 @@ impl Home {
         let home = Home { root: root.to_path_buf(), _lock: Arc::new(lock) };
         home.remove_ready()?;
         create_private_folder(&home.keys())?;
+        home.clear_work()?;
         Ok(home)
     }
 
@@ -171,6 +175,22 @@ impl Home {
         let path = self.join("ready.json");
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_at(&path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A folder for files under way, gone when it is dropped.
+    pub fn working(&self, prefix: &str) -> Result<TempDir, HomeError> {
+        let work = self.join(WORK);
+        create_private_folder(&work)?;
+        tempfile::Builder::new().prefix(prefix).tempdir_in(&work).map_err(io_at(&work))
+    }
+
+    /// Removes what a killed daemon was at work on.
+    fn clear_work(&self) -> Result<(), HomeError> {
+        let work = self.join(WORK);
+        match fs::remove_dir_all(&work) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_at(&work)(error)),
             _ => Ok(()),
         }
     }

@@ -35,6 +35,16 @@ def test_a_list_is_narrowed_by_its_prefix(node, model):
     assert list(node.list("nobody/")) == []
 
 
+def test_a_quantised_model_names_what_it_was_made_of(node, model):
+    phases = set()
+    made = node.quantise("acme/tiny", "acme/tiny-q8", "q8_0", progress=lambda step: phases.add(step.phase))
+    shown = node.show("acme/tiny-q8")
+    assert shown.parents == [model.revision] and model.revision in shown.metadata["base_model"]
+    assert made.bytes < model.bytes and shown.repo.quantisation == "Q8_0" and "quantise" in phases
+    with pytest.raises(cairn.BadInput, match="q4_k"):
+        node.quantise("acme/tiny", "acme/x", "q3_k")
+
+
 def test_a_pulled_folder_equals_the_published_one(node, model, tmp_path):
     seen = []
     pulled = node.pull("acme/tiny", tmp_path / "copy", include=["*.json", "*.safetensors"], progress=seen.append)

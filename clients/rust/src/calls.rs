@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::discovery::{ConnectOptions, Found};
 use crate::generated::compute_client::ComputeClient;
+use crate::generated::jobs_client::JobsClient;
 use crate::generated::node_client::NodeClient;
 use crate::generated::registry_client::RegistryClient;
 use crate::refusal::from_status;
@@ -34,6 +35,7 @@ type Wire = InterceptedService<Channel, Bearer>;
 pub struct Client {
     registry: RegistryClient<Wire>,
     compute: ComputeClient<Wire>,
+    jobs: JobsClient<Wire>,
     node: NodeClient<Wire>,
     found: Found,
     deadline: Option<Duration>,
@@ -63,6 +65,7 @@ impl Client {
         Ok(Client {
             registry: RegistryClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             compute: ComputeClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+            jobs: JobsClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             node: NodeClient::new(wire).max_decoding_message_size(ANSWER_BYTES_MAX),
             found,
             deadline: None,
@@ -88,6 +91,11 @@ impl Client {
     /// Brings a model in from elsewhere. Needs the token.
     pub async fn import(&self, ask: api::ImportRequest) -> Result<Events<api::PublishEvent>, Refusal> {
         stream(self.registry.clone().import(self.request(ask)).await)
+    }
+
+    /// Makes a model again with quantised matrices and publishes it. Needs the token.
+    pub async fn quantise(&self, ask: api::QuantiseRequest) -> Result<Events<api::PublishEvent>, Refusal> {
+        stream(self.jobs.clone().quantise(self.request(ask)).await)
     }
 
     /// Finds the revision that `REPO[@REF]` stands for.

@@ -99,7 +99,7 @@ pub(crate) struct Wanted<'a> {
 }
 
 /// What llama.cpp's converter calls the divisors of Llama 3's rotary frequencies.
-pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 const LAYER_ROLES: [LayerRole; 14] = [
     LayerRole::AttentionNorm,

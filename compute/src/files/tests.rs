@@ -2,18 +2,16 @@
 
 use super::*;
 use crate::{
-    arch::StagePart,
-    bench::{self, BenchError, BenchOptions, RequantiseError},
+    bench::{self, BenchError, BenchOptions},
     full_precision::{self, FullPrecisionError},
     tiny::{self, Tiny},
-    weights,
 };
 use cairn_protocol::{dtype::Dtype, manifest::Naming};
 use std::{collections::BTreeMap, fs};
 use tempfile::TempDir;
 
 /// Writes a folder of safetensors with its `config.json`, the tensors over two files.
-fn folder(tiny: &Tiny) -> TempDir {
+pub(crate) fn folder(tiny: &Tiny) -> TempDir {
     let dir = tempfile::tempdir().expect("folder");
     let m = &tiny.model;
     let config = serde_json::json!({
@@ -89,18 +87,18 @@ fn gguf_bytes(tiny: &Tiny) -> Vec<u8> {
     [bytes, data].concat()
 }
 
-fn gguf_file(tiny: &Tiny) -> (TempDir, PathBuf) {
+pub(crate) fn gguf_file(tiny: &Tiny) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("folder");
     let path = dir.path().join("model.gguf");
     fs::write(&path, gguf_bytes(tiny)).expect("written");
     (dir, path)
 }
 
-fn named_llama() -> Model {
+pub(crate) fn named_llama() -> Model {
     Model { naming: Naming::Gguf, rope_half_split: false, ..tiny::llama() }
 }
 
-fn read(files: &ModelFiles) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn read(files: &ModelFiles) -> BTreeMap<String, Vec<u8>> {
     let mut source = files.source().expect("opens");
     files.tensors.iter().map(|t| (t.name.clone(), source.tensor(t).expect("reads"))).collect()
 }
@@ -142,38 +140,8 @@ fn what_is_no_model_is_refused_with_its_path() {
     assert!(ModelFiles::open(&path).is_err(), "its last tensor is past the end");
 }
 
-#[test]
-fn a_requantised_file_holds_the_same_model_in_other_quants() {
-    let tiny = Tiny::new(named_llama(), 43, |_| Dtype::Q4_1);
-    let (dir, path) = gguf_file(&tiny);
-    for target in [Dtype::Q8_0, Dtype::Q4_0] {
-        let made = dir.path().join(target.name());
-        bench::requantise(&path, &made, target).expect("made");
-        let (old, new) = (ModelFiles::open(&path).expect("opens"), ModelFiles::open(&made).expect("opens"));
-        assert_eq!(old.model, new.model, "metadata is kept");
-        for (a, b) in old.tensors.iter().zip(&new.tensors) {
-            let want = if a.shape.len() == 2 { target } else { a.dtype };
-            assert_eq!((&a.name, want, &a.shape), (&b.name, b.dtype, &b.shape));
-        }
-        let (a, b) = (read(&old), read(&new));
-        for t in &new.tensors {
-            let (mut was, mut is) = (Vec::new(), Vec::new());
-            let old = old.tensors.iter().find(|o| o.name == t.name).expect("same names");
-            assert!(crate::quant::dequantise(old.dtype, &a[&t.name], &mut was));
-            assert!(crate::quant::dequantise(t.dtype, &b[&t.name], &mut is));
-            let top = was.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let step = if target == Dtype::Q8_0 { top / 200.0 } else { top / 6.0 };
-            assert!(was.iter().zip(&is).all(|(w, i)| (w - i).abs() <= step), "{} as {target}", t.name);
-        }
-        let part = StagePart::whole(3);
-        assert!(weights::load(&new.model, &new.tensors, &part, 8, &mut *new.source().expect("opens")).is_ok());
-    }
-    let refused = bench::requantise(&path, &dir.path().join("x"), Dtype::Q6_K);
-    assert!(matches!(refused, Err(RequantiseError::Target(Dtype::Q6_K))));
-}
-
 /// A model's values as its files give them, for the slow reference.
-fn tiny_of(files: &ModelFiles) -> Tiny {
+pub(crate) fn tiny_of(files: &ModelFiles) -> Tiny {
     let bytes = read(files);
     let mut values = BTreeMap::new();
     for t in &files.tensors {

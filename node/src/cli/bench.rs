@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport, SweepReport};
 use cairn_compute::engine::Level;
-use cairn_protocol::dtype::Dtype;
+use cairn_compute::quantise::{Existing, Target, quantise_file};
 use cairn_protocol::refusal::{Reason, Refusal};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 
 use super::interruption::or_interrupted;
@@ -70,7 +70,7 @@ struct EngineArgs {
     sweep: bool,
     /// First make the model again in this format
     #[arg(long = "as", value_name = "FORMAT")]
-    format: Option<Format>,
+    format: Option<Target>,
 }
 
 /// Instructions to measure with; none is as an engine would choose.
@@ -86,14 +86,6 @@ impl FromStr for AskedLevel {
             name => name.parse().map(|level| Self(Some(level))).map_err(|error| format!("{error}, or auto")),
         }
     }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q4_0")]
-    Q4_0,
 }
 
 #[derive(Args)]
@@ -200,12 +192,8 @@ fn measure(args: &EngineArgs, remade: Option<PathBuf>) -> Result<Measured, Refus
 }
 
 /// Writes the model in another format to `path`.
-fn remake(model: &Path, format: Format, path: &Path) -> Result<(), Refusal> {
-    let target = match format {
-        Format::Q8_0 => Dtype::Q8_0,
-        Format::Q4_0 => Dtype::Q4_0,
-    };
-    bench::requantise(model, path, target).map_err(|error| {
+fn remake(model: &Path, format: Target, path: &Path) -> Result<(), Refusal> {
+    quantise_file(model, path, format, Existing::Convert).map_err(|error| {
         Refusal::new(Reason::BadInput, model.display().to_string(), error.to_string())
             .try_this("cairn bench engine --help")
     })

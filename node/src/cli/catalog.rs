@@ -93,6 +93,7 @@ pub(super) async fn show(global: &Global, args: ShowArgs) -> Outcome {
         "model": shown.model.as_ref().map(model),
         "holders": shown.holders, "message": shown.message, "parents": shown.parents, "warning": shown.warning,
         "tensors": shown.tensors,
+        "metadata": shown.metadata.iter().map(|e| (e.key.clone(), json!(e.value))).collect::<serde_json::Map<_, _>>(),
     });
     global.output().result(&value, || describe(&shown));
     Ok(true)
@@ -129,6 +130,8 @@ fn describe(shown: &api::ShowResponse) -> String {
     if !shown.message.is_empty() {
         lines.push(format!("  message    {}", shown.message));
     }
+    lines.extend(shown.metadata.iter().map(|entry| format!("  {:<10} {}", entry.key, entry.value)));
+    lines.extend(shown.parents.iter().map(|parent| format!("  made from  {parent:.10}")));
     if !shown.warning.is_empty() {
         lines.push(format!("  warning    {}", shown.warning));
     }

@@ -100,6 +100,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Bring a model in from a folder or a .gguf file
     Import(publish::ImportArgs),
+    /// Make a model again with quantised matrices, and publish it
+    Quantise(publish::QuantiseArgs),
     /// Fetch and verify a repo
     Pull(pull::PullArgs),
     /// Keep copies of others' repos
@@ -182,6 +184,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Demo(args) => demo::run(global, args).await,
         Command::Publish(args) => publish::publish(global, args).await,
         Command::Import(args) => publish::import(global, args).await,
+        Command::Quantise(args) => publish::quantise(global, args).await,
         Command::Pull(args) => pull::run(global, args).await,
         Command::Mirror(args) => mirror::run(global, args).await,
         Command::Ls(args) => catalog::ls(global, args).await,

@@ -1,8 +1,10 @@
-//! `cairn publish` and `cairn import`: a file or folder of this machine becomes a signed revision.
+//! `cairn publish`, `cairn import` and `cairn quantise`: a file or folder of this machine, or what is made of another
+//! revision, becomes a signed revision.
 
 use std::path::{Path, PathBuf};
 
 use cairn_client::{Client, Events, api};
+use cairn_compute::quantise::Target;
 use cairn_protocol::refusal::{Reason, Refusal};
 use clap::Args;
 use indicatif::HumanBytes;
@@ -43,6 +45,32 @@ pub(super) struct ImportArgs {
     /// What changed
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     message: String,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cairn quantise acme/smol acme/smol-q4 --to q4_k\n  cairn quantise acme/smol@v1 acme/smol-q8 --to q8_0 --tag v1 -m \"For small machines\"\n\nThe embedding and the head keep 6 or 8 bits, and what takes no more bits than asked for stays as it is."
+)]
+pub(super) struct QuantiseArgs {
+    /// The model: REPO[@REF]
+    source: String,
+    /// The repo that the result becomes a revision of
+    repo: String,
+    /// The type of its matrices: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0
+    #[arg(long, value_name = "TYPE")]
+    to: Target,
+    /// Also set this tag, which never moves; any name but main
+    #[arg(long, value_name = "T", default_value = "", hide_default_value = true)]
+    tag: String,
+    /// What changed
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    message: String,
+}
+
+pub(super) async fn quantise(global: &Global, args: QuantiseArgs) -> Outcome {
+    let QuantiseArgs { source, repo, to, tag, message } = args;
+    let ask = api::QuantiseRequest { source, repo, r#type: to.name().to_owned(), message, tag };
+    follow(global, global.connect().await?.quantise(ask).await?).await
 }
 
 pub(super) async fn publish(global: &Global, args: PublishArgs) -> Outcome {

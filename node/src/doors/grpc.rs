@@ -21,6 +21,7 @@ use super::auth::Auth;
 use super::call::{Calls, Events, Needs};
 use super::convert;
 use super::generated::compute_server::{Compute, ComputeServer};
+use super::generated::jobs_server::{Jobs, JobsServer};
 use super::generated::node_server::{Node as NodeService, NodeServer};
 use super::generated::registry_server::{Registry, RegistryServer};
 use super::guard::{Guarded, Patience};
@@ -85,6 +86,7 @@ pub(super) fn serve(
         .add_service(reflection_builder().build_v1alpha().map_err(bad_descriptors)?)
         .add_service(limited!(RegistryServer, calls))
         .add_service(limited!(ComputeServer, calls))
+        .add_service(limited!(JobsServer, calls))
         .add_service(limited!(NodeServer, calls));
     let guarded = Guarded::new(listener, PATIENCE, node);
     let incoming = futures::stream::unfold(guarded, async |guarded| {
@@ -94,6 +96,7 @@ pub(super) fn serve(
     Ok(async move {
         health.set_serving::<RegistryServer<Calls>>().await;
         health.set_serving::<ComputeServer<Calls>>().await;
+        health.set_serving::<JobsServer<Calls>>().await;
         health.set_serving::<NodeServer<Calls>>().await;
         if let Err(error) = router.serve_with_incoming_shutdown(incoming, closing.cancelled_owned()).await {
             tracing::error!(%error, "the gRPC door broke");
@@ -177,6 +180,15 @@ impl Compute for Calls {
 
     async fn generate(&self, request: Request<api::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         self.stream(request, Needs::Nothing, flows::generate::generate)
+    }
+}
+
+#[tonic::async_trait]
+impl Jobs for Calls {
+    type QuantiseStream = Events<api::PublishEvent>;
+
+    async fn quantise(&self, request: Request<api::QuantiseRequest>) -> Result<Response<Self::QuantiseStream>, Status> {
+        self.stream(request, Needs::Token("quantise"), flows::quantise::quantise)
     }
 }
 

@@ -224,14 +224,14 @@ async fn bytes_missing(node: &Node, wanted: &[Wanted]) -> Result<u64, Refusal> {
 }
 
 /// Better said before hours of fetching than after.
-fn refuse_full_disk(node: &Node, bytes: u64) -> Result<(), Refusal> {
+pub(super) fn refuse_full_disk(node: &Node, bytes: u64) -> Result<(), Refusal> {
     let root = node.home.root();
     let Ok(disk) = rustix::fs::statvfs(root) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free >= bytes {
         return Ok(());
     }
-    let why = format!("{bytes} bytes are to be fetched and {free} are free on its disk");
+    let why = format!("{bytes} bytes are to be written and {free} are free on its disk");
     Err(Refusal::new(Reason::DiskFull, root.display().to_string(), why).try_this("making room, or --include"))
 }
 

@@ -13,6 +13,7 @@ pub mod names;
 pub mod plan;
 pub mod publish;
 pub mod pull;
+pub mod quantise;
 pub mod records;
 pub mod show;
 pub mod status;

@@ -39,6 +39,7 @@ pub async fn publish(
         tag: tag(&request.tag)?,
         message: request.message,
         transfer,
+        made_from: MadeFrom::default(),
     };
     bring_in(&node, wish, events).await
 }
@@ -60,12 +61,13 @@ pub async fn import(
         tag: None,
         message: request.message,
         transfer: Transfer::Copy,
+        made_from: MadeFrom::default(),
     };
     bring_in(&node, wish, events).await
 }
 
 /// The tag that is asked for, if any.
-fn tag(text: &str) -> Result<Option<RefName>, Refusal> {
+pub(super) fn tag(text: &str) -> Result<Option<RefName>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -77,12 +79,22 @@ fn tag(text: &str) -> Result<Option<RefName>, Refusal> {
     Ok(Some(tag))
 }
 
-struct Wish {
-    source: PathBuf,
-    path: RepoPath,
-    tag: Option<RefName>,
-    message: String,
-    transfer: Transfer,
+/// What is to be published, and as what.
+pub(super) struct Wish {
+    pub source: PathBuf,
+    pub path: RepoPath,
+    pub tag: Option<RefName>,
+    pub message: String,
+    pub transfer: Transfer,
+    pub made_from: MadeFrom,
+}
+
+/// Where the bytes come from, if a job made them of other revisions.
+#[derive(Default)]
+pub(super) struct MadeFrom {
+    pub revisions: Vec<RevisionId>,
+    /// How, for people and programs.
+    pub metadata: Vec<(String, String)>,
 }
 
 /// Whose publication it is.
@@ -94,7 +106,8 @@ struct Signer {
     claim: Option<Handle>,
 }
 
-async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent>) -> Result<(), Refusal> {
+/// Takes in, signs, commits and tells. The last event is what was published.
+pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent>) -> Result<(), Refusal> {
     names::learn(node, &wish.path, &RefName::main()).await;
     let signer = signer(node, &wish.path).await?;
     let repo = RepoId { publisher: signer.key.public(), kind: wish.path.kind, name: wish.path.name.clone() };
@@ -197,12 +210,15 @@ async fn prepare(
     repo: RepoId,
     events: Sender<api::PublishEvent>,
 ) -> Result<Prepared, PublishError> {
+    let mut parents: Vec<RevisionId> = parent(node, &repo).await?.into_iter().collect();
+    let further = wish.made_from.revisions.iter().filter(|revision| !parents.contains(revision)).collect::<Vec<_>>();
+    parents.extend(further);
     let options = PrepareOptions {
         message: wish.message.clone(),
         transfer: wish.transfer,
-        parents: parent(node, &repo).await?.into_iter().collect(),
+        parents,
         created_ms: now_ms(),
-        metadata: Vec::new(),
+        metadata: wish.made_from.metadata.clone(),
         describe: Box::new(describe),
     };
     let item = wish.path.to_string();
@@ -273,7 +289,7 @@ fn now_ms() -> i64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-fn bad(what: &str, error: &dyn std::fmt::Display) -> Refusal {
+pub(super) fn bad(what: &str, error: &dyn std::fmt::Display) -> Refusal {
     Refusal::new(Reason::BadInput, what, error.to_string()).try_this("cairn publish --help")
 }
 

@@ -77,6 +77,7 @@ pub async fn show(node: &Node, request: api::ShowRequest) -> Result<api::ShowRes
         parents: manifest.map(|m| m.parents.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         warning: warnings.join("; "),
         tensors: manifest.map_or(0, |manifest| manifest.tensors.len() as u64),
+        metadata: manifest.map(|m| m.metadata.iter().map(entry).collect()).unwrap_or_default(),
     })
 }
 
@@ -149,6 +150,10 @@ fn reference(state: &RefState) -> Option<api::Ref> {
         tag: head.tag,
         ambiguous,
     })
+}
+
+fn entry((key, value): &(String, String)) -> api::Entry {
+    api::Entry { key: key.clone(), value: value.clone() }
 }
 
 fn file(file: &ManifestFile) -> api::File {

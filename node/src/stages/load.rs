@@ -147,9 +147,7 @@ async fn load_cold(
     }
     let reservation = rooms.reserve(memory.total())?;
     let report = fetch(node, request.revision, &manifest, &tensors, &sources, events).await?;
-    let files = manifest.files.iter().map(|f| f.blake3).collect();
-    let source =
-        BlobTensors { blobs: node.registry.blobs().clone(), files, runtime: tokio::runtime::Handle::current() };
+    let source = BlobTensors::new(node, &manifest);
     let handle = load_engine(node, request, &model, &tensors, &source).await?;
     let base = Base::new(handle, reservation, model.width, report.bytes_needed);
     rooms.keep_warm(key, base.clone());
@@ -328,10 +326,18 @@ async fn load_engine(
 
 /// The engine's view of the blob store. Called on the loader thread, which is not the runtime's.
 #[derive(Clone)]
-struct BlobTensors {
+pub(crate) struct BlobTensors {
     blobs: Blobs,
     files: Vec<BlobHash>,
     runtime: tokio::runtime::Handle,
+}
+
+impl BlobTensors {
+    /// Reads a revision's tensors, from a thread that is not the runtime's.
+    pub fn new(node: &Node, manifest: &Manifest) -> Self {
+        let files = manifest.files.iter().map(|file| file.blake3).collect();
+        Self { blobs: node.registry.blobs().clone(), files, runtime: tokio::runtime::Handle::current() }
+    }
 }
 
 impl TensorSource for BlobTensors {

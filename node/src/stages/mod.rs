@@ -31,7 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 pub(crate) use admission::Asker;
 pub use advertise::advertise;
-pub(crate) use load::keep;
+pub(crate) use load::{BlobTensors, keep};
 use placements::Placements;
 pub use request::{parse_privacy, privacy_word};
 pub use rooms::Occupancy;

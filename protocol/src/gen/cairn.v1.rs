@@ -21,6 +21,22 @@ pub struct Digest {
     pub hex: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuantiseRequest {
+    /// What is quantised: REPO\[@REF\].
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    /// The repo that the result becomes a revision of.
+    #[prost(string, tag = "2")]
+    pub repo: ::prost::alloc::string::String,
+    /// q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0.
+    #[prost(string, tag = "3")]
+    pub r#type: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub tag: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PublishRequest {
     #[prost(string, tag = "1")]
     pub path: ::prost::alloc::string::String,
@@ -59,7 +75,7 @@ pub mod publish_event {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Progress {
-    /// "hash", "fetch", "export", "verify", "load".
+    /// "hash", "fetch", "export", "verify", "load", "quantise".
     #[prost(string, tag = "1")]
     pub phase: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
@@ -191,6 +207,16 @@ pub struct ShowResponse {
     pub warning: ::prost::alloc::string::String,
     #[prost(uint64, tag = "9")]
     pub tensors: u64,
+    /// What the publisher said beside the files, such as what it was made from.
+    #[prost(message, repeated, tag = "10")]
+    pub metadata: ::prost::alloc::vec::Vec<Entry>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Entry {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ref {

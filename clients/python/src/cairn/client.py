@@ -49,6 +49,7 @@ class Client:
         self._registry, self._compute, self._node = (
             stubs.RegistryStub(channel), stubs.ComputeStub(channel), stubs.NodeStub(channel),
         )
+        self._jobs = stubs.JobsStub(channel)
         self._metadata = (("authorization", f"Bearer {found.token}"),) if found.token else ()
 
     def __enter__(self) -> Client:
@@ -101,6 +102,13 @@ class Client:
         source = source if "://" in source else os.path.abspath(source)
         request = pb.ImportRequest(source=source, repo=repo, message=message)
         return Published._of(self._follow(self._registry.Import, request, progress))
+
+    def quantise(
+        self, source: str, repo: str, to: str, *, tag: str = "", message: str = "", progress: Report = None
+    ) -> Published:
+        """Makes the model `source` again with matrices of type `to` ("q8_0", "q4_k", ...), and publishes it as `repo`."""
+        request = pb.QuantiseRequest(source=source, repo=repo, type=to, tag=tag, message=message)
+        return Published._of(self._follow(self._jobs.Quantise, request, progress))
 
     def pull(
         self,

@@ -114,13 +114,15 @@ class RepoDetails:
     parents: list[str]
     tensors: int
     warning: str
+    metadata: dict[str, str]
 
     @classmethod
     def _of(cls, m: pb.ShowResponse) -> RepoDetails:
         model = Model._of(m.model) if m.HasField("model") else None
         refs, files = [Ref._of(ref) for ref in m.refs], [File._of(file) for file in m.files]
         return cls(
-            Repo._of(m.repo), refs, files, model, list(m.holders), m.message, list(m.parents), m.tensors, m.warning
+            Repo._of(m.repo), refs, files, model, list(m.holders), m.message, list(m.parents), m.tensors, m.warning,
+            {entry.key: entry.value for entry in m.metadata},
         )
 
 

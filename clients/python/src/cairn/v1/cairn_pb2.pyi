@@ -25,6 +25,20 @@ class Digest(_message.Message):
     hex: str
     def __init__(self, algorithm: _Optional[str] = ..., hex: _Optional[str] = ...) -> None: ...
 
+class QuantiseRequest(_message.Message):
+    __slots__ = ("source", "repo", "type", "message", "tag")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REPO_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    repo: str
+    type: str
+    message: str
+    tag: str
+    def __init__(self, source: _Optional[str] = ..., repo: _Optional[str] = ..., type: _Optional[str] = ..., message: _Optional[str] = ..., tag: _Optional[str] = ...) -> None: ...
+
 class PublishRequest(_message.Message):
     __slots__ = ("path", "repo", "tag", "message", "link")
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -176,7 +190,7 @@ class ShowRequest(_message.Message):
     def __init__(self, repo: _Optional[str] = ...) -> None: ...
 
 class ShowResponse(_message.Message):
-    __slots__ = ("repo", "refs", "files", "model", "holders", "message", "parents", "warning", "tensors")
+    __slots__ = ("repo", "refs", "files", "model", "holders", "message", "parents", "warning", "tensors", "metadata")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +200,7 @@ class ShowResponse(_message.Message):
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
     repo: Repo
     refs: _containers.RepeatedCompositeFieldContainer[Ref]
     files: _containers.RepeatedCompositeFieldContainer[File]
@@ -195,7 +210,16 @@ class ShowResponse(_message.Message):
     parents: _containers.RepeatedScalarFieldContainer[str]
     warning: str
     tensors: int
-    def __init__(self, repo: _Optional[_Union[Repo, _Mapping]] = ..., refs: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., message: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., warning: _Optional[str] = ..., tensors: _Optional[int] = ...) -> None: ...
+    metadata: _containers.RepeatedCompositeFieldContainer[Entry]
+    def __init__(self, repo: _Optional[_Union[Repo, _Mapping]] = ..., refs: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., message: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., warning: _Optional[str] = ..., tensors: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ...) -> None: ...
+
+class Entry(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: str
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class Ref(_message.Message):
     __slots__ = ("name", "revision", "epoch", "number", "tag", "ambiguous")

@@ -809,3 +809,79 @@ class Node(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class JobsStub(object):
+    """Long work whose result is published. Needs the API token.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Quantise = channel.unary_stream(
+                '/cairn.v1.Jobs/Quantise',
+                request_serializer=cairn_dot_v1_dot_cairn__pb2.QuantiseRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_cairn__pb2.PublishEvent.FromString,
+                _registered_method=True)
+
+
+class JobsServicer(object):
+    """Long work whose result is published. Needs the API token.
+    """
+
+    def Quantise(self, request, context):
+        """Makes a model again with quantised matrices, and signs and publishes it with where it came from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_JobsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Quantise': grpc.unary_stream_rpc_method_handler(
+                    servicer.Quantise,
+                    request_deserializer=cairn_dot_v1_dot_cairn__pb2.QuantiseRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_cairn__pb2.PublishEvent.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'cairn.v1.Jobs', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('cairn.v1.Jobs', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Jobs(object):
+    """Long work whose result is published. Needs the API token.
+    """
+
+    @staticmethod
+    def Quantise(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.Jobs/Quantise',
+            cairn_dot_v1_dot_cairn__pb2.QuantiseRequest.SerializeToString,
+            cairn_dot_v1_dot_cairn__pb2.PublishEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
