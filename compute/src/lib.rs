@@ -15,6 +15,7 @@ pub mod quantise;
 #[cfg(test)]
 mod references;
 pub mod sample;
+mod saved;
 pub mod session;
 mod stage;
 pub mod text;
@@ -25,5 +26,6 @@ mod weights;
 
 pub use arch::StagePart;
 pub use engine::{Engine, EngineConfig, LoadError, LoadOptions, LoadReport, StageHandle};
+pub use saved::Saves;
 pub use stage::{StepError, StepInput, StepOutput};
 pub use weights::{Conversion, SourceError, TensorSource, WeightsError};

@@ -24,6 +24,7 @@ use crate::{
         rope::Rope,
     },
     quant,
+    saved::{self, Saves},
 };
 use cairn_protocol::{
     dtype::Dtype,
@@ -34,6 +35,11 @@ use cairn_protocol::{
 pub trait TensorSource: Send {
     /// The bytes of one tensor, all of them.
     fn tensor(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, SourceError>;
+
+    /// Where the weights of the part that is being loaded are saved in the form in which they are held, if anywhere.
+    fn saves(&mut self) -> Option<&mut dyn Saves> {
+        None
+    }
 }
 
 /// A tensor could not be had.
@@ -130,6 +136,8 @@ pub(crate) fn is_readable(dtype: Dtype, is_vector: bool) -> bool {
 pub(crate) struct Loaded {
     pub model: Model,
     pub conversions: Vec<Conversion>,
+    /// What the weights are to be saved under: they were packed, and there is where to save them.
+    pub unsaved: Option<blake3::Hash>,
 }
 
 /// Reads and packs what a part needs, for sessions of up to `context` positions.
@@ -144,16 +152,38 @@ pub(crate) fn load(
     let wanted = arch::wanted(model, tensors, part)?;
     let lines = arch::weight_lines(model, &wanted, part);
     let bytes = (lines * crate::cpu::lines::LINE_BYTES) as u64;
-    let store = Store::with_room(lines).ok_or(WeightsError::Memory { bytes })?;
+    let meaning = saved::fingerprint(model, part, &wanted);
+    let (found, unsaved) = find(source, &meaning, lines);
+    let is_filled = found.is_some();
+    let store = found.or_else(|| Store::with_room(lines)).ok_or(WeightsError::Memory { bytes })?;
     let half_split = model.rope_half_split.then_some(shape.head_width);
-    let mut loader = Loader { wanted, half_split, source, store, conversions: Vec::new() };
+    let mut loader = Loader { wanted, half_split, source, store, is_filled, conversions: Vec::new() };
     let embedding = loader.embedding()?;
     let layers = part.layers.iter().map(|l| loader.layer(l)).collect::<Result<_, _>>()?;
     let head = loader.head(embedding.filter(|_| model.tied_embeddings))?;
     let factors = loader.rope_factors()?;
     let rope = Rope::new(&arch::frequencies(model, &factors), context);
     let model = Model { shape, store: loader.store, embedding, layers, head, rope };
-    Ok(Loaded { model, conversions: loader.conversions })
+    Ok(Loaded { model, conversions: loader.conversions, unsaved })
+}
+
+/// Saved weights, if there are any and they are right; else what to save them under, if there is where to.
+fn find(source: &mut dyn TensorSource, meaning: &blake3::Hash, lines: usize) -> (Option<Store>, Option<blake3::Hash>) {
+    let Some(saves) = source.saves() else { return (None, None) };
+    let Some(file) = saves.find() else { return (None, Some(*meaning)) };
+    let found = saved::read(&file, meaning, lines);
+    if found.is_none() {
+        saves.forget();
+    }
+    let unsaved = found.is_none().then_some(*meaning);
+    (found, unsaved)
+}
+
+/// Saves packed weights.
+pub(crate) fn save(model: &Model, meaning: &blake3::Hash, source: &mut dyn TensorSource) {
+    if let Some(saves) = source.saves() {
+        saves.keep(saved::bytes(model.store.lines()), &mut |file| saved::write(&model.store, meaning, file));
+    }
 }
 
 struct Loader<'a> {
@@ -162,6 +192,8 @@ struct Loader<'a> {
     half_split: Option<usize>,
     source: &'a mut dyn TensorSource,
     store: Store,
+    /// The store came with its lines: only vectors are read.
+    is_filled: bool,
     conversions: Vec<Conversion>,
 }
 
@@ -320,6 +352,10 @@ impl<'a> Loader<'a> {
 
     /// Writes a tensor's rows into every `step`th group from `group` on.
     fn fill(&mut self, matrix: &Matrix, part: &Part, group: usize, step: usize) -> Result<(), WeightsError> {
+        self.report(part.entry.dtype, part.held);
+        if self.is_filled {
+            return Ok(());
+        }
         let bytes = self.bytes(part.entry)?;
         let row_bytes = bytes.len() / part.rows().max(1);
         let mut turned = Turned::default();
@@ -328,7 +364,6 @@ impl<'a> Loader<'a> {
             let source = turned.row(part.entry.dtype, part.held.turn, &bytes[from * row_bytes..][..row_bytes]);
             matrix.fill(&mut self.store, group + row / LANES * step, row % LANES, source);
         }
-        self.report(part.entry.dtype, part.held);
         Ok(())
     }
 

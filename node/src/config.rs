@@ -46,6 +46,8 @@ pub struct Config {
     pub stage_memory_bytes: u64,
     /// Most disk that stage weights may take.
     pub stage_disk_bytes: u64,
+    /// Most disk that weights in the form of the engine may take.
+    pub packed_disk_bytes: u64,
     /// Engine threads.
     pub threads: usize,
     /// Sessions that one peer may hold at once.
@@ -142,6 +144,7 @@ impl Config {
             trusted: settings.parse_list("trusted", parse_display)?,
             stage_memory_bytes: settings.parse("stage_memory_bytes", parse_bytes)?,
             stage_disk_bytes: settings.parse("stage_disk_bytes", parse_bytes)?,
+            packed_disk_bytes: settings.parse("packed_disk_bytes", parse_bytes)?,
             threads: settings.parse("threads", parse_threads)?,
             sessions_per_peer: settings.parse("sessions_per_peer", parse_display)?,
             lease_idle_s: settings.parse("lease_idle_s", parse_display)?,

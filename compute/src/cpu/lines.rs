@@ -3,6 +3,8 @@
 //! All weights of a stage lie in one allocation, in the order they are read during a pass, on huge pages where the
 //! system gives them. This file holds layout only; what the bytes mean is said in `packed` and `plain`.
 
+#![allow(unsafe_code)]
+
 /// One cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -14,11 +16,25 @@ pub const LINE_BYTES: usize = 64;
 impl Line {
     /// A line of zeros.
     pub const ZERO: Self = Self([0; 64]);
+
+    /// Lines as the bytes that they are.
+    pub fn bytes(lines: &[Line]) -> &[u8] {
+        // SAFETY: a line is 64 bytes without padding, so a slice of them is that many bytes, which live as long.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+    }
+
+    /// The same, to be written.
+    pub fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
+        // SAFETY: as above, borrowed alone; any bytes make a line.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+    }
 }
 
 /// The weights of a stage, one after the other. Grows while loading, never after.
 pub struct Store {
     lines: Vec<Line>,
+    /// Lines that were given out.
+    placed: usize,
 }
 
 impl Store {
@@ -27,14 +43,25 @@ impl Store {
         let mut store = Vec::new();
         store.try_reserve_exact(lines).ok()?;
         super::pages::prefer_huge(store.spare_capacity_mut());
-        Some(Self { lines: store })
+        Some(Self { lines: store, placed: 0 })
     }
 
-    /// Adds `count` zero lines and returns where they begin.
+    /// Gives out the next `count` lines, zeros unless they were filled before, and returns where they begin.
     pub fn grow(&mut self, count: usize) -> usize {
-        let from = self.lines.len();
-        self.lines.resize(from + count, Line::ZERO);
+        let from = self.placed;
+        self.placed += count;
+        self.lines.resize(self.lines.len().max(self.placed), Line::ZERO);
         from
+    }
+
+    /// Gives out lines from the first again, with what they hold.
+    pub fn rewind(&mut self) {
+        self.placed = 0;
+    }
+
+    /// Lines held.
+    pub fn lines(&self) -> usize {
+        self.lines.len()
     }
 
     /// `count` lines from `from` on.

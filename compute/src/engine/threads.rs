@@ -155,56 +155,92 @@ fn gather(sessions: &mut Sessions, queue: &Receiver<Command>) -> bool {
     true
 }
 
-/// The loader thread: loads one stage after the other until nobody can ask for any.
+/// The loader thread: loads one stage after the other until nobody can ask for any. What was packed is saved after its
+/// stage was answered.
 pub(super) fn load(jobs: &Receiver<LoadJob>, commands: &SyncSender<Command>) {
-    for job in jobs.iter() {
-        let LoadJob { model, tensors, part, context, planes, device, source, share, answer } = job;
+    for LoadJob { model, tensors, part, context, planes, device, source, share, answer } in jobs.iter() {
         // The source goes in: it belongs to whoever asked, and may panic when it is dropped, too.
-        let loaded = catch_unwind(AssertUnwindSafe(move || -> Result<_, LoadError> {
-            let mut source = source;
-            let source = &mut *source;
-            match device {
-                None => Ok(on_cpu(weights::load(&model, &tensors, &part, context, source)?, planes, context)),
-                Some(device) => Ok(on_gpu(GpuWeights::load(&model, &tensors, &part, context, source, device)?)),
-            }
-        }));
-        answer.give(match loaded {
-            Ok(Ok((kind, report))) => open(kind, report, context, share, commands),
-            Ok(Err(error)) => Err(error),
-            Err(panic) => Err(LoadError::Panicked(said(&*panic))),
+        let loaded = guarded(move || match device {
+            None => on_cpu(&model, &tensors, &part, context, planes, source),
+            Some(device) => on_gpu(&model, &tensors, &part, context, device, source),
         });
+        match loaded.and_then(|loaded| open(loaded, context, share, commands)) {
+            Err(error) => answer.give(Err(error)),
+            Ok((handle, weights, unsaved)) => {
+                answer.give(Ok(handle));
+                let _ = guarded(move || Ok(unsaved.map(Unsaved::save)));
+                // Until now: the memory that is read while saving is accounted for.
+                drop(weights);
+            }
+        }
     }
 }
 
-fn on_cpu(loaded: Loaded, planes: Planes, context: usize) -> (Kind, LoadReport) {
-    let report = LoadReport {
-        weights_bytes: loaded.model.bytes(),
-        bytes_a_token: loaded.model.bytes_a_token(),
-        memory_bytes: 0,
-        conversions: loaded.conversions,
-    };
-    (Kind::Cpu(CpuWeights::new(loaded.model, planes, context)), report)
+/// Does something whose panic is a failure to load.
+fn guarded<T>(work: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(LoadError::Panicked(said(&*panic))))
 }
 
-fn on_gpu(weights: Arc<GpuWeights>) -> (Kind, LoadReport) {
-    (Kind::Gpu(weights), LoadReport::default())
+/// A stage that was just loaded, and its weights if they are to be saved.
+type Fresh = (Kind, LoadReport, Option<Unsaved>);
+
+/// Weights that were packed, and where to save them.
+struct Unsaved {
+    weights: Arc<CpuWeights>,
+    meaning: blake3::Hash,
+    source: Box<dyn TensorSource>,
+}
+
+impl Unsaved {
+    fn save(mut self) {
+        weights::save(self.weights.model(), &self.meaning, &mut *self.source);
+    }
+}
+
+fn on_cpu(
+    model: &Model,
+    tensors: &[TensorEntry],
+    part: &StagePart,
+    context: usize,
+    planes: Planes,
+    mut source: Box<dyn TensorSource>,
+) -> Result<Fresh, LoadError> {
+    let Loaded { model, conversions, unsaved } = weights::load(model, tensors, part, context, &mut *source)?;
+    let (weights_bytes, bytes_a_token) = (model.bytes(), model.bytes_a_token());
+    let report = LoadReport { weights_bytes, bytes_a_token, memory_bytes: 0, conversions };
+    let weights = CpuWeights::new(model, planes, context);
+    let unsaved = unsaved.map(|meaning| Unsaved { weights: weights.clone(), meaning, source });
+    Ok((Kind::Cpu(weights), report, unsaved))
+}
+
+fn on_gpu(
+    model: &Model,
+    tensors: &[TensorEntry],
+    part: &StagePart,
+    context: usize,
+    device: Device,
+    mut source: Box<dyn TensorSource>,
+) -> Result<Fresh, LoadError> {
+    let weights = GpuWeights::load(model, tensors, part, context, &mut *source, device)?;
+    Ok((Kind::Gpu(weights), LoadReport::default(), None))
 }
 
 /// Opens the first session on loaded weights.
 fn open(
-    kind: Kind,
-    report: LoadReport,
+    (kind, report, unsaved): Fresh,
     context: usize,
     share: Share,
     commands: &SyncSender<Command>,
-) -> Result<StageHandle, LoadError> {
+) -> Result<(StageHandle, Arc<Weights>, Option<Unsaved>), LoadError> {
     let report = LoadReport { memory_bytes: share.bytes, ..report };
     let memory = share.memory.clone();
     let weights = Arc::new(Weights::new(kind, Some(share)));
     let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
     let open = Command::Open { session, weights: weights.clone(), context, share: None, closed: closed.clone() };
     commands.send(open).map_err(|_| LoadError::Stopped)?;
-    Ok(StageHandle::new(Parts { session, commands: commands.clone(), closed, weights, memory, context, report }))
+    let kept = weights.clone();
+    let parts = Parts { session, commands: commands.clone(), closed, weights, memory, context, report };
+    Ok((StageHandle::new(parts), kept, unsaved))
 }
 
 /// What a panic said.

@@ -54,6 +54,11 @@ pub(crate) enum Wants<'a> {
 }
 
 impl CpuWeights {
+    /// What was loaded.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     pub fn new(model: Model, planes: Planes, context: usize) -> Arc<Self> {
         Arc::new(Self { model, planes, context, work: Mutex::new(None) })
     }

@@ -48,6 +48,11 @@ pub const KEYS: &[Key] = &[
     key("trusted", "", "publishers whose models strangers with a grant may have loaded here"),
     key("stage_memory_bytes", AUTO, "most memory for stages"),
     key("stage_disk_bytes", AUTO, "most disk for stage weights"),
+    key(
+        "packed_disk_bytes",
+        AUTO,
+        "most disk for weights as the engine holds them, so that they load at once; 0 keeps none",
+    ),
     key("threads", AUTO, "engine threads"),
     key("sessions_per_peer", "8", "sessions that one peer may hold"),
     key("lease_idle_s", "60", "seconds until an idle lease ends"),
@@ -293,7 +298,7 @@ fn edit_distance(left: &str, right: &str) -> usize {
 fn machine_default(key: &str, home: &Path) -> String {
     match key {
         "stage_memory_bytes" => (memory_bytes() / 2).to_string(),
-        "stage_disk_bytes" => (disk_free_bytes(home) / 10).to_string(),
+        "stage_disk_bytes" | "packed_disk_bytes" => (disk_free_bytes(home) / 10).to_string(),
         _ => std::thread::available_parallelism().map_or(1, usize::from).to_string(),
     }
 }
@@ -308,7 +313,8 @@ fn memory_bytes() -> u64 {
     }
 }
 
-fn disk_free_bytes(home: &Path) -> u64 {
+/// Free bytes of the disk that a folder is on, or will be.
+pub fn disk_free_bytes(home: &Path) -> u64 {
     home.ancestors()
         .find_map(|folder| rustix::fs::statvfs(folder).ok())
         .map_or(DISK_UNKNOWN_BYTES, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cairn_compute::{LoadError, LoadOptions, SourceError, StageHandle, TensorSource, arch};
+use cairn_compute::{
+    LoadError, LoadOptions, Saves, SourceError, StageHandle, TensorSource,
+    arch::{self, StagePart},
+};
 use cairn_protocol::{
     id::{BlobHash, RevisionId},
     manifest::{Manifest, Model, TensorEntry},
@@ -24,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     admission::Asker,
+    packed::Packed,
     request::StageRequest,
     rooms::{Reservation, Rooms},
     warm::{Base, Key},
@@ -147,7 +151,7 @@ async fn load_cold(
     }
     let reservation = rooms.reserve(memory.total())?;
     let report = fetch(node, request.revision, &manifest, &tensors, &sources, events).await?;
-    let source = BlobTensors::new(node, &manifest);
+    let source = BlobTensors::new(node, &manifest).saved(node, request.revision, &request.part);
     let handle = load_engine(node, request, &model, &tensors, &source).await?;
     let base = Base::new(handle, reservation, model.width, report.bytes_needed);
     rooms.keep_warm(key, base.clone());
@@ -330,13 +334,20 @@ pub(crate) struct BlobTensors {
     blobs: Blobs,
     files: Vec<BlobHash>,
     runtime: tokio::runtime::Handle,
+    saves: Option<Packed>,
 }
 
 impl BlobTensors {
     /// Reads a revision's tensors, from a thread that is not the runtime's.
     pub fn new(node: &Node, manifest: &Manifest) -> Self {
         let files = manifest.files.iter().map(|file| file.blake3).collect();
-        Self { blobs: node.registry.blobs().clone(), files, runtime: tokio::runtime::Handle::current() }
+        let (blobs, runtime) = (node.registry.blobs().clone(), tokio::runtime::Handle::current());
+        Self { blobs, files, runtime, saves: None }
+    }
+
+    /// With a place for the weights of one part in the engine's form.
+    fn saved(self, node: &Node, revision: RevisionId, part: &StagePart) -> Self {
+        Self { saves: Packed::of(node, revision, part), ..self }
     }
 }
 
@@ -345,6 +356,10 @@ impl TensorSource for BlobTensors {
         let hash = *self.files.get(entry.file as usize).ok_or_else(|| SourceError("a tensor of no file".to_owned()))?;
         let bytes = self.runtime.block_on(self.blobs.read(hash, entry.offset..entry.offset + entry.length));
         bytes.map(Vec::from).map_err(|error| SourceError(error.to_string()))
+    }
+
+    fn saves(&mut self) -> Option<&mut dyn Saves> {
+        self.saves.as_mut().map(|saves| saves as &mut dyn Saves)
     }
 }
 

@@ -17,6 +17,7 @@ mod advertise;
 pub(crate) mod bounds;
 pub(crate) mod links;
 mod load;
+mod packed;
 mod placements;
 mod request;
 mod rooms;
