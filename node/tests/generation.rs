@@ -283,6 +283,15 @@ async fn a_full_precision_real_model_gives_the_reference_tokens_on_one_and_on_th
             ensure!(nodes.len() == stages as usize, "{stages} stages on {nodes:?}");
         }
     }
+    let long: Vec<serde_json::Value> = serde_json::from_str(include_str!("golden/smollm2-f16.json"))?;
+    ensure!(long.len() == 3);
+    for case in &long {
+        let (prompt, want) =
+            (case["prompt"].as_str().context("a prompt")?, case["tokens"].as_array().context("tokens")?);
+        let made = Generation::of(net.client(0), greedy(REPO, prompt, 256, 1)).await?.tokens;
+        let alike = made.iter().zip(want).take_while(|(made, want)| want.as_u64() == Some(u64::from(**made))).count();
+        ensure!(alike == 256 && want.len() == 256, "{prompt:?}: the first {alike} tokens are those of the reference");
+    }
     net.stop().await;
     Ok(())
 }
