@@ -5,11 +5,12 @@
 
 use cairn_protocol::dtype::Dtype;
 use half::{bf16, f16};
+use std::array::from_fn;
 
 /// Elements of a Q8_0, Q4_0 or Q4_1 block.
 const BLOCK: usize = 32;
 /// The table of IQ4_NL.
-const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Appends the values of whole blocks as F32. False for a type that is not read here.
 #[must_use]
@@ -30,8 +31,8 @@ pub fn dequantise(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) -> bool {
         },
         Dtype::Q2_K => q2_k,
         Dtype::Q3_K => q3_k,
-        Dtype::Q4_K => q4_k,
-        Dtype::Q5_K => q5_k,
+        Dtype::Q4_K => |b, o| q45_k(Dtype::Q4_K, b, o),
+        Dtype::Q5_K => |b, o| q45_k(Dtype::Q5_K, b, o),
         Dtype::Q6_K => q6_k,
         _ => return false,
     };
@@ -85,63 +86,73 @@ fn scale_min(scales: &[u8], j: usize) -> (u8, u8) {
     (low & 15 | scales[j - 4] >> 6 << 4, low >> 4 | scales[j] >> 6 << 4)
 }
 
-fn q4_k(b: &[u8], out: &mut Vec<f32>) {
+fn q45_k(dtype: Dtype, b: &[u8], out: &mut Vec<f32>) {
     for j in 0..8 {
-        let (scale, min) = q45_scale(b, j);
-        out.extend((0..32).map(|i| scale * q4_k_quant(b, j, i) as f32 - min));
-    }
-}
-
-/// Scale and minimum of sub-block `j` of a Q4_K or Q5_K block.
-fn q45_scale(b: &[u8], j: usize) -> (f32, f32) {
-    let (scale, min) = scale_min(&b[4..16], j);
-    (half(b, 0) * scale as f32, half(b, 2) * min as f32)
-}
-
-fn q4_k_quant(b: &[u8], j: usize, i: usize) -> u8 {
-    b[16 + j / 2 * 32 + i] >> (j % 2 * 4) & 15
-}
-
-fn q5_k(b: &[u8], out: &mut Vec<f32>) {
-    for j in 0..8 {
-        let (scale, min) = q45_scale(b, j);
-        for i in 0..32 {
-            let q = b[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15 | (b[16 + i] >> j & 1) << 4;
-            out.push(scale * q as f32 - min);
-        }
+        let (scale, min) = scale_min(&b[4..16], j);
+        let (scale, min) = (half(b, 0) * scale as f32, half(b, 2) * min as f32);
+        out.extend(units(dtype, b, j).map(|q| scale * q as f32 - min));
     }
 }
 
 fn q6_k(b: &[u8], out: &mut Vec<f32>) {
-    let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half(b, 208));
-    for i in 0..256 {
-        let (part, quarter, at) = (i / 128, i % 128 / 32, i % 32);
-        let four = low[part * 64 + quarter % 2 * 32 + at] >> (quarter / 2 * 4) & 15;
-        let two = high[part * 32 + at] >> (quarter * 2) & 3;
-        out.push(d * scales[i / 16] as i8 as f32 * ((four | two << 4) as i32 - 32) as f32);
+    for j in 0..8 {
+        let scale = |i: usize| half(b, 208) * b[192 + j * 2 + i / 16] as i8 as f32;
+        out.extend(units(Dtype::Q6_K, b, j).iter().enumerate().map(|(i, q)| scale(i) * (*q as i32 - 32) as f32));
     }
 }
 
-/// Q5_0, Q8_1 and IQ4_NL to Q8_0 without loss: their quants are whole numbers under one scale.
+/// The quants of 32 elements as the packed layout takes them, unsigned: part `j` of a block (a block of 32 is one part).
+/// Only for types that are packed as they are.
+pub fn units(dtype: Dtype, b: &[u8], j: usize) -> [u8; BLOCK] {
+    
+    match dtype {
+        Dtype::Q8_0 => from_fn(|i| b[2 + i] ^ 0x80),
+        Dtype::Q4_0 | Dtype::IQ4_NL => from_fn(|i| nibble(&b[2..], i)),
+        Dtype::Q4_1 => from_fn(|i| nibble(&b[4..], i)),
+        Dtype::Q5_0 => from_fn(|i| five(&b[2..], i)),
+        Dtype::Q5_1 => from_fn(|i| five(&b[4..], i)),
+        Dtype::Q4_K => from_fn(|i| b[16 + j / 2 * 32 + i] >> (j % 2 * 4) & 15),
+        Dtype::Q5_K => from_fn(|i| b[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15 | (b[16 + i] >> j & 1) << 4),
+        Dtype::Q6_K => {
+            let (half, quarter) = (j / 4, j % 4);
+            let low = &b[half * 64 + quarter % 2 * 32..];
+            let high = &b[128 + half * 32..];
+            from_fn(|i| low[i] >> (quarter / 2 * 4) & 15 | (high[i] >> (quarter * 2) & 3) << 4)
+        }
+        _ => unreachable!("{dtype} is not packed as it is"),
+    }
+}
+
+/// Scales of a block of a K type.
+pub struct SuperScales {
+    /// The half that scales are multiplied with.
+    pub d: [u8; 2],
+    /// The half that minima are multiplied with.
+    pub least: [u8; 2],
+    /// Scales: of 32 elements in the first eight, of 16 in all for Q6_K.
+    pub small: [i8; 16],
+    /// Minima.
+    pub small_mins: [u8; 8],
+}
+
+/// The scales of a Q4_K, Q5_K or Q6_K block.
+pub fn scales(dtype: Dtype, b: &[u8]) -> SuperScales {
+    if dtype == Dtype::Q6_K {
+        let small = from_fn(|i| b[192 + i] as i8);
+        return SuperScales { d: [b[208], b[209]], least: [0; 2], small, small_mins: [0; 8] };
+    }
+    let pairs: [(u8, u8); 8] = from_fn(|j| scale_min(&b[4..16], j));
+    let small = from_fn(|i| pairs.get(i).map_or(0, |pair| pair.0 as i8));
+    SuperScales { d: [b[0], b[1]], least: [b[2], b[3]], small, small_mins: pairs.map(|pair| pair.1) }
+}
+
+/// Q8_1 and IQ4_NL to Q8_0 without loss: their quants are whole numbers under one scale.
 pub fn widen_exactly(dtype: Dtype, bytes: &[u8], out: &mut Vec<u8>) {
     for b in bytes.chunks_exact(dtype.block_bytes() as usize) {
         out.extend_from_slice(&b[..2]);
         match dtype {
             Dtype::Q8_1 => out.extend_from_slice(&b[4..36]),
-            Dtype::IQ4_NL => out.extend((0..BLOCK).map(|i| IQ4_NL[nibble(&b[2..], i) as usize] as u8)),
-            _ => out.extend((0..BLOCK).map(|i| five(&b[2..], i).wrapping_sub(16))),
-        }
-    }
-}
-
-/// Q4_K to Q4_1: the same quants; each product of scales is rounded to a half.
-pub fn q4_k_to_q4_1(bytes: &[u8], out: &mut Vec<u8>) {
-    for b in bytes.chunks_exact(Dtype::Q4_K.block_bytes() as usize) {
-        for j in 0..8 {
-            let (scale, min) = q45_scale(b, j);
-            out.extend(f16::from_f32(scale).to_le_bytes());
-            out.extend(f16::from_f32(-min).to_le_bytes());
-            out.extend((0..16).map(|i| q4_k_quant(b, j, i) | q4_k_quant(b, j, i + 16) << 4));
+            _ => out.extend((0..BLOCK).map(|i| IQ4_NL[nibble(&b[2..], i) as usize] as u8)),
         }
     }
 }
@@ -206,30 +217,18 @@ mod tests {
 
     #[test]
     fn widening_to_q8_0_loses_nothing() {
-        let (five, _) = candle(GgmlDType::Q5_0, &noise(512));
+        let eight: Vec<u8> = (0..36u8).map(|i| if i < 4 { [0, 0x2c, 0, 0x40][i as usize] } else { i * 7 }).collect();
         let mut four: Vec<u8> = Vec::new();
         for i in 0..16u8 {
             four.extend(f16::from_f32(0.01 * (i as f32 - 7.0)).to_le_bytes());
             four.extend((0..16u8).map(|j| i.wrapping_mul(37).wrapping_add(j * 17)));
         }
-        for (dtype, bytes) in [(Dtype::Q5_0, five), (Dtype::IQ4_NL, four)] {
+        for (dtype, bytes) in [(Dtype::Q8_1, eight), (Dtype::IQ4_NL, four)] {
             let (mut wide, mut want, mut got) = (Vec::new(), Vec::new(), Vec::new());
             widen_exactly(dtype, &bytes, &mut wide);
             assert!(dequantise(dtype, &bytes, &mut want) && dequantise(Dtype::Q8_0, &wide, &mut got));
             assert_eq!(want, got, "{dtype}");
         }
-    }
-
-    #[test]
-    fn q4_k_becomes_q4_1_with_scales_rounded_to_halves() {
-        let (bytes, want) = candle(GgmlDType::Q4K, &noise(1024));
-        let (mut four, mut got) = (Vec::new(), Vec::new());
-        q4_k_to_q4_1(&bytes, &mut four);
-        assert!(dequantise(Dtype::Q4_1, &four, &mut got));
-        assert!(
-            want.iter().zip(&got).all(|(w, g)| (w - g).abs() < 2e-3),
-            "within a half's rounding of scale and minimum"
-        );
     }
 
     #[test]

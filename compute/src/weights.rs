@@ -5,10 +5,9 @@
 //! | stored | held as | lost |
 //! |---|---|---|
 //! | F32, F16, BF16 | itself | nothing |
-//! | Q8_0, Q4_0, Q4_1 | itself | nothing |
-//! | Q5_0, Q8_1, IQ4_NL | Q8_0 | nothing: the same scale, quants that fit 8 bits |
-//! | Q4_K | Q4_1 | scale and minimum of a block are rounded to halves (a relative 2⁻¹¹) |
-//! | Q5_1, Q5_K, Q6_K, Q2_K, Q3_K | Q8_0 | values are quantised again: at most 1/254 of a block's largest value |
+//! | Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q4_K, Q5_K, Q6_K | itself | nothing |
+//! | Q8_1 | Q8_0 | nothing: the same scale and quants, without their sum |
+//! | Q2_K, Q3_K | Q8_0 | values are quantised again: at most 1/254 of a block's largest value |
 //!
 //! A type that grows costs memory and decoding speed; the load report names every conversion. Query and key rows that
 //! are stored for half-split rotary pairs are permuted to neighbouring pairs. Not here: names and dimensions (`arch`).
@@ -103,7 +102,6 @@ pub(crate) struct Held {
 enum Turn {
     Keep,
     WidenExactly,
-    RoundScales,
     Requantise,
 }
 
@@ -115,15 +113,12 @@ pub(crate) fn held(dtype: Dtype) -> Option<Held> {
         Dtype::F32 => plain(PlainFormat::F32),
         Dtype::F16 => plain(PlainFormat::F16),
         Dtype::BF16 => plain(PlainFormat::Bf16),
-        Dtype::Q8_0 => packed(PackedFormat::Q8_0, Turn::Keep),
-        Dtype::Q4_0 => packed(PackedFormat::Q4_0, Turn::Keep),
-        Dtype::Q4_1 => packed(PackedFormat::Q4_1, Turn::Keep),
-        Dtype::Q5_0 | Dtype::Q8_1 | Dtype::IQ4_NL => packed(PackedFormat::Q8_0, Turn::WidenExactly),
-        Dtype::Q4_K => packed(PackedFormat::Q4_1, Turn::RoundScales),
-        Dtype::Q5_1 | Dtype::Q5_K | Dtype::Q6_K | Dtype::Q2_K | Dtype::Q3_K => {
-            packed(PackedFormat::Q8_0, Turn::Requantise)
-        }
-        _ => None,
+        Dtype::Q8_1 => packed(PackedFormat::Q8_0, Turn::WidenExactly),
+        Dtype::Q2_K | Dtype::Q3_K => packed(PackedFormat::Q8_0, Turn::Requantise),
+        _ => PackedFormat::ALL
+            .into_iter()
+            .find(|format| format.dtype() == dtype)
+            .and_then(|format| packed(format, Turn::Keep)),
     }
 }
 
@@ -385,9 +380,7 @@ impl<'a> Loader<'a> {
 
     fn report(&mut self, from: Dtype, held: Held) {
         let to = match held.format {
-            Format::Packed(PackedFormat::Q8_0) => Dtype::Q8_0,
-            Format::Packed(PackedFormat::Q4_0) => Dtype::Q4_0,
-            Format::Packed(PackedFormat::Q4_1) => Dtype::Q4_1,
+            Format::Packed(format) => format.dtype(),
             Format::Plain(_) => from,
         };
         if held.turn == Turn::Keep {
@@ -416,7 +409,6 @@ impl Turned {
         match turn {
             Turn::Keep => return source,
             Turn::WidenExactly => quant::widen_exactly(dtype, source, &mut self.bytes),
-            Turn::RoundScales => quant::q4_k_to_q4_1(source, &mut self.bytes),
             Turn::Requantise => {
                 self.values.clear();
                 // `held` gives this turn only to types that can be read.

@@ -34,8 +34,12 @@ impl Planes {
     }
 }
 
-/// Activations of some tokens quantised block by block, one record of words a token: `planes` times `k/4` words of int8
-/// quants, then for each block its scale (F32 bits), minus the sum of its quants, and scale times sum (F32 bits).
+/// Activations of some tokens quantised block by block, one record of words a token: room of `k/2` words for quants, then
+/// for each block its scale (F32 bits), minus the sum of its quants, scale times sum (F32 bits), and minus the sum of
+/// its first half's quants.
+///
+/// How quants lie in their room is between a level's `quantise` and its products: as int8 planes of `k/4` words, the high
+/// one first (bytes in order), or, where the processor multiplies 16 bits at a time, as pairs of whole quants.
 pub struct Acts {
     /// Elements of a token; a multiple of 32.
     pub k: usize,
@@ -55,7 +59,7 @@ impl Acts {
     /// Room for `tokens_max` tokens of `k` elements, rounded down to whole blocks.
     pub fn new(k: usize, tokens_max: usize, planes: Planes) -> Self {
         let blocks = k / BLOCK;
-        let stride = (planes.count() * blocks * 8 + 3 * blocks).next_multiple_of(16);
+        let stride = (blocks * BLOCK / 2 + 4 * blocks).next_multiple_of(16);
         Self { k: blocks * BLOCK, blocks, tokens: tokens_max, planes, stride, words: vec![0; stride * tokens_max] }
     }
 
@@ -67,7 +71,7 @@ impl Acts {
 
     /// Words before the scales.
     pub fn head(&self) -> usize {
-        self.planes.count() * self.k / 4
+        self.k / 2
     }
 }
 

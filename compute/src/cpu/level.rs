@@ -11,24 +11,27 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// x86-64 with AVX2, FMA, F16C and AVX-VNNI.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
 }
 
 /// A level that this build does not know by that name.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("no instruction-set level is called {0:?}: scalar, avx2 or avx512")]
+#[error("no instruction-set level is called {0:?}: scalar, avx2, avx-vnni or avx512")]
 pub struct UnknownLevel(String);
 
 impl Level {
     /// Every level, lowest first.
-    pub const ALL: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 4] = [Level::Scalar, Level::Avx2, Level::AvxVnni, Level::Avx512];
 
     /// The name that adverts, options and logs use.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
         }
     }
@@ -39,6 +42,8 @@ impl Level {
             Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => narrow(),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => narrow() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => narrow() && wide(),
             #[cfg(not(target_arch = "x86_64"))]

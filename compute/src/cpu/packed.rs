@@ -1,30 +1,42 @@
 //! Quantised weights repacked for dot-product kernels.
 //!
-//! Rows are taken 16 at a time (a *group*), so that one 512-bit register holds one 32-bit lane per row. A group is one
-//! contiguous record:
+//! Rows are taken 16 at a time (a *group*), so that one 512-bit register holds one 32-bit lane per row. Elements are taken
+//! 32 at a time (a *block*). A group is one contiguous record, its scales before its quants:
 //!
 //! ```text
-//! scales  nb x 16 x f16                      (32 bytes a block)
-//! mins    nb x 16 x f16                      (Q4_1 only)
+//! Q8_0 Q4_x Q5_x IQ4_NL   scales  nb x 16 x f16              K types   d       nb/8 x 16 x f16
+//!                         mins    nb x 16 x f16  (x_1)                 -dmin   nb/8 x 16 x f16  (Q4_K, Q5_K)
+//!                                                                      scales  nb x 16 x i8     (Q6_K: 2 nb)
+//!                                                                      mins    nb x 16 x i8     (Q4_K, Q5_K)
 //! pad to 64 bytes
-//! quants  nb x 8 lines of 64 bytes (Q8_0)    line j = 16 rows x k[4j..4j+4]
-//!         nb x 4 lines of 64 bytes (Q4_x)    low nibbles k[4j..], high k[16+4j..]
+//! quants  nb blocks of as many lines of 64 bytes as an element has bits
 //! ```
 //!
-//! Quants are stored unsigned (Q8_0 with the sign bit flipped, i.e. plus 128; Q4 as they are, i.e. plus 8), since the
-//! dot-product instruction multiplies unsigned by signed. The offset is taken back with the sum of the activation
-//! block, which costs one broadcast a block and no weight memory. Rows past the last are zero: scale, min and all.
+//! *Word* j of a block holds elements 4j..4j+4 of each of 16 rows, a byte an element. With eight bits, line j is word j.
+//! With fewer, lines 0 to 3 hold the low nibbles of words 0 to 3 and, above them, of words 4 to 7. Fifth bits fill
+//! one line more (bit j of each byte belongs to word j), fifth and sixth bits two (bits 2i and 2i + 1 of line m to
+//! word 4m + i). So every word comes out of its lines by a shift and a mask, and nothing takes more room than in the file
+//! (but the scales of Q4_K and Q5_K: a byte each instead of six bits).
+//!
+//! Quants are stored unsigned, since the dot-product instruction multiplies unsigned by signed. The offset is taken
+//! back with the sum of the activation block, which costs one broadcast a block and no weight memory. A scale times its
+//! super-block's is exact in F32 (11 bits times 7). Rows past the last are zero: scale, min and all.
 
 use super::lines::{LINE_BYTES, Line};
+use crate::quant::{self, IQ4_NL};
+use cairn_protocol::dtype::Dtype;
 use half::f16;
 
 /// Rows in a group.
 pub const LANES: usize = 16;
-/// Elements that share a scale.
+/// Elements of a block.
 pub const BLOCK: usize = 32;
+/// Blocks under one `d` of the K types.
+pub const SUPER_BLOCKS: usize = 8;
 
 /// How quants are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[allow(non_camel_case_types)]
 pub enum PackedFormat {
     /// Signed bytes times a scale.
     Q8_0,
@@ -32,36 +44,155 @@ pub enum PackedFormat {
     Q4_0,
     /// 4 bits times a scale, plus a minimum.
     Q4_1,
+    /// 5 bits minus 16, times a scale.
+    Q5_0,
+    /// 5 bits times a scale, plus a minimum.
+    Q5_1,
+    /// 4 bits that choose of a table, times a scale.
+    IQ4_NL,
+    /// 4 bits with scales and minima in two steps.
+    Q4_K,
+    /// 5 bits with scales and minima in two steps.
+    Q5_K,
+    /// 6 bits minus 32, with a scale in two steps for each 16 elements.
+    Q6_K,
 }
 
+/// How the quants of a block lie in its lines.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Quants {
+    /// Nibbles.
+    Four,
+    /// Nibbles that choose of [`TABLE`].
+    Table,
+    /// Nibbles and fifth bits.
+    Five,
+    /// Nibbles and the two bits above; two scales a block.
+    Six,
+    /// Bytes.
+    Eight,
+}
+
+/// What IQ4_NL's nibbles stand for, made unsigned by adding 128.
+pub const TABLE: [u8; 16] = {
+    let (mut table, mut i) = ([0; 16], 0);
+    while i < 16 {
+        table[i] = (IQ4_NL[i] as u8) ^ 0x80;
+        i += 1;
+    }
+    table
+};
+
 impl PackedFormat {
-    /// Bytes before the quants in a source block: scale, and minimum.
-    pub fn head_bytes(self) -> usize {
-        if self == Self::Q4_1 { 4 } else { 2 }
+    /// Every format.
+    pub const ALL: [Self; 9] = [
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::IQ4_NL,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+    ];
+
+    /// The type in files whose blocks hold the same.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::Q8_0 => Dtype::Q8_0,
+            Self::Q4_0 => Dtype::Q4_0,
+            Self::Q4_1 => Dtype::Q4_1,
+            Self::Q5_0 => Dtype::Q5_0,
+            Self::Q5_1 => Dtype::Q5_1,
+            Self::IQ4_NL => Dtype::IQ4_NL,
+            Self::Q4_K => Dtype::Q4_K,
+            Self::Q5_K => Dtype::Q5_K,
+            Self::Q6_K => Dtype::Q6_K,
+        }
     }
-    /// Bytes of a source block of 32 elements.
-    pub fn block_bytes(self) -> usize {
-        self.head_bytes() + if self == Self::Q8_0 { 32 } else { 16 }
+
+    /// How its quants lie.
+    pub fn quants(self) -> Quants {
+        match self {
+            Self::Q8_0 => Quants::Eight,
+            Self::Q4_0 | Self::Q4_1 | Self::Q4_K => Quants::Four,
+            Self::IQ4_NL => Quants::Table,
+            Self::Q5_0 | Self::Q5_1 | Self::Q5_K => Quants::Five,
+            Self::Q6_K => Quants::Six,
+        }
     }
-    /// Packed lines of quants in a block of 16 rows.
+
+    /// True when scales are a super-block's times a small one.
+    pub fn is_super(self) -> bool {
+        matches!(self, Self::Q4_K | Self::Q5_K | Self::Q6_K)
+    }
+
+    /// True when a minimum is added.
+    pub fn has_min(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K)
+    }
+
+    /// Scales of a block.
+    pub fn scales_a_block(self) -> usize {
+        if self.quants() == Quants::Six { 2 } else { 1 }
+    }
+
+    /// What is taken from a stored quant to get its signed value.
+    pub fn offset(self) -> i32 {
+        match self {
+            Self::Q8_0 | Self::IQ4_NL => 128,
+            Self::Q4_0 => 8,
+            Self::Q5_0 => 16,
+            Self::Q6_K => 32,
+            Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => 0,
+        }
+    }
+
+    /// Packed lines of quants in a block of 16 rows: the bits of an element.
     pub fn block_lines(self) -> usize {
-        if self == Self::Q8_0 { 8 } else { 4 }
+        match self.quants() {
+            Quants::Four | Quants::Table => 4,
+            Quants::Five => 5,
+            Quants::Six => 6,
+            Quants::Eight => 8,
+        }
     }
+
     /// Lines of scales (and mins) that open a group.
     pub fn scale_lines(self, blocks: usize) -> usize {
-        (blocks * LANES * self.head_bytes()).div_ceil(LINE_BYTES)
+        Scales::of(self, blocks).end.div_ceil(LINE_BYTES)
     }
+
     /// Lines in a group of 16 rows of `blocks` blocks.
     pub fn group_lines(self, blocks: usize) -> usize {
         self.scale_lines(blocks) + blocks * self.block_lines()
     }
-    /// What is taken from a stored quant to get its signed value.
-    pub fn offset(self) -> i32 {
-        match self {
-            Self::Q8_0 => 128,
-            Self::Q4_0 => 8,
-            Self::Q4_1 => 0,
-        }
+}
+
+/// Where the parts of a group's opening begin, in bytes. The scales (of super-blocks, where there are) begin it.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales {
+    /// Mins, or super-blocks' mins.
+    pub mins: usize,
+    /// Small scales.
+    pub small: usize,
+    /// Small mins.
+    pub small_mins: usize,
+    /// One after the last byte.
+    pub end: usize,
+}
+
+impl Scales {
+    /// Of a group of rows of `blocks` blocks.
+    pub fn of(format: PackedFormat, blocks: usize) -> Self {
+        let is_super = format.is_super();
+        let halves = if is_super { blocks.div_ceil(SUPER_BLOCKS) } else { blocks } * LANES * 2;
+        let mins = halves;
+        let small = mins + if format.has_min() { halves } else { 0 };
+        let bytes = |is_there: bool, each: usize| if is_super && is_there { blocks * each * LANES } else { 0 };
+        let small_mins = small + bytes(true, format.scales_a_block());
+        Self { mins, small, small_mins, end: small_mins + bytes(format.has_min(), 1) }
     }
 }
 
@@ -98,33 +229,64 @@ impl<'a> Packed<'a> {
         &self.lines[g * self.group_lines..][..self.group_lines]
     }
 
-    /// Scale (`which == 0`) or minimum (`which == 1`) of a block of a row.
-    pub fn scale(&self, row: usize, block: usize, which: usize) -> f32 {
-        let at = (which * self.blocks + block) * 32 + row % LANES * 2;
+    /// The scale of a block of a row, or of its first or second half where it has two.
+    pub fn scale(&self, row: usize, block: usize, half: usize) -> f32 {
+        if !self.format.is_super() {
+            return self.half(row, block * LANES * 2);
+        }
+        let at = Scales::of(self.format, self.blocks).small + (block * self.format.scales_a_block() + half) * LANES;
+        self.half(row, block / SUPER_BLOCKS * LANES * 2) * self.small(row, at)
+    }
+
+    /// What is added to each element of a block of a row; zero in formats without.
+    pub fn min(&self, row: usize, block: usize) -> f32 {
+        let at = Scales::of(self.format, self.blocks);
+        match (self.format.has_min(), self.format.is_super()) {
+            (false, _) => 0.0,
+            (true, false) => self.half(row, at.mins + block * LANES * 2),
+            (true, true) => {
+                let least = self.half(row, at.mins + block / SUPER_BLOCKS * LANES * 2);
+                least * self.small(row, at.small_mins + block * LANES)
+            }
+        }
+    }
+
+    fn half(&self, row: usize, at: usize) -> f32 {
+        let at = at + row % LANES * 2;
         let line = &self.group(row / LANES)[at / LINE_BYTES].0;
         f16::from_le_bytes([line[at % LINE_BYTES], line[at % LINE_BYTES + 1]]).to_f32()
     }
 
+    fn small(&self, row: usize, at: usize) -> f32 {
+        let at = at + row % LANES;
+        self.group(row / LANES)[at / LINE_BYTES].0[at % LINE_BYTES] as i8 as f32
+    }
+
     /// The unsigned quant at `i` of a block of a row.
     pub fn quant(&self, row: usize, block: usize, i: usize) -> u8 {
-        let j = if self.format == PackedFormat::Q8_0 { i } else { i % 16 };
-        let line = self.scale_lines + block * self.format.block_lines() + j / 4;
-        let q = self.group(row / LANES)[line].0[row % LANES * 4 + j % 4];
-        match self.format {
-            PackedFormat::Q8_0 => q,
-            _ if i < 16 => q & 15,
-            _ => q >> 4,
+        let lines = &self.group(row / LANES)[self.scale_lines + block * self.format.block_lines()..];
+        let byte = |line: usize| lines[line].0[row % LANES * 4 + i % 4];
+        let word = i / 4;
+        if self.format.quants() == Quants::Eight {
+            return byte(word);
+        }
+        let nibble = byte(word % 4) >> (word / 4 * 4) & 15;
+        match self.format.quants() {
+            Quants::Table => TABLE[nibble as usize],
+            Quants::Five => nibble | (byte(4) >> word & 1) << 4,
+            Quants::Six => nibble | (byte(4 + word / 4) >> (word % 4 * 2) & 3) << 4,
+            Quants::Four | Quants::Eight => nibble,
         }
     }
 
     /// One row as F32 (the embedding look-up), handed out element by element.
     pub fn row(&self, row: usize, mut put: impl FnMut(usize, f32)) {
+        let elements_a_scale = BLOCK / self.format.scales_a_block();
         for b in 0..self.blocks {
-            let d = self.scale(row, b, 0);
-            let min = if self.format == PackedFormat::Q4_1 { self.scale(row, b, 1) } else { 0.0 };
+            let min = self.min(row, b);
             for i in 0..BLOCK {
                 let q = self.quant(row, b, i) as i32 - self.format.offset();
-                put(b * BLOCK + i, d * q as f32 + min);
+                put(b * BLOCK + i, self.scale(row, b, i / elements_a_scale) * q as f32 + min);
             }
         }
     }
@@ -132,17 +294,82 @@ impl<'a> Packed<'a> {
 
 /// Writes one source row (its blocks, as in a file) into lane `lane` of a zeroed group.
 pub fn fill_row(format: PackedFormat, blocks: usize, group: &mut [Line], lane: usize, row: &[u8]) {
-    let scale_lines = format.scale_lines(blocks);
-    for (b, source) in row.chunks_exact(format.block_bytes()).enumerate().take(blocks) {
-        let (head, quants) = source.split_at(format.head_bytes());
-        for (which, half) in head.chunks_exact(2).enumerate() {
-            let at = (which * blocks + b) * 32 + lane * 2;
-            group[at / LINE_BYTES].0[at % LINE_BYTES..][..2].copy_from_slice(half);
+    let (dtype, scales) = (format.dtype(), Scales::of(format, blocks));
+    let (head, lines) = group.split_at_mut(format.scale_lines(blocks));
+    let mut head = Lane { lines: head, lane };
+    let parts = dtype.block_elements() as usize / BLOCK;
+    let sources = row.chunks_exact(dtype.block_bytes() as usize).take(blocks.div_ceil(parts));
+    let mut lines = lines.chunks_exact_mut(format.block_lines());
+    for (s, source) in sources.enumerate() {
+        if format.is_super() {
+            head.put_super(format, scales, s, source);
+        } else {
+            head.put_half(s, [source[0], source[1]]);
+            if format.has_min() {
+                head.put_half(blocks + s, [source[2], source[3]]);
+            }
         }
-        let lines = &mut group[scale_lines + b * format.block_lines()..];
-        for (word, line) in quants.as_chunks::<4>().0.iter().zip(lines) {
-            let flipped = if format == PackedFormat::Q8_0 { word.map(|q| q ^ 0x80) } else { *word };
-            line.0[lane * 4..][..4].copy_from_slice(&flipped);
+        for (part, lines) in (0..parts).zip(&mut lines) {
+            put_quants(format.quants(), lines, lane, &quant::units(dtype, source, part));
         }
+    }
+}
+
+/// One lane of the scales that open a group.
+struct Lane<'a> {
+    lines: &'a mut [Line],
+    lane: usize,
+}
+
+impl Lane<'_> {
+    /// Half number `i` of the lane.
+    fn put_half(&mut self, i: usize, half: [u8; 2]) {
+        let at = (i * LANES + self.lane) * 2;
+        self.lines[at / LINE_BYTES].0[at % LINE_BYTES..][..2].copy_from_slice(&half);
+    }
+
+    /// Byte number `i` of the lane's bytes that begin at `from`.
+    fn put_small(&mut self, from: usize, i: usize, small: u8) {
+        let at = from + i * LANES + self.lane;
+        self.lines[at / LINE_BYTES].0[at % LINE_BYTES] = small;
+    }
+
+    /// Scales and minima of super-block `s`.
+    fn put_super(&mut self, format: PackedFormat, at: Scales, s: usize, source: &[u8]) {
+        let found = quant::scales(format.dtype(), source);
+        self.put_half(s, found.d);
+        let each = SUPER_BLOCKS * format.scales_a_block();
+        for (i, small) in found.small[..each].iter().enumerate() {
+            self.put_small(at.small, s * each + i, *small as u8);
+        }
+        if format.has_min() {
+            // Minima are added here and taken away in files.
+            self.put_half(at.mins / (2 * LANES) + s, [found.least[0], found.least[1] ^ 0x80]);
+            for (i, small) in found.small_mins.iter().enumerate() {
+                self.put_small(at.small_mins, s * SUPER_BLOCKS + i, *small);
+            }
+        }
+    }
+}
+
+/// Writes the quants of a block into one lane of its zeroed lines.
+fn put_quants(quants: Quants, lines: &mut [Line], lane: usize, units: &[u8; BLOCK]) {
+    let words = units.as_chunks::<4>().0;
+    let mut put = |line: usize, word: [u8; 4]| lines[line].0[lane * 4..][..4].copy_from_slice(&word);
+    if quants == Quants::Eight {
+        return words.iter().enumerate().for_each(|(j, word)| put(j, *word));
+    }
+    for j in 0..4 {
+        put(j, std::array::from_fn(|b| words[j][b] & 15 | words[j + 4][b] << 4));
+    }
+    match quants {
+        Quants::Five => put(4, std::array::from_fn(|b| (0..8).fold(0, |bits, j| bits | words[j][b] >> 4 << j))),
+        Quants::Six => {
+            for m in 0..2 {
+                let bits = |b: usize| (0..4).fold(0, |bits, i| bits | words[m * 4 + i][b] >> 4 << (2 * i));
+                put(4 + m, std::array::from_fn(bits));
+            }
+        }
+        Quants::Four | Quants::Table | Quants::Eight => {}
     }
 }

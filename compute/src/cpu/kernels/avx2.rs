@@ -1,29 +1,29 @@
-//! AVX2 with FMA and F16C: the text over pairs of registers, and its own integer product.
+//! AVX2 with FMA and F16C: the text over pairs of registers, packed products a group at a time.
 //!
 //! Unsafe for two reasons only: functions need processor features, and they read through raw pointers inside bounds that
 //! the callers in `kernels` assert.
 #![allow(unsafe_code)]
-// Indices run over several register arrays at once; iterators hide that.
-#![allow(clippy::needless_range_loop)]
 
 use super::{
     super::{
         acts::{Acts, PLANE_SHIFT, Planes, Rows},
-        packed::{LANES, Packed, PackedFormat},
+        packed::{LANES, Packed},
         plain::Plain,
     },
-    KvHead, Norm, Post, View, padded_head, text,
+    KvHead, Norm, Post, View, padded_head,
+    product::{self, Ints, Source},
+    text::{self, Record},
     vector::Vector,
 };
 use half::{bf16, f16};
-use std::{arch::x86_64::*, ops::Range};
+use std::{arch::x86_64::*, marker::PhantomData, ops::Range};
 
 /// # Safety
 /// Features, and bounds as asserted in `kernels`; so for every function here.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn quantise(x: View, k: usize, planes: Planes, norm: Option<Norm>, record: &mut [i32]) {
     // SAFETY: as the contract.
-    unsafe { text::quantise::<Wide>(x, k, planes, norm, record) }
+    unsafe { text::quantise::<Wide, Pairs>(x, k, planes, norm, record) }
 }
 
 /// # Safety
@@ -83,160 +83,180 @@ pub unsafe fn attend(q: &[f32], heads: usize, d: usize, kv: KvHead, at: &Range<u
 /// Features, bounds.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn product_packed(w: Packed, first: usize, count: usize, acts: &Acts, out: &mut [f32], post: Post) {
-    let per = if post == Post::SwiGlu { 2 } else { 1 };
-    for g in (0..count).step_by(per) {
-        let mut t = 0;
-        while t < acts.tokens {
-            // SAFETY: group and tokens are in bounds, as is their panel.
-            unsafe {
-                let panel = out.as_mut_ptr().add((g / per * acts.tokens + t) * LANES);
-                t += match acts.tokens - t {
-                    1 => step::<1>(w, first + g, acts, t, panel, post),
-                    2 | 3 => step::<2>(w, first + g, acts, t, panel, post),
-                    _ => step::<4>(w, first + g, acts, t, panel, post),
-                };
-            }
-        }
+    // SAFETY: as the contract.
+    unsafe { product::product::<Halves<Madd>>(w, first, count, acts, out, post) }
+}
+
+/// Sixteen integer lanes in two registers, multiplied as `D` does.
+pub struct Halves<D>(pub [__m256i; 2], PhantomData<D>);
+
+impl<D> Clone for Halves<D> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<D> Copy for Halves<D> {}
+
+impl<D> Halves<D> {
+    #[inline(always)]
+    pub fn new(halves: [__m256i; 2]) -> Self {
+        Self(halves, PhantomData)
     }
 }
 
-/// One group (or pair) of rows by `T` tokens.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn step<const T: usize>(w: Packed, g: usize, acts: &Acts, t0: usize, out: *mut f32, post: Post) -> usize {
-    // SAFETY: as the caller's contract.
-    unsafe {
-        let mut sums = sums::<T>(w, g, acts, t0);
-        if post == Post::SwiGlu {
-            let up = self::sums::<T>(w, g + 1, acts, t0);
-            for t in 0..T {
-                sums[t] = text::silu(sums[t]).mul(up[t]);
-            }
-        }
-        for t in 0..T {
-            text::finish(sums[t], out.add(t * LANES), post);
-        }
-    }
-    T
+/// How 256-bit registers multiply quants.
+///
+/// # Safety
+/// Methods need the processor features of their level.
+pub trait Dot: Sized {
+    /// As in [`Ints`].
+    const PAIRS: bool;
+    /// As in [`Ints`].
+    const TOKENS: usize;
+    /// As in [`Ints`].
+    unsafe fn dot(acc: [__m256i; 2], word: [__m256i; 2], x: *const i32, j: usize) -> [__m256i; 2];
+    /// As in [`Ints`].
+    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post);
 }
 
-/// The dot products of a group's rows with `T` records.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn sums<const T: usize>(w: Packed, g: usize, acts: &Acts, t0: usize) -> [Wide; T] {
-    let base = w.group(g).as_ptr().cast::<u8>();
-    let mut f = [[_mm256_setzero_ps(); 2]; T];
-    for b in 0..w.blocks {
-        // SAFETY: block b of the group and of the tokens' records.
+/// Products of 16 bits, since those of bytes would saturate: `vpmaddwd` takes pairs of whole quants, so both planes cost
+/// what one would, and one plane is no faster than two.
+pub struct Madd;
+
+impl Dot for Madd {
+    const PAIRS: bool = true;
+    const TOKENS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn dot(mut acc: [__m256i; 2], word: [__m256i; 2], x: *const i32, j: usize) -> [__m256i; 2] {
+        // SAFETY: features; words 2j and 2j + 1 of the block.
         unsafe {
-            let quants = base.add((w.scale_lines + b * w.format.block_lines()) * 64);
-            let record = acts.words.as_ptr().add(t0 * acts.stride);
-            let mut ints = [[_mm256_setzero_si256(); 2]; T];
-            for plane in 0..acts.planes.count() {
-                shift(&mut ints);
-                let words = record.add(plane * acts.k / 4 + b * 8);
-                match w.format {
-                    PackedFormat::Q8_0 => block8(quants, words, acts.stride, &mut ints),
-                    _ => block4(quants, words, acts.stride, &mut ints),
-                }
+            let even = _mm256_set1_epi32(*x.add(2 * j));
+            let odd = _mm256_set1_epi32(*x.add(2 * j + 1));
+            for h in 0..2 {
+                let low = _mm256_and_si256(word[h], _mm256_set1_epi16(255));
+                let high = _mm256_srli_epi16::<8>(word[h]);
+                acc[h] = _mm256_add_epi32(acc[h], _mm256_madd_epi16(low, even));
+                acc[h] = _mm256_add_epi32(acc[h], _mm256_madd_epi16(high, odd));
             }
-            scale(&w, b, base, record.add(acts.head() + b), acts.stride, &ints, &mut f);
+            acc
         }
     }
-    let mut out = [Wide(f[0]); T];
-    for t in 1..T {
-        out[t] = Wide(f[t]);
-    }
-    out
-}
 
-/// Makes room for the plane below.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn shift<const T: usize>(ints: &mut [[__m256i; 2]; T]) {
-    for t in 0..T {
-        for h in 0..2 {
-            ints[t][h] = _mm256_slli_epi32::<{ PLANE_SHIFT as i32 }>(ints[t][h]);
-        }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
+        // SAFETY: as the contract.
+        unsafe { product::tile::<Halves<Self>, Q, G, T>(s, out, post) }
     }
 }
 
-/// Adds a block's integer products, times their scales; `rest` is the first token's scale of the block.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn scale<const T: usize>(
-    w: &Packed,
-    b: usize,
-    base: *const u8,
-    rest: *const i32,
-    stride: usize,
-    ints: &[[__m256i; 2]; T],
-    f: &mut [[__m256; 2]; T],
-) {
-    for h in 0..2 {
-        // SAFETY: as the caller's contract.
+/// Quants as pairs of 16 bits: of elements 0 to 3, word 0 holds 0 and 2, word 1 holds 1 and 3, and so on.
+struct Pairs;
+
+impl Record<Wide> for Pairs {
+    #[inline(always)]
+    unsafe fn put(block: [Wide; 2], _: Planes, quants: *mut i32, _: usize, b: usize) -> [i32; 2] {
+        // SAFETY: features; 16 words of block b.
         unsafe {
-            let d = half8(base.add(b * 32 + h * 16));
-            for t in 0..T {
-                let rest = rest.add(t * stride);
-                // Signed Q8 products need no offset; Q4_1 has none.
-                let offset = if w.format == PackedFormat::Q4_0 { *rest.add(w.blocks) << 3 } else { 0 };
-                let i = _mm256_add_epi32(ints[t][h], _mm256_set1_epi32(offset));
-                let dx = _mm256_set1_ps(f32::from_bits(*rest as u32));
-                f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(i), _mm256_mul_ps(d, dx), f[t][h]);
-                if w.format == PackedFormat::Q4_1 {
-                    let sx = _mm256_set1_ps(f32::from_bits(*rest.add(2 * w.blocks) as u32));
-                    f[t][h] = _mm256_fmadd_ps(half8(base.add((w.blocks + b) * 32 + h * 16)), sx, f[t][h]);
-                }
+            let mut sums = [0; 2];
+            for (i, part) in block.into_iter().enumerate() {
+                let q = part.0.map(|half| _mm256_cvtps_epi32(half));
+                sums[i] = sum(_mm256_add_epi32(q[0], q[1]));
+                let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(q[0], q[1]));
+                let order = _mm256_set1_epi64x(0x0706_0302_0504_0100);
+                let order = _mm256_add_epi8(order, _mm256_setr_epi64x(0, 0x0808_0808_0808_0808, 0, 0x0808_0808_0808_0808));
+                _mm256_storeu_si256(quants.add(b * 16 + i * 8).cast(), _mm256_shuffle_epi8(halves, order));
             }
+            sums
         }
     }
 }
 
-/// Q8 products: the sign of the weight moves to the activation, since the instruction wants one unsigned side and its
-/// 16-bit sums must not saturate. A weight of -128 has the size 128 as an unsigned byte; 2 * 128 * 127 fits 16 bits.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn block8<const T: usize>(quants: *const u8, words: *const i32, stride: usize, acc: &mut [[__m256i; 2]; T]) {
-    let (flip, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
-    for j in 0..8 {
-        for h in 0..2 {
-            // SAFETY: half line h of line j; word j of the block of each token.
-            unsafe {
-                let q = _mm256_xor_si256(_mm256_load_si256(quants.add(j * 64 + h * 32).cast()), flip);
-                let size = _mm256_abs_epi8(q);
-                for t in 0..T {
-                    let x = _mm256_sign_epi8(_mm256_set1_epi32(*words.add(t * stride + j)), q);
-                    let p = _mm256_madd_epi16(_mm256_maddubs_epi16(size, x), ones);
-                    acc[t][h] = _mm256_add_epi32(acc[t][h], p);
-                }
-            }
+/// Both halves of one or more integer vectors through an intrinsic.
+macro_rules! both_ints {
+    ($f:ident($($v:expr),*)) => { Self::new([$f($($v.0[0]),*), $f($($v.0[1]),*)]) };
+}
+
+// SAFETY of the blocks below: the features are the contract of every method; pointers hold what the trait says.
+impl<D: Dot> Ints for Halves<D> {
+    type Floats = Wide;
+    const PAIRS: bool = D::PAIRS;
+    const GROUPS: usize = 1;
+    const TOKENS: usize = D::TOKENS;
+
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> Self {
+        // SAFETY: see above; so everywhere here.
+        unsafe { Self::new([_mm256_set1_epi32(x); 2]) }
+    }
+    #[inline(always)]
+    unsafe fn load(line: *const u8) -> Self {
+        // SAFETY: see above.
+        unsafe { Self::new([_mm256_load_si256(line.cast()), _mm256_load_si256(line.add(32).cast())]) }
+    }
+    #[inline(always)]
+    unsafe fn and(self, other: Self) -> Self {
+        // SAFETY: see above.
+        unsafe { both_ints!(_mm256_and_si256(self, other)) }
+    }
+    #[inline(always)]
+    unsafe fn or(self, other: Self) -> Self {
+        // SAFETY: see above.
+        unsafe { both_ints!(_mm256_or_si256(self, other)) }
+    }
+    #[inline(always)]
+    unsafe fn left(self, bits: i32) -> Self {
+        // SAFETY: see above.
+        unsafe { Self::new(self.0.map(|half| _mm256_sll_epi16(half, _mm_cvtsi32_si128(bits)))) }
+    }
+    #[inline(always)]
+    unsafe fn right(self, bits: i32) -> Self {
+        // SAFETY: see above.
+        unsafe { Self::new(self.0.map(|half| _mm256_srl_epi16(half, _mm_cvtsi32_si128(bits)))) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(self, table: &[u8; 16]) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            Self::new(self.0.map(|half| _mm256_shuffle_epi8(table, half)))
         }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: see above.
+        unsafe { both_ints!(_mm256_add_epi32(self, other)) }
+    }
+    #[inline(always)]
+    unsafe fn next_plane(self) -> Self {
+        // SAFETY: see above.
+        unsafe { Self::new(self.0.map(|half| _mm256_slli_epi32::<{ PLANE_SHIFT as i32 }>(half))) }
+    }
+    #[inline(always)]
+    unsafe fn floats(self) -> Wide {
+        // SAFETY: see above.
+        unsafe { Wide(self.0.map(|half| _mm256_cvtepi32_ps(half))) }
+    }
+    #[inline(always)]
+    unsafe fn dot(self, word: Self, x: *const i32, j: usize) -> Self {
+        // SAFETY: see above.
+        unsafe { Self::new(D::dot(self.0, word.0, x, j)) }
+    }
+    #[inline(always)]
+    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
+        // SAFETY: see above.
+        unsafe { D::tile::<Q, G, T>(s, out, post) }
     }
 }
 
-/// Q4 products: the weights are unsigned as they are.
+/// The sum of all lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn block4<const T: usize>(quants: *const u8, words: *const i32, stride: usize, acc: &mut [[__m256i; 2]; T]) {
-    let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
-    for j in 0..4 {
-        for h in 0..2 {
-            // SAFETY: half line h of line j; words j and j + 4 of the block of each token.
-            unsafe {
-                let q = _mm256_load_si256(quants.add(j * 64 + h * 32).cast());
-                let first = _mm256_and_si256(q, low);
-                let second = _mm256_and_si256(_mm256_srli_epi16::<4>(q), low);
-                for t in 0..T {
-                    let words = words.add(t * stride + j);
-                    let p = _mm256_maddubs_epi16(first, _mm256_set1_epi32(*words));
-                    // Four products of at most 15 * 127 fit 16 bits.
-                    let p = _mm256_add_epi16(p, _mm256_maddubs_epi16(second, _mm256_set1_epi32(*words.add(4))));
-                    acc[t][h] = _mm256_add_epi32(acc[t][h], _mm256_madd_epi16(p, ones));
-                }
-            }
-        }
-    }
+unsafe fn sum(q: __m256i) -> i32 {
+    let q = _mm_add_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
+    let q = _mm_add_epi32(q, _mm_shuffle_epi32::<0b01_00_11_10>(q));
+    _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32::<0b00_00_00_01>(q)))
 }
 
 #[inline]
@@ -297,6 +317,15 @@ impl Vector for Wide {
             let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())));
             let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast())));
             Self([_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)])
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.cast());
+            let (low, high) = (_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
+            Self([_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)])
         }
     }
     #[inline(always)]
@@ -397,7 +426,7 @@ impl Vector for Wide {
         }
     }
     #[inline(always)]
-    unsafe fn store_quants(block: [Self; 2], high: Option<*mut i32>, low: *mut i32) -> i32 {
+    unsafe fn store_quants(block: [Self; 2], high: Option<*mut i32>, low: *mut i32) -> [i32; 2] {
         // SAFETY: see above; 8 words at each pointer.
         unsafe {
             let mut q = [
@@ -406,7 +435,7 @@ impl Vector for Wide {
                 _mm256_cvtps_epi32(block[1].0[0]),
                 _mm256_cvtps_epi32(block[1].0[1]),
             ];
-            let total = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+            let sums = [sum(_mm256_add_epi32(q[0], q[1])), sum(_mm256_add_epi32(q[2], q[3]))];
             if let Some(high) = high {
                 let half = _mm256_set1_epi32(1 << (PLANE_SHIFT - 1));
                 let mut top = q;
@@ -419,9 +448,7 @@ impl Vector for Wide {
                 }
             }
             put(q, low);
-            let mut lanes = [0i32; 8];
-            _mm256_storeu_si256(lanes.as_mut_ptr().cast(), total);
-            lanes.iter().fold(0, |s, x| s.wrapping_add(*x))
+            sums
         }
     }
 }

@@ -1,18 +1,18 @@
-//! AVX-512 with VNNI: the text over one register, and its own integer product in tiles of 2 groups by 6 tokens.
+//! AVX-512 with VNNI: the text over one register, packed products in tiles of 2 groups by 6 tokens.
 //!
 //! Unsafe for two reasons only: functions need processor features, and they read through raw pointers inside bounds that
 //! the callers in `kernels` assert.
 #![allow(unsafe_code)]
-// Indices run over several register arrays at once; iterators hide that.
-#![allow(clippy::needless_range_loop)]
 
 use super::{
     super::{
         acts::{Acts, PLANE_SHIFT, Planes, Rows},
-        packed::{LANES, Packed, PackedFormat},
+        packed::{LANES, Packed},
         plain::Plain,
     },
-    KvHead, Norm, Post, View, padded_head, text,
+    KvHead, Norm, Post, View, padded_head,
+    product::{self, Ints, Source},
+    text,
     vector::Vector,
 };
 use half::{bf16, f16};
@@ -23,7 +23,7 @@ use std::{arch::x86_64::*, ops::Range};
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub unsafe fn quantise(x: View, k: usize, planes: Planes, norm: Option<Norm>, record: &mut [i32]) {
     // SAFETY: as the contract.
-    unsafe { text::quantise::<Wide>(x, k, planes, norm, record) }
+    unsafe { text::quantise::<Wide, text::Bytes>(x, k, planes, norm, record) }
 }
 
 /// # Safety
@@ -111,229 +111,87 @@ unsafe fn attend_one_by_one<const C: usize>(
     }
 }
 
-const Q8_0: u8 = 0;
-const Q4_0: u8 = 1;
-const Q4_1: u8 = 2;
-
-/// Prefetch: none, a little ahead in the same strip, or the strip after it.
-const NONE: u8 = 0;
-const SAME: u8 = 1;
-const NEXT: u8 = 2;
-
-/// How far ahead [`SAME`] looks, in bytes.
-const AHEAD: usize = 4096;
-
-/// With more passes over a strip than this, computing hides all fetching.
-const MOST_PASSES: usize = 4;
-
-/// Pointers to what a tile reads: `R` groups of weights, tokens of `acts`.
-struct Source<'a, const R: usize> {
-    scales: [*const u8; R],
-    quants: [*const u8; R],
-    acts: *const i32,
-    shape: &'a Acts,
-    /// The share of the next strip that this pass prefetches, and how many
-    /// lines of it with each block.
-    next: *const i8,
-    fetch: usize,
-}
-
 /// # Safety
 /// Features, bounds.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub unsafe fn product_packed(w: Packed, first: usize, count: usize, acts: &Acts, out: &mut [f32], post: Post) {
-    // SAFETY: as this function's own contract.
-    unsafe {
-        match w.format {
-            PackedFormat::Q8_0 => product::<Q8_0>(w, first, count, acts, out, post),
-            PackedFormat::Q4_0 => product::<Q4_0>(w, first, count, acts, out, post),
-            PackedFormat::Q4_1 => product::<Q4_1>(w, first, count, acts, out, post),
-        }
-    }
+    // SAFETY: as the contract.
+    unsafe { product::product::<Whole>(w, first, count, acts, out, post) }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn product<const F: u8>(w: Packed, first: usize, count: usize, acts: &Acts, out: &mut [f32], post: Post) {
-    let panel = acts.tokens * LANES;
-    let mut g = 0;
-    while g < count {
-        let at = if post == Post::SwiGlu { g / 2 } else { g } * panel;
-        // SAFETY: groups g.. are inside w, and out[at..] holds their panels.
+/// Sixteen integer lanes in one register.
+#[derive(Clone, Copy)]
+pub struct Whole(__m512i);
+
+// SAFETY of the blocks below: the features are the contract of every method; pointers hold what the trait says.
+impl Ints for Whole {
+    type Floats = Wide;
+    const PAIRS: bool = false;
+    const GROUPS: usize = 2;
+    const TOKENS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> Self {
+        // SAFETY: see above; so everywhere here.
+        unsafe { Self(_mm512_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load(line: *const u8) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_load_si512(line.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn and(self, other: Self) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_and_si512(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn or(self, other: Self) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_or_si512(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn left(self, bits: i32) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_sll_epi16(self.0, _mm_cvtsi32_si128(bits))) }
+    }
+    #[inline(always)]
+    unsafe fn right(self, bits: i32) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_srl_epi16(self.0, _mm_cvtsi32_si128(bits))) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(self, table: &[u8; 16]) -> Self {
+        // SAFETY: see above.
         unsafe {
-            let out = out[at..].as_mut_ptr();
-            match (count - g, acts.tokens.div_ceil(6)) {
-                (1, _) => strip::<F, 1, NONE>(w, first + g, acts, out, post),
-                (_, 1) => strip::<F, 2, SAME>(w, first + g, acts, out, post),
-                (_, 2..=MOST_PASSES) => strip::<F, 2, NEXT>(w, first + g, acts, out, post),
-                _ => strip::<F, 2, NONE>(w, first + g, acts, out, post),
-            }
-        }
-        g += 2;
-    }
-}
-
-/// `R` groups of rows by all tokens, a few tokens at a time.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn strip<const F: u8, const R: usize, const P: u8>(w: Packed, g: usize, acts: &Acts, out: *mut f32, post: Post) {
-    let base: [*const u8; R] = std::array::from_fn(|r| w.group(g + r).as_ptr().cast::<u8>());
-    let strip = w.group_lines * R;
-    let fetch = strip.div_ceil(acts.tokens.div_ceil(6) * w.blocks);
-    let (mut t, mut pass) = (0, 0);
-    while t < acts.tokens {
-        // SAFETY: pointers stay inside the group, the record and the panel.
-        unsafe {
-            let s = Source {
-                scales: base,
-                quants: base.map(|p| p.add(w.scale_lines * 64)),
-                acts: acts.words.as_ptr().add(t * acts.stride),
-                shape: acts,
-                next: base[0].wrapping_add((strip + pass * fetch * w.blocks) * 64).cast(),
-                fetch,
-            };
-            pass += 1;
-            let out = out.add(t * LANES);
-            t += match acts.tokens - t {
-                1 => tile::<F, R, 1, P>(&s, out, post),
-                2 => tile::<F, R, 2, P>(&s, out, post),
-                3 => tile::<F, R, 3, P>(&s, out, post),
-                4 | 7 | 8 => tile::<F, R, 4, P>(&s, out, post),
-                5 | 9 | 10 => tile::<F, R, 5, P>(&s, out, post),
-                _ => tile::<F, R, 6, P>(&s, out, post),
-            };
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            Self(_mm512_shuffle_epi8(table, self.0))
         }
     }
-}
-
-/// `R` groups of rows by `T` tokens, all sums in registers.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn tile<const F: u8, const R: usize, const T: usize, const P: u8>(
-    s: &Source<R>,
-    out: *mut f32,
-    post: Post,
-) -> usize {
-    let (blocks, stride) = (s.shape.blocks, s.shape.stride);
-    let mut f = [[_mm512_setzero_ps(); T]; R];
-    let last = s.acts.wrapping_add(s.shape.head() - s.shape.k / 4);
-    for b in 0..blocks {
-        // SAFETY: b < blocks, so all of the block's reads are inside its records.
-        unsafe {
-            if P == NEXT {
-                for i in 0..s.fetch {
-                    _mm_prefetch::<_MM_HINT_T1>(s.next.wrapping_add((b * s.fetch + i) * 64));
-                }
-            }
-            let rest = s.acts.add(s.shape.head() + b);
-            let mut acc = [[_mm512_setzero_si512(); T]; R];
-            if s.shape.planes == Planes::Two {
-                block::<F, R, T, P>(s, s.acts, b, &mut acc);
-                for r in 0..R {
-                    for t in 0..T {
-                        acc[r][t] = _mm512_slli_epi32::<PLANE_SHIFT>(acc[r][t]);
-                    }
-                }
-            }
-            if F != Q4_1 {
-                for t in 0..T {
-                    let n = _mm512_set1_epi32(*rest.add(blocks + t * stride));
-                    let n = if F == Q8_0 { _mm512_slli_epi32::<7>(n) } else { _mm512_slli_epi32::<3>(n) };
-                    for r in 0..R {
-                        acc[r][t] = _mm512_add_epi32(acc[r][t], n);
-                    }
-                }
-            }
-            block::<F, R, T, P>(s, last, b, &mut acc);
-            let mut d = [_mm512_setzero_ps(); R];
-            for r in 0..R {
-                d[r] = half16(s.scales[r].add(b * 32));
-            }
-            for t in 0..T {
-                let dx = _mm512_set1_ps(f32::from_bits(*rest.add(t * stride) as u32));
-                for r in 0..R {
-                    f[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][t]), _mm512_mul_ps(d[r], dx), f[r][t]);
-                }
-            }
-            if F == Q4_1 {
-                let mut m = [_mm512_setzero_ps(); R];
-                for r in 0..R {
-                    m[r] = half16(s.scales[r].add((blocks + b) * 32));
-                }
-                for t in 0..T {
-                    let sx = _mm512_set1_ps(f32::from_bits(*rest.add(2 * blocks + t * stride) as u32));
-                    for r in 0..R {
-                        f[r][t] = _mm512_fmadd_ps(m[r], sx, f[r][t]);
-                    }
-                }
-            }
-        }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_add_epi32(self.0, other.0)) }
     }
-    // SAFETY: `out` holds the panels of these groups.
-    unsafe { finish(&f, out, s.shape.tokens * LANES, post) };
-    T
-}
-
-/// Adds the integer dot products of block `b` with the plane at `plane`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn block<const F: u8, const R: usize, const T: usize, const P: u8>(
-    s: &Source<R>,
-    plane: *const i32,
-    b: usize,
-    acc: &mut [[__m512i; T]; R],
-) {
-    let (lines, stride) = (if F == Q8_0 { 8 } else { 4 }, s.shape.stride);
-    let low = _mm512_set1_epi8(15);
-    for j in 0..lines {
-        // SAFETY: line j of block b, words j and j + 4 of the same block.
-        unsafe {
-            let at = (b * lines + j) * 64;
-            let mut first = [_mm512_setzero_si512(); R];
-            let mut second = [_mm512_setzero_si512(); R];
-            for r in 0..R {
-                if P == SAME {
-                    _mm_prefetch::<_MM_HINT_T0>(s.quants[r].wrapping_add(at + AHEAD).cast());
-                }
-                first[r] = _mm512_load_si512(s.quants[r].add(at).cast());
-                if F != Q8_0 {
-                    second[r] = _mm512_and_si512(_mm512_srli_epi16::<4>(first[r]), low);
-                    first[r] = _mm512_and_si512(first[r], low);
-                }
-            }
-            let x = plane.add(b * 8 + j);
-            for t in 0..T {
-                let x = _mm512_set1_epi32(*x.add(t * stride));
-                for r in 0..R {
-                    acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], first[r], x);
-                }
-            }
-            if F != Q8_0 {
-                for t in 0..T {
-                    let x = _mm512_set1_epi32(*x.add(4 + t * stride));
-                    for r in 0..R {
-                        acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], second[r], x);
-                    }
-                }
-            }
-        }
+    #[inline(always)]
+    unsafe fn next_plane(self) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_slli_epi32::<PLANE_SHIFT>(self.0)) }
     }
-}
-
-/// Puts the sums of a tile where they belong.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn finish<const R: usize, const T: usize>(f: &[[__m512; T]; R], out: *mut f32, panel: usize, post: Post) {
-    // SAFETY: the caller's `out` holds the panels.
-    unsafe {
-        for t in 0..T {
-            if post == Post::SwiGlu {
-                let value = text::silu(Wide(f[0][t])).mul(Wide(f[R - 1][t]));
-                value.store(out.add(t * LANES));
-                continue;
-            }
-            for r in 0..R {
-                text::finish(Wide(f[r][t]), out.add(r * panel + t * LANES), post);
-            }
-        }
+    #[inline(always)]
+    unsafe fn floats(self) -> Wide {
+        // SAFETY: see above.
+        unsafe { Wide(_mm512_cvtepi32_ps(self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn dot(self, word: Self, x: *const i32, j: usize) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_dpbusd_epi32(self.0, word.0, _mm512_set1_epi32(*x.add(j)))) }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
+        // SAFETY: as the contract.
+        unsafe { product::tile::<Self, Q, G, T>(s, out, post) }
     }
 }
 
@@ -384,6 +242,11 @@ impl Vector for Wide {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
         }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
@@ -465,11 +328,11 @@ impl Vector for Wide {
         unsafe { _mm512_reduce_max_ps(self.0) }
     }
     #[inline(always)]
-    unsafe fn store_quants(block: [Self; 2], high: Option<*mut i32>, low: *mut i32) -> i32 {
+    unsafe fn store_quants(block: [Self; 2], high: Option<*mut i32>, low: *mut i32) -> [i32; 2] {
         // SAFETY: see above; 8 words at each pointer.
         unsafe {
             let mut q = [_mm512_cvtps_epi32(block[0].0), _mm512_cvtps_epi32(block[1].0)];
-            let sum = _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
+            let sums = q.map(|q| _mm512_reduce_add_epi32(q));
             if let Some(high) = high {
                 let half = _mm512_set1_epi32(1 << (PLANE_SHIFT - 1));
                 let mut top = q;
@@ -482,7 +345,7 @@ impl Vector for Wide {
                 }
             }
             put(q, low);
-            sum
+            sums
         }
     }
 }

@@ -3,14 +3,19 @@
 //! Matrices of activations are *panels*: `[rows / 16][tokens][16]`, so a group of output rows is contiguous whatever the
 //! number of tokens, and with one token a panel is a plain vector. Rows past the last are zero.
 //!
-//! This file asserts bounds and picks the level; `text` says what is computed, `vector` in which words, `packed_*` hold
-//! the integer products. Unsafe here is only the call into a level that the processor has.
+//! This file asserts bounds and picks the level; `text` and `product` say what is computed, `vector` in which words, and
+//! a file for each level spells those in its instructions. Unsafe here is only the call into a level that the
+//! processor has.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
+#[cfg(target_arch = "x86_64")]
+mod product;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -93,6 +98,9 @@ macro_rules! at_level {
             Level::Avx512 => unsafe { avx512::$name($($arg),*) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => unsafe { avx_vnni::$name($($arg),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { avx2::$name($($arg),*) },
             // SAFETY: bounds as above; no features.
             _ => unsafe { scalar::$name($($arg),*) },
@@ -100,7 +108,7 @@ macro_rules! at_level {
     };
 }
 
-/// Multiplies packed groups from `first` on by all tokens of `acts`. `out` is the panel of just those groups (of pairs
+/// Multiplies packed groups from `first` on by all tokens of `acts`, which were quantised at the same level. `out` is the panel of just those groups (of pairs
 /// of groups for [`Post::SwiGlu`]).
 pub fn product_packed(level: Level, w: Packed, first: usize, acts: &Acts, out: &mut [f32], post: Post) {
     let per = if post == Post::SwiGlu { 2 } else { 1 };
@@ -108,7 +116,7 @@ pub fn product_packed(level: Level, w: Packed, first: usize, acts: &Acts, out: &
     let count = out.len() / panel * per;
     assert!(out.len().is_multiple_of(panel) && first + count <= w.groups() && first.is_multiple_of(per));
     assert!(acts.blocks == w.blocks && acts.k == w.blocks * BLOCK && acts.words.len() >= acts.tokens * acts.stride);
-    assert!(acts.stride >= acts.head() + 3 * acts.blocks && w.group_lines == w.format.group_lines(w.blocks));
+    assert!(acts.stride >= acts.head() + 4 * acts.blocks && w.group_lines == w.format.group_lines(w.blocks));
     at_level!(level, product_packed(w, first, count, acts, out, post));
 }
 
@@ -122,10 +130,10 @@ pub fn product_plain(level: Level, w: Plain, first: usize, rows: &Rows, out: &mu
     at_level!(level, product_plain(w, first, count, rows, out, post));
 }
 
-/// Quantises `k` values (whole blocks) to a record of [`Acts`], after normalisation where asked.
+/// Quantises `k` values (whole blocks) to a record of [`Acts`] for products of the same level, after normalisation where asked.
 pub fn quantise(level: Level, x: View, k: usize, planes: Planes, norm: Option<Norm>, record: &mut [i32]) {
     assert!(k.is_multiple_of(BLOCK) && k > 0 && x.values.len() >= (k / LANES - 1) * x.step + LANES);
-    assert!(record.len() >= planes.count() * k / 4 + 3 * (k / BLOCK) && norm.is_none_or(|n| n.weights.len() >= k));
+    assert!(record.len() >= k / 2 + 4 * (k / BLOCK) && norm.is_none_or(|n| n.weights.len() >= k));
     at_level!(level, quantise(x, k, planes, norm, record));
 }
 

@@ -4,7 +4,7 @@
 use super::{
     super::{
         acts::{Acts, PLANE_SHIFT, Planes, Rows},
-        packed::{BLOCK, LANES, Packed, PackedFormat},
+        packed::{BLOCK, LANES, Packed},
         plain::Plain,
     },
     KvHead, Norm, Post, View, padded_head, text,
@@ -17,7 +17,7 @@ use std::ops::Range;
 /// Bounds as asserted in `kernels`; so for every function here.
 pub unsafe fn quantise(x: View, k: usize, planes: Planes, norm: Option<Norm>, record: &mut [i32]) {
     // SAFETY: bounds.
-    unsafe { text::quantise::<Lanes>(x, k, planes, norm, record) }
+    unsafe { text::quantise::<Lanes, text::Bytes>(x, k, planes, norm, record) }
 }
 
 /// # Safety
@@ -96,21 +96,28 @@ fn sums(w: Packed, g: usize, acts: &Acts, record: &[i32]) -> Lanes {
 }
 
 fn dot(w: Packed, row: usize, acts: &Acts, record: &[i32]) -> f32 {
-    let (d0, n0, s0) = (acts.head(), acts.head() + w.blocks, acts.head() + 2 * w.blocks);
+    let head = |which: usize, b: usize| record[acts.head() + which * w.blocks + b];
+    let parts = w.format.scales_a_block();
     (0..w.blocks).fold(0.0, |sum: f32, b| {
-        let offset = w.format.offset() * record[n0 + b];
-        let planes = (0..acts.planes.count())
-            .fold(0, |i, p| (i << PLANE_SHIFT) + block_dot(w, row, b, &record[p * acts.k / 4..]));
-        let dx = f32::from_bits(record[d0 + b] as u32);
-        let sum = ((planes + offset) as f32).mul_add(w.scale(row, b, 0) * dx, sum);
-        if w.format != PackedFormat::Q4_1 {
+        let dx = f32::from_bits(head(0, b) as u32);
+        // Minus the sum of a part's quants.
+        let less = if parts == 1 { [head(1, b), 0] } else { [head(3, b), head(1, b) - head(3, b)] };
+        let sum = (0..parts).fold(sum, |sum, part| {
+            let elements = part * BLOCK / parts..(part + 1) * BLOCK / parts;
+            let planes = (0..acts.planes.count()).fold(0, |i, p| {
+                (i << PLANE_SHIFT) + block_dot(w, row, b, &record[p * acts.k / 4..], elements.clone())
+            });
+            let ints = planes + w.format.offset() * less[part];
+            (ints as f32).mul_add(w.scale(row, b, part) * dx, sum)
+        });
+        if !w.format.has_min() {
             return sum;
         }
-        w.scale(row, b, 1).mul_add(f32::from_bits(record[s0 + b] as u32), sum)
+        w.min(row, b).mul_add(f32::from_bits(head(2, b) as u32), sum)
     })
 }
 
-/// Dot product of one block: exact in integers.
-fn block_dot(w: Packed, row: usize, b: usize, plane: &[i32]) -> i32 {
-    (0..BLOCK).map(|i| w.quant(row, b, i) as i32 * (plane[b * 8 + i / 4] >> (i % 4 * 8)) as i8 as i32).sum()
+/// Dot product of some elements of one block: exact in integers.
+fn block_dot(w: Packed, row: usize, b: usize, plane: &[i32], elements: Range<usize>) -> i32 {
+    elements.map(|i| w.quant(row, b, i) as i32 * (plane[b * 8 + i / 4] >> (i % 4 * 8)) as i8 as i32).sum()
 }

@@ -27,7 +27,7 @@ impl Dice {
     }
 }
 
-const PACKED: [PackedFormat; 3] = [PackedFormat::Q8_0, PackedFormat::Q4_0, PackedFormat::Q4_1];
+const PACKED: [PackedFormat; 9] = PackedFormat::ALL;
 const PLAIN: [PlainFormat; 3] = [PlainFormat::F32, PlainFormat::F16, PlainFormat::Bf16];
 
 /// Levels above scalar that this machine has. Scalar is checked on its own meaning below.
@@ -35,22 +35,42 @@ fn levels() -> Vec<Level> {
     Level::ALL.into_iter().filter(|level| *level > Level::Scalar && level.is_available()).collect()
 }
 
-/// Random source blocks: any quants, scales of either sign.
-fn blocks(dice: &mut Dice, format: PackedFormat, n: usize) -> Vec<u8> {
+/// Random source blocks, as in a file: any quants, scales of either sign. `k` is the elements of all.
+fn blocks(dice: &mut Dice, format: PackedFormat, k: usize) -> Vec<u8> {
+    let dtype = format.dtype();
     let mut out = Vec::new();
-    for _ in 0..n {
-        for _ in 0..format.head_bytes() / 2 {
-            out.extend(f16::from_f32(dice.float() * 0.01).to_le_bytes());
+    for _ in 0..k / dtype.block_elements() as usize {
+        let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| (dice.next() >> 24) as u8).collect();
+        for at in halves(format) {
+            block[*at..at + 2].copy_from_slice(&f16::from_f32(dice.float() * 0.01).to_le_bytes());
         }
-        out.extend((format.head_bytes()..format.block_bytes()).map(|_| dice.next() as u8));
+        out.extend(block);
     }
     out
+}
+
+/// Where a source block has halves.
+fn halves(format: PackedFormat) -> &'static [usize] {
+    match format {
+        PackedFormat::Q6_K => &[208],
+        _ if format.has_min() => &[0, 2],
+        _ => &[0],
+    }
+}
+
+/// A row length that the format has, at least `k`.
+fn length(format: PackedFormat, k: usize) -> usize {
+    k.next_multiple_of(format.dtype().block_elements() as usize)
+}
+
+fn row_bytes(format: PackedFormat, k: usize) -> usize {
+    format.dtype().bytes_for(k as u64).expect("whole blocks") as usize
 }
 
 fn packed_lines(format: PackedFormat, rows: usize, k: usize, source: &[u8]) -> Vec<Line> {
     let (blocks, per) = (k / BLOCK, format.group_lines(k / BLOCK));
     let mut lines = vec![Line::ZERO; rows.div_ceil(LANES) * per];
-    for (row, bytes) in source.chunks_exact(blocks * format.block_bytes()).enumerate() {
+    for (row, bytes) in source.chunks_exact(row_bytes(format, k)).enumerate() {
         packed::fill_row(format, blocks, &mut lines[row / LANES * per..][..per], row % LANES, bytes);
     }
     lines
@@ -74,13 +94,18 @@ fn plain_lines(format: PlainFormat, rows: usize, k: usize, source: &[u8]) -> Vec
     lines
 }
 
-fn acts(dice: &mut Dice, k: usize, tokens: usize, planes: Planes) -> Acts {
+/// Random values of `tokens` tokens, a panel.
+fn panel(dice: &mut Dice, k: usize, tokens: usize) -> Vec<f32> {
+    dice.floats(k * tokens)
+}
+
+/// Their records, for products of `level`.
+fn acts(level: Level, x: &[f32], k: usize, tokens: usize, planes: Planes) -> Acts {
     let mut acts = Acts::new(k, tokens, planes);
-    let x = dice.floats(k * tokens);
     let stride = acts.stride;
     for (i, record) in acts.words.chunks_exact_mut(stride).enumerate() {
         let view = View { values: &x[i * LANES..], step: tokens * LANES };
-        quantise(Level::Scalar, view, k, planes, None, record);
+        quantise(level, view, k, planes, None, record);
     }
     acts
 }
@@ -100,42 +125,39 @@ fn close(want: f64, got: f32, size: f64, tolerance: f64) {
 fn packing_keeps_every_value() {
     let mut dice = Dice(7);
     for format in PACKED {
-        for (rows, k) in [(16, 32), (21, 96), (64, 576)] {
-            let source = blocks(&mut dice, format, rows * k / BLOCK);
+        for (rows, k) in [(16, 32), (21, 96), (64, 576), (3, 1024)] {
+            let k = length(format, k);
+            let source = blocks(&mut dice, format, rows * k);
             let lines = packed_lines(format, rows, k, &source);
             let w = Packed::new(format, k / BLOCK, &lines);
-            for (row, bytes) in source.chunks_exact(k / BLOCK * format.block_bytes()).enumerate() {
-                let want: Vec<f32> =
-                    bytes.chunks_exact(format.block_bytes()).flat_map(|b| block_values(format, b)).collect();
-                w.row(row, |i, v| assert!((v - want[i]).abs() < 1e-6));
+            for (row, bytes) in source.chunks_exact(row_bytes(format, k)).enumerate() {
+                let mut want = Vec::new();
+                assert!(crate::quant::dequantise(format.dtype(), bytes, &mut want));
+                w.row(row, |i, v| assert_eq!(v, want[i], "{format:?}, element {i} of row {row}"));
             }
         }
     }
 }
 
-/// A source block's values, from the format's definition.
-fn block_values(format: PackedFormat, block: &[u8]) -> Vec<f32> {
-    let half = |i: usize| f16::from_le_bytes([block[i], block[i + 1]]).to_f32();
-    let nibble = |b: &[u8], i: usize| if i < 16 { b[i] & 15 } else { b[i - 16] >> 4 } as f32;
-    let one = |i| match format {
-        PackedFormat::Q8_0 => half(0) * block[2 + i] as i8 as f32,
-        PackedFormat::Q4_0 => half(0) * (nibble(&block[2..], i) - 8.0),
-        PackedFormat::Q4_1 => half(0) * nibble(&block[4..], i) + half(2),
-    };
-    (0..BLOCK).map(one).collect()
+#[test]
+fn no_format_takes_much_more_room_than_in_a_file() {
+    for format in PACKED {
+        let k = 2048;
+        let (held, stored) = (format.group_lines(k / BLOCK) * 64, LANES * row_bytes(format, k));
+        assert!(held <= stored + stored / 32 + 64, "{format:?}: {held} bytes for {stored}");
+    }
 }
 
 #[test]
 fn scalar_packed_products_are_dot_products() {
     let mut dice = Dice(11);
     for format in PACKED {
-        let (rows, k) = (21, 160);
-        let source = blocks(&mut dice, format, rows * k / BLOCK);
+        let (rows, k) = (21, length(format, 160));
+        let source = blocks(&mut dice, format, rows * k);
         let lines = packed_lines(format, rows, k, &source);
         let w = Packed::new(format, k / BLOCK, &lines);
         let x = dice.floats(k);
-        let mut record = Acts::new(k, 1, Planes::Two);
-        quantise(Level::Scalar, View { values: &x, step: LANES }, k, Planes::Two, None, &mut record.words);
+        let record = acts(Level::Scalar, &x, k, 1, Planes::Two);
         let mut out = vec![0.0; w.groups() * LANES];
         product_packed(Level::Scalar, w, 0, &record, &mut out, Post::Store);
         for (row, got) in out[..rows].iter().enumerate() {
@@ -155,29 +177,31 @@ fn packed_products_are_the_same_bits_at_every_level() {
     let mut dice = Dice(1);
     for format in PACKED {
         for (rows, k) in [(16, 32), (48, 96), (37, 160), (80, 576)] {
-            let source = blocks(&mut dice, format, rows * k / BLOCK);
+            let k = length(format, k);
+            let source = blocks(&mut dice, format, rows * k);
             let lines = packed_lines(format, rows, k, &source);
             let w = Packed::new(format, k / BLOCK, &lines);
             for tokens in (1..=14).chain([23, 24]) {
                 let planes = if tokens % 2 == 0 { Planes::One } else { Planes::Two };
-                let acts = acts(&mut dice, k, tokens, planes);
+                let x = panel(&mut dice, k, tokens);
                 for post in [Post::Store, Post::Add, Post::Gate] {
-                    compare_packed(&mut dice, w, &acts, w.groups(), post);
+                    compare_packed(&mut dice, w, &x, tokens, planes, w.groups(), post);
                 }
-                compare_packed(&mut dice, w, &acts, w.groups() / 2, Post::SwiGlu);
+                compare_packed(&mut dice, w, &x, tokens, planes, w.groups() / 2, Post::SwiGlu);
             }
         }
     }
 }
 
-fn compare_packed(dice: &mut Dice, w: Packed, acts: &Acts, groups: usize, post: Post) {
-    let start = dice.floats(groups * acts.tokens * LANES);
+fn compare_packed(dice: &mut Dice, w: Packed, x: &[f32], tokens: usize, planes: Planes, groups: usize, post: Post) {
+    let k = w.blocks * BLOCK;
+    let start = dice.floats(groups * tokens * LANES);
     let mut want = start.clone();
-    product_packed(Level::Scalar, w, 0, acts, &mut want, post);
+    product_packed(Level::Scalar, w, 0, &acts(Level::Scalar, x, k, tokens, planes), &mut want, post);
     for level in levels() {
         let mut got = start.clone();
-        product_packed(level, w, 0, acts, &mut got, post);
-        same_bits(&format!("{:?} {post:?} {level} {}", w.format, acts.tokens), &want, &got);
+        product_packed(level, w, 0, &acts(level, x, k, tokens, planes), &mut got, post);
+        same_bits(&format!("{:?} {post:?} {level} {tokens}", w.format), &want, &got);
     }
 }
 
@@ -186,11 +210,11 @@ fn a_token_gives_the_same_bits_alone_and_in_any_batch() {
     let mut dice = Dice(3);
     for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
         for format in PACKED {
-            let (rows, k) = (48, 96);
-            let source = blocks(&mut dice, format, rows * k / BLOCK);
+            let (rows, k) = (48, length(format, 96));
+            let source = blocks(&mut dice, format, rows * k);
             let lines = packed_lines(format, rows, k, &source);
             let w = Packed::new(format, k / BLOCK, &lines);
-            let all = acts(&mut dice, k, 13, Planes::Two);
+            let all = acts(level, &panel(&mut dice, k, 13), k, 13, Planes::Two);
             let mut together = vec![0.0; w.groups() * 13 * LANES];
             product_packed(level, w, 0, &all, &mut together, Post::Store);
             for t in 0..13 {
@@ -210,23 +234,31 @@ fn a_token_gives_the_same_bits_alone_and_in_any_batch() {
 fn extreme_quants_do_not_overflow() {
     for format in PACKED {
         for byte in [0x80u8, 0x7f, 0xff, 0x00] {
-            let mut one = Vec::new();
-            (0..format.head_bytes() / 2).for_each(|_| one.extend(f16::ONE.to_le_bytes()));
-            one.resize(format.block_bytes(), byte);
-            let lines = packed_lines(format, 16, 64, &one.repeat(16 * 2));
-            let w = Packed::new(format, 2, &lines);
+            let k = length(format, 64);
+            let lines = packed_lines(format, 16, k, &uniform(format, byte).repeat(16 * k / format.dtype().block_elements() as usize));
+            let w = Packed::new(format, k / BLOCK, &lines);
             for (x, planes) in [(1.0, Planes::One), (-1.0, Planes::One), (1.0, Planes::Two), (-1.0, Planes::Two)] {
-                let mut acts = Acts::new(64, 1, planes);
-                quantise(Level::Scalar, View { values: &[x; 64], step: LANES }, 64, planes, None, &mut acts.words);
+                let values = vec![x; k];
+                let record = acts(Level::Scalar, &values, k, 1, planes);
                 let mut want = [0.0; LANES];
-                product_packed(Level::Scalar, w, 0, &acts, &mut want, Post::Store);
+                product_packed(Level::Scalar, w, 0, &record, &mut want, Post::Store);
                 let mut exact = 0.0;
                 w.row(0, |_, v| exact += (v * x) as f64);
                 close(exact, want[0], exact.abs(), 1e-6);
-                compare_packed(&mut Dice(3), w, &acts, 1, Post::Store);
+                compare_packed(&mut Dice(3), w, &values, 1, planes, 1, Post::Store);
             }
         }
     }
+}
+
+/// A source block of one byte everywhere but in its halves, which are one.
+fn uniform(format: PackedFormat, byte: u8) -> Vec<u8> {
+    let dtype = format.dtype();
+    let mut block = vec![byte; dtype.block_bytes() as usize];
+    for at in halves(format) {
+        block[*at..at + 2].copy_from_slice(&f16::ONE.to_le_bytes());
+    }
+    block
 }
 
 #[test]
@@ -288,10 +320,26 @@ fn quantised_records_are_the_same_bits_at_every_level() {
             for level in levels() {
                 let mut got = Acts::new(k, 1, planes);
                 quantise(level, view, k, planes, norm, &mut got.words);
+                if level == Level::Avx2 {
+                    unpair(&mut got);
+                }
                 assert_eq!(want.words, got.words, "{level} {k}");
             }
         }
     }
+}
+
+/// Turns the pairs of whole quants of an AVX2 record into the planes of bytes of the other levels.
+fn unpair(record: &mut Acts) {
+    let room: Vec<i32> = record.words[..record.head()].to_vec();
+    let quant = |i: usize| (room[i / 4 * 2 + i % 2] >> (i % 4 / 2 * 16)) as i16;
+    let mut bytes = vec![0u8; 4 * record.head()];
+    for i in 0..record.k {
+        let high = if record.planes == Planes::Two { (quant(i) + (1 << (PLANE_SHIFT - 1))) >> PLANE_SHIFT } else { 0 };
+        bytes[i] = high as u8;
+        bytes[(record.planes.count() - 1) * record.k + i] = (quant(i) - (high << PLANE_SHIFT)) as u8;
+    }
+    record.words.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(word, bytes)| *word = i32::from_le_bytes(*bytes));
 }
 
 /// A record gives back the (normalised) values within half a step, and its sums are right.
@@ -308,6 +356,8 @@ fn check_record(acts: &Acts, x: View, k: usize, norm: Option<Norm>) {
     for b in 0..acts.blocks {
         let sum: i32 = (0..BLOCK).map(|i| quant(b * BLOCK + i)).sum();
         assert_eq!(acts.words[acts.head() + acts.blocks + b], -sum);
+        let half: i32 = (0..BLOCK / 2).map(|i| quant(b * BLOCK + i)).sum();
+        assert_eq!(acts.words[acts.head() + 3 * acts.blocks + b], -half);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The order of every sum is here and nowhere else: it depends on a token's own values and positions, never on how many
 //! tokens are computed together, how a prompt was cut, or which thread does it. That is the reproducible-arithmetic law.
-//! (Only the integer product of packed weights is written per level; integers are exact in any order.)
+//! (The products of packed weights are in `product`, their F32 sums in the same order at every level.)
 #![allow(unsafe_code)]
 // Indices run over several register arrays at once; iterators hide that.
 #![allow(clippy::needless_range_loop)]
@@ -80,29 +80,58 @@ unsafe fn chunk<V: Vector>(x: &View, c: usize, norm: Option<(&[f32], V)>) -> V {
     }
 }
 
+/// How quants lie in a record.
+pub trait Record<V: Vector> {
+    /// Stores block `b` of the quants of `k` elements, rounded, and returns the sums of its first 16 and of the others.
+    ///
+    /// # Safety
+    /// Features; `quants` is the room of `k` elements.
+    unsafe fn put(block: [V; 2], planes: Planes, quants: *mut i32, k: usize, b: usize) -> [i32; 2];
+}
+
+/// Int8 planes of `k/4` words, the high one first.
+pub struct Bytes;
+
+impl<V: Vector> Record<V> for Bytes {
+    #[inline(always)]
+    unsafe fn put(block: [V; 2], planes: Planes, quants: *mut i32, k: usize, b: usize) -> [i32; 2] {
+        // SAFETY: as the contract.
+        unsafe {
+            let high = (planes == Planes::Two).then(|| quants.add(b * 8));
+            V::store_quants(block, high, quants.add((planes.count() - 1) * k / 4 + b * 8))
+        }
+    }
+}
+
 /// See `kernels::quantise`.
 ///
 /// # Safety
 /// Features; bounds as asserted there.
 #[inline(always)]
-pub unsafe fn quantise<V: Vector>(x: View, k: usize, planes: Planes, norm: Option<Norm>, record: &mut [i32]) {
+pub unsafe fn quantise<V: Vector, R: Record<V>>(
+    x: View,
+    k: usize,
+    planes: Planes,
+    norm: Option<Norm>,
+    record: &mut [i32],
+) {
     // SAFETY: k whole blocks in the view, and a record of that many.
     unsafe {
         let norm = norm.map(|n| (n.weights, V::splat(inverse_rms::<V>(&x, k, n.epsilon))));
-        let (words, blocks, most) = (planes.count() * k / 4, k / BLOCK, planes.top_quant());
+        let (blocks, most) = (k / BLOCK, planes.top_quant());
         let to = record.as_mut_ptr();
         for b in 0..blocks {
             let v = [chunk(&x, b * 2, norm), chunk(&x, b * 2 + 1, norm)];
             let top = v[0].abs().max(v[1].abs()).top();
             let (d, inverse) = (top / most, if top > 0.0 { most / top } else { 0.0 });
             let inverse = V::splat(inverse);
-            let high = (planes == Planes::Two).then(|| to.add(b * 8));
-            let low = to.add((planes.count() - 1) * k / 4 + b * 8);
-            let sum = V::store_quants([v[0].mul(inverse), v[1].mul(inverse)], high, low);
-            let rest = to.add(words + b);
+            let sums = R::put([v[0].mul(inverse), v[1].mul(inverse)], planes, to, k, b);
+            let sum = sums[0].wrapping_add(sums[1]);
+            let rest = to.add(k / 2 + b);
             *rest = d.to_bits() as i32;
             *rest.add(blocks) = sum.wrapping_neg();
             *rest.add(2 * blocks) = (d * sum as f32).to_bits() as i32;
+            *rest.add(3 * blocks) = sums[0].wrapping_neg();
         }
     }
 }

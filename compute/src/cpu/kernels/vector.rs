@@ -22,6 +22,7 @@ pub trait Vector: Copy {
     unsafe fn load_f16(from: *const f16) -> Self;
     unsafe fn store_f16(self, to: *mut f16);
     unsafe fn load_bf16(from: *const bf16) -> Self;
+    unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -46,8 +47,8 @@ pub trait Vector: Copy {
     /// The largest lane.
     unsafe fn top(self) -> f32;
     /// Rounds 32 lanes to integers (ties to even) and stores them as 32 bytes at `low`; with `high`, as two planes, the
-    /// high one there. Returns their sum.
-    unsafe fn store_quants(block: [Self; 2], high: Option<*mut i32>, low: *mut i32) -> i32;
+    /// high one there. Returns the sums of the first 16 and of the others.
+    unsafe fn store_quants(block: [Self; 2], high: Option<*mut i32>, low: *mut i32) -> [i32; 2];
 }
 
 /// The scalar lanes.
@@ -96,6 +97,11 @@ impl Vector for Lanes {
             unsafe { from.cast::<[bf16; LANES]>().read_unaligned() }
                 .map(|x| f32::from_bits((x.to_bits() as u32) << 16)),
         )
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from))
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
@@ -158,7 +164,7 @@ impl Vector for Lanes {
         self.0.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
     #[inline(always)]
-    unsafe fn store_quants(block: [Self; 2], high: Option<*mut i32>, low: *mut i32) -> i32 {
+    unsafe fn store_quants(block: [Self; 2], high: Option<*mut i32>, low: *mut i32) -> [i32; 2] {
         // SAFETY: the caller gives 8 words at each pointer.
         unsafe { store_quants(block[0].0, block[1].0, high, low) }
     }
@@ -169,14 +175,15 @@ impl Vector for Lanes {
 /// # Safety
 /// Each pointer holds 8 words.
 #[inline(always)]
-unsafe fn store_quants(a: [f32; LANES], b: [f32; LANES], high: Option<*mut i32>, low: *mut i32) -> i32 {
+unsafe fn store_quants(a: [f32; LANES], b: [f32; LANES], high: Option<*mut i32>, low: *mut i32) -> [i32; 2] {
     use super::super::acts::PLANE_SHIFT;
     let mut q = [0i32; 2 * LANES];
     for i in 0..LANES {
         q[i] = a[i].round_ties_even() as i32;
         q[LANES + i] = b[i].round_ties_even() as i32;
     }
-    let sum = q.iter().fold(0i32, |s, q| s.wrapping_add(*q));
+    let sum = |half: &[i32]| half.iter().fold(0i32, |s, q| s.wrapping_add(*q));
+    let sums = [sum(&q[..LANES]), sum(&q[LANES..])];
     if let Some(high) = high {
         let top = q.map(|q| q.wrapping_add(1 << (PLANE_SHIFT - 1)) >> PLANE_SHIFT);
         (0..2 * LANES).for_each(|i| q[i] = q[i].wrapping_sub(top[i] << PLANE_SHIFT));
@@ -185,5 +192,5 @@ unsafe fn store_quants(a: [f32; LANES], b: [f32; LANES], high: Option<*mut i32>,
     }
     // SAFETY: 8 words.
     unsafe { low.cast::<[u8; 2 * LANES]>().write_unaligned(q.map(|q| q as u8)) };
-    sum
+    sums
 }
