@@ -161,7 +161,7 @@ fn packed_products_are_the_same_bits_at_every_level() {
             for tokens in (1..=14).chain([23, 24]) {
                 let planes = if tokens % 2 == 0 { Planes::One } else { Planes::Two };
                 let acts = acts(&mut dice, k, tokens, planes);
-                for post in [Post::Store, Post::Add, Post::Gate] {
+                for post in [Post::Store, Post::Add, Post::Gate, Post::Gelu, Post::Times] {
                     compare_packed(&mut dice, w, &acts, w.groups(), post);
                 }
                 compare_packed(&mut dice, w, &acts, w.groups() / 2, Post::SwiGlu);
@@ -240,7 +240,7 @@ fn plain_products_are_dot_products_and_the_same_bits_at_every_level() {
                 let mut x = Rows::new(k, tokens);
                 let stride = x.stride;
                 x.values.chunks_exact_mut(stride).for_each(|row| row[..k].copy_from_slice(&dice.floats(k)));
-                for post in [Post::Store, Post::Add, Post::Gate] {
+                for post in [Post::Store, Post::Add, Post::Gate, Post::Gelu, Post::Times] {
                     let start = dice.floats(w.groups() * tokens * LANES);
                     let mut want = start.clone();
                     product_plain(Level::Scalar, w, 0, &x, &mut want, post);
