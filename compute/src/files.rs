@@ -2,7 +2,7 @@
 //! stages read from its blob store instead.
 
 use crate::{
-    arch::{self, DescribeError},
+    arch::{self, DescribeError, Description},
     weights::{SourceError, TensorSource},
 };
 use cairn_protocol::{
@@ -43,10 +43,16 @@ pub enum FilesError {
     /// The description is broken.
     #[error(transparent)]
     Describe(#[from] DescribeError),
+    /// A model that the engine does not compute.
+    #[error("{path} holds a model that is not served: {why}")]
+    Unserved {
+        /// Which.
+        path: PathBuf,
+        /// What of it is not.
+        why: String,
+    },
     /// Nothing that the engine computes.
-    #[error(
-        "{0} holds no model that is served: a Llama or Qwen2 GGUF file, or a folder with config.json and safetensors"
-    )]
+    #[error("{0} holds no language model: a GGUF file, or a folder with config.json and safetensors")]
     NoModel(PathBuf),
 }
 
@@ -69,8 +75,7 @@ impl ModelFiles {
         let header = header(path, gguf::parse_header)?;
         let entries = |t: &gguf::HeaderTensor| entry(0, t);
         let tensors: Vec<TensorEntry> = header.tensors.iter().map(entries).collect();
-        let model = arch::describe(None, None, Some(&header), &tensors)?;
-        let model = model.ok_or_else(|| FilesError::NoModel(path.to_path_buf()))?;
+        let model = served(path, arch::describe(None, None, Some(&header), &tensors)?)?;
         Ok(Self { model, tensors, paths: vec![path.to_path_buf()] })
     }
 
@@ -91,8 +96,7 @@ impl ModelFiles {
         }
         let config = small(&path.join("config.json"))?;
         let generation = small(&path.join("generation_config.json"))?;
-        let model = arch::describe(config.as_deref(), generation.as_deref(), None, &tensors)?;
-        let model = model.ok_or_else(|| FilesError::NoModel(path.to_path_buf()))?;
+        let model = served(path, arch::describe(config.as_deref(), generation.as_deref(), None, &tensors)?)?;
         Ok(Self { model, tensors, paths })
     }
 
@@ -101,6 +105,14 @@ impl ModelFiles {
         let open = |path: &PathBuf| File::open(path).map_err(|error| FilesError::Io { path: path.clone(), error });
         let files = self.paths.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Box::new(FileSource { files }))
+    }
+}
+
+fn served(path: &Path, described: Description) -> Result<Model, FilesError> {
+    match described {
+        Description::Model(model) => Ok(*model),
+        Description::Unserved(why) => Err(FilesError::Unserved { path: path.to_path_buf(), why }),
+        Description::Nothing => Err(FilesError::NoModel(path.to_path_buf())),
     }
 }
 

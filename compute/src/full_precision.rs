@@ -42,6 +42,9 @@ pub enum FullPrecisionError {
     /// Divisors of rotary frequencies in a tensor, which the Hub's files have no word for.
     #[error("the model's rotary frequencies are scaled by rope_freqs.weight, which config.json can't say")]
     RopeFactors,
+    /// A family whose files of the Hub are laid out in another way.
+    #[error("a {0} model can't be made again in full precision: only llama, qwen2 and qwen3 models can")]
+    Family(String),
     /// A tensor could not be read.
     #[error("tensor {name} could not be read: {error}")]
     Source {
@@ -65,6 +68,9 @@ pub enum FullPrecisionError {
 pub fn write(gguf: &Path, folder: &Path) -> Result<(), FullPrecisionError> {
     let header = files::header(gguf, gguf::parse_header)?;
     let from = ModelFiles::open(gguf)?;
+    if !["llama", "qwen2", "qwen3"].contains(&arch::hub_names(&from.model).1) {
+        return Err(FullPrecisionError::Family(from.model.architecture));
+    }
     let hub = Model { naming: Naming::HuggingFace, rope_half_split: true, ..from.model.clone() };
     if hub.rope_scaling == Some(RopeScaling::Tensor) {
         return Err(FullPrecisionError::RopeFactors);

@@ -104,7 +104,6 @@ fn q6_k(b: &[u8], out: &mut Vec<f32>) {
 /// The quants of 32 elements as the packed layout takes them, unsigned: part `j` of a block (a block of 32 is one part).
 /// Only for types that are packed as they are.
 pub fn units(dtype: Dtype, b: &[u8], j: usize) -> [u8; BLOCK] {
-    
     match dtype {
         Dtype::Q8_0 => from_fn(|i| b[2 + i] ^ 0x80),
         Dtype::Q4_0 | Dtype::IQ4_NL => from_fn(|i| nibble(&b[2..], i)),

@@ -2,16 +2,16 @@
 //! kernels: what tests hold the engine against.
 
 use crate::{
-    arch::{self, LayerRole, Role, StagePart},
+    arch::{self, LayerRole, Projection, Role, StagePart},
     quant,
     weights::{SourceError, TensorSource},
 };
 use cairn_protocol::{
     dtype::Dtype,
-    manifest::{Model, Naming, RopeScaling, TensorEntry},
+    manifest::{Experts, Model, Naming, RopeScaling, TensorEntry, Variations},
 };
 use half::f16;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 /// xorshift; a test's seed is in its recipe.
 pub struct Dice(pub u64);
@@ -62,17 +62,54 @@ pub fn llama() -> Model {
         bos_token: Some(1),
         rope_scaling: None,
         window: None,
+        variations: Variations::default(),
     }
 }
 
 /// A Mistral that looks back over so many positions.
 pub fn mistral(window: u32) -> Model {
-    Model { architecture: "mistral".into(), window: std::num::NonZeroU32::new(window), ..llama() }
+    Model { architecture: "mistral".into(), window: NonZeroU32::new(window), ..llama() }
 }
 
 /// A Qwen3: heads wider than their share of the width, each normalised.
 pub fn qwen3() -> Model {
     Model { architecture: "qwen3".into(), head_width: 32, tied_embeddings: false, ..llama() }
+}
+
+/// A Gemma 3: every third layer without its window, by other angles than the others; a scale of its queries.
+pub fn gemma3() -> Model {
+    let variations = Variations {
+        full_attention_every: NonZeroU32::new(3),
+        window_rope_base: Some(1_000.0),
+        query_scalar: Some(24.0),
+        ..Variations::default()
+    };
+    let (architecture, window) = ("gemma3".into(), NonZeroU32::new(24));
+    Model { architecture, window, variations, head_width: 32, rope_base: 100_000.0, ..llama() }
+}
+
+/// A Phi-3: fused projections, and a window.
+pub fn phi3() -> Model {
+    Model { architecture: "phi3".into(), window: NonZeroU32::new(40), tied_embeddings: false, ..llama() }
+}
+
+/// A Phi-3 that rotates so many elements of its heads of 16.
+pub fn phi3_turned(rotary_width: u32) -> Model {
+    let variations = Variations { rotary_width: NonZeroU32::new(rotary_width), ..Variations::default() };
+    Model { variations, window: None, ..phi3() }
+}
+
+/// A SmolLM3 whose middle layer does not rotate.
+pub fn smollm3() -> Model {
+    let variations = Variations { unrotated_every: NonZeroU32::new(2), ..Variations::default() };
+    Model { architecture: "smollm3".into(), variations, ..llama() }
+}
+
+/// A Qwen3 of so many experts, of which each token goes through some.
+pub fn qwen3moe(count: u32, used: u32) -> Model {
+    let experts = Some(Experts { count, used, normalised: true });
+    let variations = Variations { experts, ..Variations::default() };
+    Model { architecture: "qwen3moe".into(), variations, feed_forward: 32, ..qwen3() }
 }
 
 /// A Llama 3.1: long wavelengths divided, the one between in part.
@@ -100,7 +137,8 @@ impl Tiny {
             let elements = dimensions.iter().product::<u64>() as usize;
             let is_vector = dimensions.len() == 1;
             let dtype = if is_vector { Dtype::F32 } else { dtype(role) };
-            let spread = if is_vector { 0.5 } else { 1.5 / (dimensions[1] as f32).sqrt() };
+            let k = dimensions.last().copied().unwrap_or(1) as f32;
+            let spread = if is_vector { 0.5 } else { 1.5 / k.sqrt() };
             let centre = if is_vector && !name.ends_with("bias") { 1.0 } else { 0.0 };
             (dtype, stored(&mut dice, dtype, elements, spread, centre))
         })
@@ -151,29 +189,106 @@ impl Tiny {
     /// Hidden states after the last layer for each of `ids`, and the logits after the last of them, in F64.
     pub fn reference(&self, ids: &[u32]) -> (Vec<Vec<f64>>, Vec<f64>) {
         let width = self.model.width as usize;
+        let scale = if self.is_gemma() { (width as f64).sqrt() } else { 1.0 };
         let row = |id: &u32| {
-            self.values(Role::Embedding)[*id as usize * width..][..width].iter().map(|v| *v as f64).collect()
+            let row = &self.values(Role::Embedding)[*id as usize * width..][..width];
+            row.iter().map(|v| *v as f64 * scale).collect()
         };
         let mut x: Vec<Vec<f64>> = ids.iter().map(row).collect();
         for layer in 0..self.model.layers {
             self.reference_attention(&mut x, layer);
-            let weight = |role| self.values(Role::Layer(layer, role));
             for x in &mut x {
-                let h = self.rms(x, weight(LayerRole::FeedForwardNorm));
-                let (gate, up) = (times(weight(LayerRole::Gate), &h), times(weight(LayerRole::Up), &h));
-                let h: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-                add(x, &times(weight(LayerRole::Down), &h));
+                let h = self.rms(x, self.values(Role::Layer(layer, LayerRole::FeedForwardNorm)));
+                let given = match self.model.variations.experts {
+                    Some(experts) => self.reference_experts(layer, experts, &h),
+                    None => self.reference_block(&h, &self.block(layer)),
+                };
+                add(x, &self.post_norm(layer, LayerRole::PostFeedForwardNorm, given));
             }
         }
         let last = x.last().map(|x| times(self.values(Role::Head), &self.rms(x, self.values(Role::Norm))));
         (x, last.unwrap_or_default())
     }
 
+    fn is_gemma(&self) -> bool {
+        self.model.architecture == "gemma3"
+    }
+
+    fn has(&self, role: Role) -> bool {
+        self.values.contains_key(&arch::tensor_name(&self.model, role))
+    }
+
+    /// Gate, up and down of a layer without experts.
+    fn block(&self, layer: u32) -> [&[f32]; 3] {
+        let weight = |role| self.values(Role::Layer(layer, role));
+        if self.model.architecture == "phi3" {
+            let both = weight(LayerRole::GateUp);
+            let (gate, up) = both.split_at(both.len() / 2);
+            return [gate, up, weight(LayerRole::Down)];
+        }
+        [weight(LayerRole::Gate), weight(LayerRole::Up), weight(LayerRole::Down)]
+    }
+
+    fn reference_block(&self, h: &[f64], [gate, up, down]: &[&[f32]; 3]) -> Vec<f64> {
+        let (gate, up) = (times(gate, h), times(up, h));
+        let gelu = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
+        let active = |x: f64| if self.is_gemma() { gelu(x) } else { x / (1.0 + (-x).exp()) };
+        times(down, &gate.iter().zip(&up).map(|(g, u)| active(*g) * u).collect::<Vec<f64>>())
+    }
+
+    fn reference_experts(&self, layer: u32, experts: Experts, h: &[f64]) -> Vec<f64> {
+        let scores = times(self.values(Role::Layer(layer, LayerRole::Router)), h);
+        let total: f64 = scores.iter().map(|score| score.exp()).sum();
+        let mut chosen: Vec<(usize, f64)> = scores.iter().map(|score| score.exp() / total).enumerate().collect();
+        chosen.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        chosen.truncate(experts.used as usize);
+        let sum: f64 = if experts.normalised { chosen.iter().map(|(_, weight)| weight).sum() } else { 1.0 };
+        let mut given = vec![0.0; h.len()];
+        for (expert, weight) in chosen {
+            let parts = [Projection::Gate, Projection::Up, Projection::Down].map(|p| self.expert(layer, expert, p));
+            let made = self.reference_block(h, &parts);
+            add(&mut given, &made.iter().map(|v| v * weight / sum).collect::<Vec<_>>());
+        }
+        given
+    }
+
+    fn expert(&self, layer: u32, expert: usize, projection: Projection) -> &[f32] {
+        let own = Role::Layer(layer, LayerRole::Expert(expert as u32, projection));
+        if self.model.naming == Naming::HuggingFace {
+            return self.values(own);
+        }
+        let all = self.values(Role::Layer(layer, LayerRole::Experts(projection)));
+        let one = (self.model.width * self.model.feed_forward) as usize;
+        &all[expert * one..][..one]
+    }
+
+    fn post_norm(&self, layer: u32, role: LayerRole, x: Vec<f64>) -> Vec<f64> {
+        if self.is_gemma() { self.rms(&x, self.values(Role::Layer(layer, role))) } else { x }
+    }
+
+    /// Rows of queries, keys or values.
+    fn projection(&self, layer: u32, role: LayerRole) -> &[f32] {
+        if self.model.architecture != "phi3" {
+            return self.values(Role::Layer(layer, role));
+        }
+        let (d, width) = (self.model.head_width, self.model.width);
+        let (queries, keys) = ((self.model.heads * d * width) as usize, (self.model.kv_heads * d * width) as usize);
+        let all = self.values(Role::Layer(layer, LayerRole::QueryKeyValue));
+        match role {
+            LayerRole::Query => &all[..queries],
+            LayerRole::Key => &all[queries..][..keys],
+            _ => &all[queries + keys..],
+        }
+    }
+
     fn reference_attention(&self, x: &mut [Vec<f64>], layer: u32) {
         let d = self.model.head_width as usize;
         let share = (self.model.heads / self.model.kv_heads) as usize;
+        let scale = self.model.variations.query_scalar.unwrap_or(d as f64).sqrt();
+        let is_full = self.model.variations.full_attention_every.is_some_and(|n| layer % n.get() == n.get() - 1);
+        let window = self.model.window.filter(|_| !is_full).map_or(usize::MAX, |window| window.get() as usize);
         let project = |x: &[f64], role, bias| {
-            let mut out = times(self.values(Role::Layer(layer, role)), x);
+            let mut out = times(self.projection(layer, role), x);
             if self.model.attention_bias {
                 add(&mut out, &self.values(Role::Layer(layer, bias)).iter().map(|v| *v as f64).collect::<Vec<_>>());
             }
@@ -184,21 +299,21 @@ impl Tiny {
             let h = self.rms(x, self.values(Role::Layer(layer, LayerRole::AttentionNorm)));
             let mut q = project(&h, LayerRole::Query, LayerRole::QueryBias);
             let mut k = project(&h, LayerRole::Key, LayerRole::KeyBias);
-            if self.model.architecture == "qwen3" {
+            if self.has(Role::Layer(layer, LayerRole::QueryNorm)) {
                 self.normalise_heads(&mut q, Role::Layer(layer, LayerRole::QueryNorm));
                 self.normalise_heads(&mut k, Role::Layer(layer, LayerRole::KeyNorm));
             }
-            self.rotate(&mut q, position);
-            self.rotate(&mut k, position);
+            self.rotate(&mut q, position, layer);
+            self.rotate(&mut k, position, layer);
             let kept = |x: Vec<f64>| x.into_iter().map(self.kept).collect::<Vec<f64>>();
             keys.push(kept(k));
             values.push(kept(project(&h, LayerRole::Value, LayerRole::ValueBias)));
-            let first = self.model.window.map_or(0, |window| (position + 1).saturating_sub(window.get() as usize));
+            let first = (position + 1).saturating_sub(window);
             let (keys, values) = (&keys[first..], &values[first..]);
             let mut mixed = vec![0.0; q.len()];
             for (head, (q, out)) in q.chunks_exact(d).zip(mixed.chunks_exact_mut(d)).enumerate() {
                 let at = head / share * d..head / share * d + d;
-                let scores: Vec<f64> = keys.iter().map(|k| dot(q, &k[at.clone()]) / (d as f64).sqrt()).collect();
+                let scores: Vec<f64> = keys.iter().map(|k| dot(q, &k[at.clone()]) / scale).collect();
                 let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
                 let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
                 for (s, v) in scores.iter().zip(values) {
@@ -206,7 +321,8 @@ impl Tiny {
                     out.iter_mut().zip(&v[at.clone()]).for_each(|(o, v)| *o += weight * v);
                 }
             }
-            add(x, &times(self.values(Role::Layer(layer, LayerRole::Out)), &mixed));
+            let given = times(self.values(Role::Layer(layer, LayerRole::Out)), &mixed);
+            add(x, &self.post_norm(layer, LayerRole::PostAttentionNorm, given));
         }
     }
 
@@ -217,21 +333,33 @@ impl Tiny {
     }
 
     /// In the order of pairs that the model's files have.
-    fn rotate(&self, x: &mut [f64], position: usize) {
-        let d = self.model.head_width as usize;
-        for head in x.chunks_exact_mut(d) {
-            for i in 0..d / 2 {
-                let (a, b) = if self.model.rope_half_split { (i, i + d / 2) } else { (2 * i, 2 * i + 1) };
-                let angle = position as f64 * self.frequency(i);
+    fn rotate(&self, x: &mut [f64], position: usize, layer: u32) {
+        if self.model.variations.unrotated_every.is_some_and(|n| (layer + 1).is_multiple_of(n.get())) {
+            return;
+        }
+        let r = self.rotary_width();
+        for head in x.chunks_exact_mut(self.model.head_width as usize) {
+            for i in 0..r / 2 {
+                let (a, b) = if self.model.rope_half_split { (i, i + r / 2) } else { (2 * i, 2 * i + 1) };
+                let angle = position as f64 * self.frequency(i, layer);
                 let (sin, cos) = angle.sin_cos();
                 (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
             }
         }
     }
 
+    fn rotary_width(&self) -> usize {
+        self.model.variations.rotary_width.map_or(self.model.head_width, NonZeroU32::get) as usize
+    }
+
     /// As transformers' `modeling_rope_utils` says it: by wavelengths.
-    fn frequency(&self, i: usize) -> f64 {
-        let plain = self.model.rope_base.powf(-2.0 * i as f64 / self.model.head_width as f64);
+    fn frequency(&self, i: usize, layer: u32) -> f64 {
+        let power = -2.0 * i as f64 / self.rotary_width() as f64;
+        let is_full = self.model.variations.full_attention_every.is_some_and(|n| layer % n.get() == n.get() - 1);
+        if let Some(base) = self.model.variations.window_rope_base.filter(|_| !is_full) {
+            return base.powf(power);
+        }
+        let plain = self.model.rope_base.powf(power);
         match self.model.rope_scaling {
             None | Some(RopeScaling::Unknown) => plain,
             Some(RopeScaling::Linear { factor }) => plain / factor,
@@ -251,7 +379,27 @@ impl Tiny {
     fn rms(&self, x: &[f64], weights: &[f32]) -> Vec<f64> {
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
         let inverse = 1.0 / (mean + self.model.norm_epsilon).sqrt();
-        x.iter().zip(weights).map(|(x, w)| x * inverse * *w as f64).collect()
+        // Files of the Hub hold Gemma's norms less one.
+        let more = if self.is_gemma() && self.model.naming == Naming::HuggingFace { 1.0 } else { 0.0 };
+        x.iter().zip(weights).map(|(x, w)| x * inverse * (*w as f64 + more)).collect()
+    }
+
+    /// The same model in GGUF's names, with what files of the Hub hold apart stacked. Rows keep their order.
+    pub fn stacked(&self) -> Tiny {
+        let model = Model { naming: Naming::Gguf, ..self.model.clone() };
+        let own = |role: Role| {
+            let name = arch::tensor_name(&self.model, role);
+            let entry = self.tensors.iter().find(|t| t.name == name).expect("a tensor");
+            (entry.dtype, self.bytes[&name].clone())
+        };
+        let experts = self.model.variations.experts.map_or(0, |experts| experts.count);
+        Self::filled(model, |_, role, _| match role {
+            Role::Layer(layer, LayerRole::Experts(projection)) => {
+                let one = |expert| own(Role::Layer(layer, LayerRole::Expert(expert, projection)));
+                (one(0).0, (0..experts).flat_map(|expert| one(expert).1).collect())
+            }
+            role => own(role),
+        })
     }
 
     /// The same model with query and key rows for neighbouring pairs, in GGUF's names.

@@ -13,11 +13,11 @@
 //! are stored for half-split rotary pairs are permuted to neighbouring pairs. Not here: names and dimensions (`arch`).
 
 use crate::{
-    arch::{self, LayerRole, Role, StageError, StagePart, Wanted},
+    arch::{self, Angles, LayerRole, Projection, Role, StageError, StagePart},
     cpu::{
         lines::Store,
         matrix::{Format, Fused, Matrix},
-        model::{GateUp, Head, Layer, Model},
+        model::{Activation, Block, Experts, FeedForward, GateUp, Head, Layer, Model, Shape},
         packed::{LANES, PackedFormat},
         plain::PlainFormat,
         rope::Rope,
@@ -29,6 +29,7 @@ use cairn_protocol::{
     dtype::Dtype,
     manifest::{self, TensorEntry},
 };
+use std::{collections::HashMap, rc::Rc};
 
 /// Where a stage's tensors come from.
 pub trait TensorSource: Send {
@@ -145,20 +146,24 @@ pub(crate) fn load(
 ) -> Result<Loaded, WeightsError> {
     let shape = arch::shape(model).map_err(StageError::from)?;
     let wanted = arch::wanted(model, tensors, part)?;
-    let lines = arch::weight_lines(model, &wanted, part);
+    let lines = arch::weight_lines(model, &shape, &wanted, part);
     let bytes = (lines * crate::cpu::lines::LINE_BYTES) as u64;
     let meaning = saved::fingerprint(model, part, &wanted);
     let (found, unsaved) = find(source, &meaning, lines);
     let is_filled = found.is_some();
     let store = found.or_else(|| Store::with_room(lines)).ok_or(WeightsError::Memory { bytes })?;
-    let half_split = model.rope_half_split.then_some(shape.head_width);
-    let mut loader = Loader { wanted, half_split, source, store, is_filled, conversions: Vec::new() };
+    let roles = wanted.iter().map(|wanted| (wanted.role, wanted.entry)).collect();
+    let half_split = model.rope_half_split.then_some((shape.head_width, shape.rotary_width));
+    let lacks_one = arch::norms_lack_one(model);
+    let (kept, conversions) = (HashMap::new(), Vec::new());
+    let mut loader = Loader { model, shape, roles, half_split, lacks_one, source, store, is_filled, kept, conversions };
     let embedding = loader.embedding()?;
-    let layers = part.layers.iter().map(|l| loader.layer(l)).collect::<Result<_, _>>()?;
+    let kinds = arch::angle_kinds(model, part.layers.iter());
+    let layers = part.layers.iter().map(|l| loader.layer(l, &kinds)).collect::<Result<_, _>>()?;
     let head = loader.head(embedding.filter(|_| model.tied_embeddings))?;
     let factors = loader.rope_factors()?;
-    let rope = Rope::new(&arch::frequencies(model, &factors), context);
-    let model = Model { shape, store: loader.store, embedding, layers, head, rope };
+    let ropes = kinds.iter().map(|kind| Rope::new(&arch::frequencies(model, &factors, *kind), context)).collect();
+    let model = Model { shape, store: loader.store, embedding, layers, head, ropes };
     Ok(Loaded { model, conversions: loader.conversions, unsaved })
 }
 
@@ -182,72 +187,152 @@ pub(crate) fn save(model: &Model, meaning: &blake3::Hash, source: &mut dyn Tenso
 }
 
 struct Loader<'a> {
-    wanted: Vec<Wanted<'a>>,
-    /// Width of heads whose query and key rows have to be permuted.
-    half_split: Option<usize>,
+    model: &'a manifest::Model,
+    shape: Shape,
+    roles: HashMap<Role, &'a TensorEntry>,
+    /// Widths of heads whose query and key rows have to be permuted, and of what is rotated of them.
+    half_split: Option<(usize, usize)>,
+    /// Norms lack the one that is added to them.
+    lacks_one: bool,
     source: &'a mut dyn TensorSource,
     store: Store,
     /// The store came with its lines: only vectors are read.
     is_filled: bool,
+    /// Tensors of the layer that hold several matrices, by where they begin.
+    kept: HashMap<(u32, u64), Rc<Vec<u8>>>,
     conversions: Vec<Conversion>,
 }
 
-/// One tensor of a fused matrix.
+/// One matrix of a fused one: some rows of a tensor.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     entry: &'a TensorEntry,
+    first_row: usize,
+    rows: usize,
     held: Held,
     is_permuted: bool,
 }
 
-impl<'a> Part<'a> {
-    fn rows(&self) -> usize {
-        self.entry.shape[0] as usize
-    }
+impl Part<'_> {
     fn k(&self) -> usize {
-        self.entry.shape[1] as usize
+        self.entry.shape.last().copied().unwrap_or(0) as usize
     }
     fn groups(&self) -> usize {
-        self.rows().div_ceil(LANES)
+        self.rows.div_ceil(LANES)
     }
+    fn is_whole(&self) -> bool {
+        self.rows == rows(self.entry)
+    }
+}
+
+/// Rows of all matrices of a tensor.
+fn rows(entry: &TensorEntry) -> usize {
+    entry.shape[..entry.shape.len() - 1].iter().product::<u64>() as usize
 }
 
 impl<'a> Loader<'a> {
     fn embedding(&mut self) -> Result<Option<Matrix>, WeightsError> {
-        let Some(entry) = self.find(Role::Embedding) else { return Ok(None) };
-        let part = self.part(entry, false)?;
-        Ok(self.stacked(&[part])?.sections.first().copied())
+        if self.find(Role::Embedding).is_none() {
+            return Ok(None);
+        }
+        let parts = self.parts(Role::Embedding, &[false])?;
+        Ok(self.stacked(&parts)?.sections.first().copied())
     }
 
     fn head(&mut self, tied: Option<Matrix>) -> Result<Option<Head>, WeightsError> {
-        let (Some(norm), Some(head)) = (self.find(Role::Norm), self.find(Role::Head)) else { return Ok(None) };
-        let norm = self.vector(norm, false)?;
+        let (Some(norm), Some(_)) = (self.find(Role::Norm), self.find(Role::Head)) else { return Ok(None) };
+        let norm = self.norm(norm, false)?;
         let matrix = match tied {
             Some(matrix) => Fused { sections: vec![matrix] },
             None => {
-                let part = self.part(head, false)?;
-                self.stacked(&[part])?
+                let parts = self.parts(Role::Head, &[false])?;
+                self.stacked(&parts)?
             }
         };
         Ok(Some(Head { norm, matrix }))
     }
 
-    fn layer(&mut self, layer: u32) -> Result<Layer, WeightsError> {
+    fn layer(&mut self, layer: u32, kinds: &[Angles]) -> Result<Layer, WeightsError> {
         use LayerRole::*;
-        let attention_norm = self.layer_vector(layer, AttentionNorm)?;
-        let qkv = [(Query, true), (Key, true), (Value, false)];
-        let parts = qkv.map(|(role, is_permuted)| self.layer_part(layer, role, is_permuted));
-        let [q, k, v] = parts;
-        let qkv = self.stacked(&[q?, k?, v?])?;
+        let attention_norm = self.layer_norm(layer, AttentionNorm)?;
+        let qkv = self.qkv(layer)?;
         let (bias, head_norms) = (self.bias(layer)?, self.head_norms(layer)?);
-        let out = self.layer_part(layer, Out, false)?;
-        let out = self.stacked(&[out])?;
-        let feed_forward_norm = self.layer_vector(layer, FeedForwardNorm)?;
-        let (gate, up) = (self.layer_part(layer, Gate, false)?, self.layer_part(layer, Up, false)?);
-        let gate_up = self.gate_up(gate, up)?;
-        let down = self.layer_part(layer, Down, false)?;
-        let down = self.stacked(&[down])?;
-        Ok(Layer { attention_norm, feed_forward_norm, qkv, bias, head_norms, out, gate_up, down })
+        let out = self.matrix(layer, Out)?;
+        let feed_forward_norm = self.layer_norm(layer, FeedForwardNorm)?;
+        let post_norms = match self.find(Role::Layer(layer, PostAttentionNorm)) {
+            Some(_) => Some([self.layer_norm(layer, PostAttentionNorm)?, self.layer_norm(layer, PostFeedForwardNorm)?]),
+            None => None,
+        };
+        let feed_forward = self.feed_forward(layer)?;
+        self.kept.clear();
+        let window = arch::window(self.model, layer).map_or(usize::MAX, |window| window.get() as usize);
+        let rope = kinds.iter().position(|kind| *kind == arch::angles(self.model, layer)).unwrap_or(0);
+        Ok(Layer {
+            attention_norm,
+            feed_forward_norm,
+            post_norms,
+            window,
+            rope,
+            qkv,
+            bias,
+            head_norms,
+            out,
+            feed_forward,
+        })
+    }
+
+    fn qkv(&mut self, layer: u32) -> Result<Fused, WeightsError> {
+        use LayerRole::*;
+        if self.find(Role::Layer(layer, QueryKeyValue)).is_some() {
+            let parts = self.parts(Role::Layer(layer, QueryKeyValue), &[true, true, false])?;
+            return self.stacked(&parts);
+        }
+        let mut all = Vec::new();
+        for (role, is_permuted) in [(Query, true), (Key, true), (Value, false)] {
+            all.extend(self.parts(Role::Layer(layer, role), &[is_permuted])?);
+        }
+        self.stacked(&all)
+    }
+
+    fn feed_forward(&mut self, layer: u32) -> Result<FeedForward, WeightsError> {
+        let Some(routing) = self.shape.routing else {
+            let [gate, up, down] = self.block_parts(layer)?;
+            return Ok(FeedForward::Block(self.block(gate, up, down)?));
+        };
+        let router = self.matrix(layer, LayerRole::Router)?;
+        let mut blocks = Vec::with_capacity(routing.experts);
+        for expert in 0..routing.experts {
+            let [gate, up, down] = self.expert_parts(layer, expert)?;
+            blocks.push(self.block(gate, up, down)?);
+        }
+        Ok(FeedForward::Experts(Experts { router, blocks }))
+    }
+
+    /// Gate, up and down of a layer's one block.
+    fn block_parts(&self, layer: u32) -> Result<[Part<'a>; 3], WeightsError> {
+        use LayerRole::*;
+        let one = |role| Ok::<_, WeightsError>(self.parts(Role::Layer(layer, role), &[false])?[0]);
+        if self.find(Role::Layer(layer, GateUp)).is_some() {
+            let both = self.parts(Role::Layer(layer, GateUp), &[false])?;
+            return Ok([both[0], both[1], one(Down)?]);
+        }
+        Ok([one(Gate)?, one(Up)?, one(Down)?])
+    }
+
+    /// Gate, up and down of an expert: tensors of its own, or parts of those that stack all.
+    fn expert_parts(&self, layer: u32, expert: usize) -> Result<[Part<'a>; 3], WeightsError> {
+        let find = |projection| {
+            let own = Role::Layer(layer, LayerRole::Expert(expert as u32, projection));
+            match self.find(own) {
+                Some(_) => Ok::<_, WeightsError>(self.parts(own, &[false])?[0]),
+                None => self.section(Role::Layer(layer, LayerRole::Experts(projection)), expert, false),
+            }
+        };
+        Ok([find(Projection::Gate)?, find(Projection::Up)?, find(Projection::Down)?])
+    }
+
+    fn block(&mut self, gate: Part<'a>, up: Part<'a>, down: Part<'a>) -> Result<Block, WeightsError> {
+        Ok(Block { gate_up: self.gate_up(gate, up)?, down: self.stacked(&[down])? })
     }
 
     /// Divisors of rotary frequencies; none where the model has none.
@@ -259,26 +344,46 @@ impl<'a> Loader<'a> {
     }
 
     fn find(&self, role: Role) -> Option<&'a TensorEntry> {
-        self.wanted.iter().find(|w| w.role == role).map(|w| w.entry)
+        self.roles.get(&role).copied()
     }
 
-    fn layer_entry(&self, layer: u32, role: LayerRole) -> Result<&'a TensorEntry, WeightsError> {
-        let missing = || StageError::Missing(format!("{role:?} of layer {layer}"));
-        Ok(self.find(Role::Layer(layer, role)).ok_or_else(missing)?)
+    fn need(&self, role: Role) -> Result<&'a TensorEntry, WeightsError> {
+        Ok(self.find(role).ok_or_else(|| StageError::Missing(format!("{role:?}")))?)
     }
 
-    fn layer_part(&self, layer: u32, role: LayerRole, is_permuted: bool) -> Result<Part<'a>, WeightsError> {
-        self.part(self.layer_entry(layer, role)?, is_permuted)
+    fn matrix(&mut self, layer: u32, role: LayerRole) -> Result<Fused, WeightsError> {
+        let parts = self.parts(Role::Layer(layer, role), &[false])?;
+        self.stacked(&parts)
     }
 
-    fn layer_vector(&mut self, layer: u32, role: LayerRole) -> Result<Vec<f32>, WeightsError> {
-        let entry = self.layer_entry(layer, role)?;
-        self.vector(entry, false)
+    /// The matrices of a tensor; of those that `are_permuted` says nothing of, it says what it says of the last.
+    fn parts(&self, role: Role, are_permuted: &[bool]) -> Result<Vec<Part<'a>>, WeightsError> {
+        let is_permuted = |i: usize| are_permuted.get(i).or(are_permuted.last()).copied().unwrap_or(false);
+        let sections = arch::sections(&self.shape, role).len();
+        (0..sections).map(|i| self.section(role, i, is_permuted(i))).collect()
     }
 
-    fn part(&self, entry: &'a TensorEntry, is_permuted: bool) -> Result<Part<'a>, WeightsError> {
+    fn section(&self, role: Role, section: usize, is_permuted: bool) -> Result<Part<'a>, WeightsError> {
+        let entry = self.need(role)?;
         let unread = || StageError::Type { name: entry.name.clone(), dtype: entry.dtype };
-        Ok(Part { entry, held: held(entry.dtype).ok_or_else(unread)?, is_permuted })
+        let held = held(entry.dtype).ok_or_else(unread)?;
+        let sections = arch::sections(&self.shape, role);
+        let first_row = sections[..section].iter().sum();
+        Ok(Part { entry, first_row, rows: sections[section], held, is_permuted })
+    }
+
+    fn layer_norm(&mut self, layer: u32, role: LayerRole) -> Result<Vec<f32>, WeightsError> {
+        let entry = self.need(Role::Layer(layer, role))?;
+        self.norm(entry, false)
+    }
+
+    /// The weights of a norm, whole.
+    fn norm(&mut self, entry: &TensorEntry, is_permuted: bool) -> Result<Vec<f32>, WeightsError> {
+        let mut weights = self.vector(entry, is_permuted)?;
+        if self.lacks_one {
+            weights[..entry.shape[0] as usize].iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        Ok(weights)
     }
 
     /// Biases of queries, keys and values, laid out like their rows.
@@ -290,7 +395,7 @@ impl<'a> Loader<'a> {
         for (role, is_permuted) in
             [(LayerRole::QueryBias, true), (LayerRole::KeyBias, true), (LayerRole::ValueBias, false)]
         {
-            let entry = self.layer_entry(layer, role)?;
+            let entry = self.need(Role::Layer(layer, role))?;
             all.extend(self.vector(entry, is_permuted)?);
         }
         Ok(Some(all))
@@ -300,7 +405,7 @@ impl<'a> Loader<'a> {
     fn head_norms(&mut self, layer: u32) -> Result<Option<[Vec<f32>; 2]>, WeightsError> {
         let norms = [LayerRole::QueryNorm, LayerRole::KeyNorm].map(|role| self.find(Role::Layer(layer, role)));
         let [Some(query), Some(key)] = norms else { return Ok(None) };
-        Ok(Some([self.vector(query, true)?, self.vector(key, true)?]))
+        Ok(Some([self.norm(query, true)?, self.norm(key, true)?]))
     }
 
     /// A vector, padded with zeros to whole lanes.
@@ -333,10 +438,11 @@ impl<'a> Loader<'a> {
         Ok(fused)
     }
 
-    /// Groups in turn where both are packed in one format; else one after the other.
+    /// Groups in turn where both are packed in one format and gates are passed through silu; else one after the other.
     fn gate_up(&mut self, gate: Part<'a>, up: Part<'a>) -> Result<GateUp, WeightsError> {
         let format = gate.held.format;
-        if format != up.held.format || matches!(format, Format::Plain(_)) {
+        let is_silu = self.shape.activation == Activation::Silu;
+        if format != up.held.format || matches!(format, Format::Plain(_)) || !is_silu {
             return Ok(GateUp::Apart(self.stacked(&[gate])?, self.stacked(&[up])?));
         }
         let matrix = Matrix::place(&mut self.store, format, 2 * gate.groups(), gate.k());
@@ -346,27 +452,45 @@ impl<'a> Loader<'a> {
     }
 
     /// Writes a tensor's rows into every `step`th group from `group` on.
-    fn fill(&mut self, matrix: &Matrix, part: &Part, group: usize, step: usize) -> Result<(), WeightsError> {
-        self.report(part.entry.dtype, part.held);
+    fn fill(&mut self, matrix: &Matrix, part: &Part<'a>, group: usize, step: usize) -> Result<(), WeightsError> {
+        if part.first_row == 0 {
+            self.report(part.entry.dtype, part.held);
+        }
         if self.is_filled {
             return Ok(());
         }
-        let bytes = self.bytes(part.entry)?;
-        let row_bytes = bytes.len() / part.rows().max(1);
+        let bytes = self.bytes_of(part)?;
+        let row_bytes = bytes.len() / rows(part.entry).max(1);
         let mut turned = Turned::default();
-        for row in 0..part.rows() {
-            let from = if part.is_permuted { self.source_row(row) } else { row };
+        for row in 0..part.rows {
+            let from = part.first_row + if part.is_permuted { self.source_row(row) } else { row };
             let source = turned.row(part.entry.dtype, part.held.turn, &bytes[from * row_bytes..][..row_bytes]);
             matrix.fill(&mut self.store, group + row / LANES * step, row % LANES, source);
         }
         Ok(())
     }
 
-    /// Where the row that stands at `row` among neighbouring pairs is stored.
+    /// Where the row that stands at `row` among neighbouring pairs is stored. What is not rotated stays.
     fn source_row(&self, row: usize) -> usize {
-        let Some(width) = self.half_split else { return row };
+        let Some((width, rotated)) = self.half_split else { return row };
         let (head, at) = (row / width, row % width);
-        head * width + at / 2 + if at.is_multiple_of(2) { 0 } else { width / 2 }
+        if at >= rotated {
+            return row;
+        }
+        head * width + at / 2 + if at.is_multiple_of(2) { 0 } else { rotated / 2 }
+    }
+
+    /// The bytes of a part's tensor, which are kept for the layer's other parts of it.
+    fn bytes_of(&mut self, part: &Part) -> Result<Rc<Vec<u8>>, WeightsError> {
+        let place = (part.entry.file, part.entry.offset);
+        if let Some(bytes) = self.kept.get(&place) {
+            return Ok(bytes.clone());
+        }
+        let bytes = Rc::new(self.bytes(part.entry)?);
+        if !part.is_whole() {
+            self.kept.insert(place, bytes.clone());
+        }
+        Ok(bytes)
     }
 
     fn bytes(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, WeightsError> {

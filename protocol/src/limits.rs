@@ -77,6 +77,8 @@ pub const GGUF_ARRAY_DEPTH_MAX: usize = 2;
 pub const LAYERS_MAX: u32 = 4096;
 /// Width, feed-forward width, vocabulary and the like of a model.
 pub const MODEL_NUMBER_MAX: u32 = 1 << 24;
+/// Experts of a layer.
+pub const EXPERTS_MAX: u32 = 4096;
 /// What a rotary frequency may be divided by.
 pub const ROPE_FACTOR_MAX: u32 = 1 << 20;
 /// Positions that a model with scaled rotary frequencies may say it was first trained for.

@@ -17,7 +17,7 @@ use crate::path::PathError;
 use crate::record_pb;
 use crate::wire::walk;
 
-pub use crate::model::{Model, Naming, RopeScaling};
+pub use crate::model::{Experts, Model, Naming, RopeScaling, Variations};
 
 /// The version of the manifest's format.
 const VERSION: u32 = 1;

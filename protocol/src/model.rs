@@ -5,13 +5,15 @@ use std::num::NonZeroU32;
 
 use crate::limits::{EOS_TOKENS_MAX, LAYERS_MAX, MODEL_NUMBER_MAX, WORD_BYTES_MAX};
 use crate::record_pb;
+use crate::variations;
 
 pub use crate::rope::RopeScaling;
+pub use crate::variations::{Experts, Variations};
 
 /// The shape of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
-    /// The forward pass it needs: "llama", "qwen2", "llama+scaled-rope".
+    /// The forward pass it needs: "llama", "gemma3", "llama+scaled-rope".
     pub architecture: String,
     /// Decoder layers.
     pub layers: u32,
@@ -23,7 +25,7 @@ pub struct Model {
     pub kv_heads: u32,
     /// Values of one head.
     pub head_width: u32,
-    /// Inner width of the feed-forward block.
+    /// Inner width of the feed-forward block, of one expert where there are many.
     pub feed_forward: u32,
     /// Tokens.
     pub vocabulary: u32,
@@ -49,6 +51,8 @@ pub struct Model {
     pub rope_scaling: Option<RopeScaling>,
     /// Positions that attention looks back over, the position itself among them; all of them where there is none.
     pub window: Option<NonZeroU32>,
+    /// What sets the layers of later families apart.
+    pub variations: Variations,
 }
 
 /// How tensors are named and query and key rows are ordered.
@@ -88,6 +92,12 @@ impl Model {
             has_bos: self.bos_token.is_some(),
             rope_scaling: self.rope_scaling.map(RopeScaling::to_pb),
             window: self.window.map_or(0, NonZeroU32::get),
+            full_attention_every: variations::number(self.variations.full_attention_every),
+            window_rope_base: self.variations.window_rope_base.unwrap_or(0.0),
+            unrotated_every: variations::number(self.variations.unrotated_every),
+            experts: self.variations.experts.map(Experts::to_pb),
+            query_scalar: self.variations.query_scalar.unwrap_or(0.0),
+            rotary_width: variations::number(self.variations.rotary_width),
         }
     }
 
@@ -98,6 +108,7 @@ impl Model {
             Ok(record_pb::Naming::Gguf) => Naming::Gguf,
             _ => return Err("naming"),
         };
+        let variations = Variations::from_pb(&pb);
         let model = Self {
             architecture: pb.architecture,
             layers: pb.layers,
@@ -118,6 +129,7 @@ impl Model {
             bos_token: pb.has_bos.then_some(pb.bos_token),
             rope_scaling: pb.rope_scaling.map(RopeScaling::from_pb),
             window: NonZeroU32::new(pb.window),
+            variations,
         };
         model.check().map(|()| model)
     }
@@ -145,7 +157,7 @@ impl Model {
             () if !positive(self.rope_base) => Err("rope_base"),
             () if self.rope_scaling.is_some_and(|scaling| !scaling.is_possible()) => Err("rope_scaling"),
             () if self.eos_tokens.len() > EOS_TOKENS_MAX => Err("eos_tokens"),
-            () => Ok(()),
+            () => self.variations.check(self.head_width),
         }
     }
 }

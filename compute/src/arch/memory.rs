@@ -1,10 +1,13 @@
 //! What parts of a model take: bytes in files for planning, bytes in memory for admission.
 
-use super::{Role, StageError, StagePart, Wanted, shape, shape::context, wanted};
+use super::{
+    Angles, LayerRole, Role, StageError, StagePart, Wanted, angle_kinds, sections, shape, shape::context, wanted,
+};
 use crate::{
     cpu::{
         cache::Cache,
         lines::LINE_BYTES,
+        model::Shape,
         packed::LANES,
         rope::Rope,
         work::{PASS_TOKENS_MAX, SAMPLED_MAX},
@@ -18,6 +21,8 @@ use cairn_protocol::manifest::{Model, TensorEntry};
 pub struct LayerBytes {
     /// Of each layer.
     pub layers: Vec<u64>,
+    /// Of each layer, what a decoded token reads: of experts those that it goes through.
+    pub read: Vec<u64>,
     /// Of the token embedding.
     pub embedding: u64,
     /// Of the final norm and the head (the embedding again where they are tied).
@@ -26,12 +31,18 @@ pub struct LayerBytes {
 
 /// Bytes of each layer and of both ends in the model's files. Refuses what could not be loaded.
 pub fn layer_bytes(model: &Model, tensors: &[TensorEntry]) -> Result<LayerBytes, StageError> {
-    shape(model)?;
-    let mut bytes = LayerBytes { layers: vec![0; model.layers as usize], embedding: 0, head: 0 };
+    let routing = shape(model)?.routing;
+    let none = vec![0; model.layers as usize];
+    let mut bytes = LayerBytes { layers: none.clone(), read: none, embedding: 0, head: 0 };
+    let share = |length: u64| routing.map_or(length, |r| length * r.used as u64 / r.experts as u64);
     for Wanted { role, entry } in wanted(model, tensors, &StagePart::whole(model.layers))? {
         match role {
             Role::Embedding => bytes.embedding += entry.length,
-            Role::Layer(layer, _) => bytes.layers[layer as usize] += entry.length,
+            Role::Layer(layer, role) => {
+                let is_expert = matches!(role, LayerRole::Experts(_) | LayerRole::Expert(..));
+                bytes.layers[layer as usize] += entry.length;
+                bytes.read[layer as usize] += if is_expert { share(entry.length) } else { entry.length };
+            }
             Role::Norm | Role::Head => bytes.head += entry.length,
             // A few hundred bytes that every stage reads: they weigh nothing in a plan.
             Role::RopeFactors => {}
@@ -70,23 +81,27 @@ pub fn stage_memory(
 ) -> Result<StageMemory, StageError> {
     let sizes = shape(model)?;
     let wanted = wanted(model, tensors, part)?;
-    let weights = weight_lines(model, &wanted, part) as u64 * LINE_BYTES as u64;
+    let weights = weight_lines(model, &sizes, &wanted, part) as u64 * LINE_BYTES as u64;
     let positions = context(model, context_asked);
     let (kv_heads, head_width) = (sizes.kv_heads as u64, sizes.head_width);
     let cache = Cache::bytes(part.layers.len() as u64, kv_heads, head_width, positions as u64);
-    let columns = 8 * sizes.width + 4 * sizes.heads * head_width + 4 * sizes.feed_forward;
+    let experts = sizes.routing.map_or(0, |routing| routing.experts);
+    let columns = 12 * sizes.width + 4 * sizes.heads * head_width + 4 * sizes.feed_forward + experts;
     let buffers =
         (columns * 4 * PASS_TOKENS_MAX + if part.head { 4 * sizes.vocabulary * (SAMPLED_MAX + 1) } else { 0 }) as u64;
-    Ok(StageMemory { weights, cache, angles: Rope::bytes(head_width, positions), buffers })
+    let tables = angle_kinds(model, part.layers.iter()).into_iter().filter(|kind| *kind != Angles::Still).count();
+    let angles = tables as u64 * Rope::bytes(head_width, positions);
+    Ok(StageMemory { weights, cache, angles, buffers })
 }
 
 /// Lines of all matrices of a stage.
-pub(crate) fn weight_lines(model: &Model, wanted: &[Wanted], part: &StagePart) -> usize {
-    let is_matrix = |w: &&Wanted| w.entry.shape.len() == 2;
+pub(crate) fn weight_lines(model: &Model, sizes: &Shape, wanted: &[Wanted], part: &StagePart) -> usize {
+    let is_matrix = |w: &&Wanted| w.entry.shape.len() > 1;
     let is_tied_head = |w: &Wanted| w.role == Role::Head && model.tied_embeddings && part.embedding;
     let lines = |w: &Wanted| {
-        let (rows, k) = (w.entry.shape[0] as usize, w.entry.shape[1] as usize);
-        held(w.entry.dtype).map_or(0, |held| rows.div_ceil(LANES) * held.format.group_lines(k))
+        let k = w.entry.shape.last().copied().unwrap_or(0) as usize;
+        let groups: usize = sections(sizes, w.role).into_iter().map(|rows| rows.div_ceil(LANES)).sum();
+        held(w.entry.dtype).map_or(0, |held| groups * held.format.group_lines(k))
     };
     wanted.iter().filter(is_matrix).filter(|w| !is_tied_head(w)).map(lines).sum()
 }

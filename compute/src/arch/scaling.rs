@@ -7,12 +7,15 @@ use cairn_protocol::{
 };
 use serde_json::Value;
 
+/// What llama.cpp's converter calls the divisors of longrope.
+const LONG_FACTORS: [&str; 2] = ["rope_factors_long.weight", "rope_factors_short.weight"];
+
 /// What files say of scaling.
 pub(super) enum Scaling {
     /// What can be computed, be it nothing.
     Known(Option<RopeScaling>),
-    /// A kind that is not served (yarn, longrope, dynamic).
-    Other,
+    /// A kind that is not served (yarn, longrope, dynamic), and why.
+    Other(String),
 }
 
 /// From `config.json`: `rope_scaling`, or `rope_parameters` of newer files.
@@ -36,7 +39,8 @@ pub(super) fn of_config(config: &Value) -> Result<Scaling, DescribeError> {
                 original_context: original.ok_or_else(|| missing(name))?,
             }
         }
-        _ => return Ok(Scaling::Other),
+        Some(kind) => return Ok(other(kind.unwrap_or("that is not a word"))),
+        None => return Ok(other("without a name")),
     };
     checked(known)
 }
@@ -48,11 +52,20 @@ pub(super) fn of_gguf(header: &GgufHeader, family: Family, tensors: &[TensorEntr
     let factor = header.f64(&key("scaling.factor")).or(header.f64(&key("scale_linear")));
     let factor = factor.filter(|factor| *factor != 0.0 && *factor != 1.0);
     let has_divisors = tensors.iter().any(|t| t.name == ROPE_FACTORS);
+    if tensors.iter().any(|t| LONG_FACTORS.contains(&t.name.as_str())) {
+        return Ok(other("longrope"));
+    }
     match (header.str(&key("scaling.type")).unwrap_or("linear"), factor) {
         ("none", _) | ("linear", None) => Ok(Scaling::Known(has_divisors.then_some(RopeScaling::Tensor))),
         ("linear", Some(factor)) if !has_divisors => checked(RopeScaling::Linear { factor }),
-        _ => Ok(Scaling::Other),
+        ("linear", Some(_)) => Ok(Scaling::Other("its rotary frequencies are scaled twice".to_string())),
+        (kind, _) => Ok(other(kind)),
     }
+}
+
+fn other(kind: &str) -> Scaling {
+    let kind: String = kind.chars().take(64).collect();
+    Scaling::Other(format!("its rotary frequencies are scaled in a way that is not served: {kind}"))
 }
 
 fn checked(scaling: RopeScaling) -> Result<Scaling, DescribeError> {

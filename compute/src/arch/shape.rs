@@ -1,7 +1,10 @@
 //! From a described model to sizes that nothing has to check again, and nothing can overflow.
 
-use super::family;
-use crate::cpu::{kernels::HEAD_WIDTH_MAX, model::Shape};
+use super::{family, rope::rotary_width};
+use crate::cpu::{
+    kernels::HEAD_WIDTH_MAX,
+    model::{Routing, Shape},
+};
 use cairn_protocol::{
     limits::{CONTEXT_MAX, LAYERS_MAX, MODEL_NUMBER_MAX},
     manifest::{Model, RopeScaling},
@@ -39,9 +42,15 @@ pub enum ShapeError {
     /// Numbers of a rotary scaling outside their bounds.
     #[error("the model's rope scaling is not possible")]
     RopeScaling,
-    /// Attention over a window in a family that has none.
-    #[error("the model has a window, which its architecture has not")]
-    Window,
+    /// Something that models of its family have not.
+    #[error("the model has {0}, which its architecture has not")]
+    Foreign(&'static str),
+    /// Something that models of its family can't do without.
+    #[error("the model has no {0}, which its architecture needs")]
+    Lacks(&'static str),
+    /// Numbers of a variation outside their bounds.
+    #[error("the model's {0} is not possible")]
+    Variation(&'static str),
     /// A real number that has to be finite and positive.
     #[error("{0} is not a positive number")]
     NotPositive(&'static str),
@@ -54,9 +63,11 @@ pub fn is_served(model: &Model) -> bool {
 
 /// Checks a described model.
 pub(crate) fn shape(model: &Model) -> Result<Shape, ShapeError> {
-    if family::of(model).is_none() || model.rope_scaling == Some(RopeScaling::Unknown) {
-        return Err(ShapeError::Architecture(model.architecture.chars().take(64).collect()));
-    }
+    let known = family::of(model).filter(|_| model.rope_scaling != Some(RopeScaling::Unknown));
+    let unknown = || ShapeError::Architecture(model.architecture.chars().take(64).collect());
+    let family = known.ok_or_else(unknown)?;
+    family::check(model, family)?;
+    model.variations.check(model.head_width).map_err(ShapeError::Variation)?;
     let number = |name, value: u32, most: u32| {
         let inside = (1..=most).contains(&value);
         let (value, most) = (value as u64, most as u64);
@@ -71,8 +82,16 @@ pub(crate) fn shape(model: &Model) -> Result<Shape, ShapeError> {
         head_width: number("head_width", model.head_width, HEAD_WIDTH_MAX as u32)?,
         feed_forward: number("feed_forward", model.feed_forward, MODEL_NUMBER_MAX)?,
         vocabulary: number("vocabulary", model.vocabulary, MODEL_NUMBER_MAX)?,
-        window: model.window.map_or(usize::MAX, |window| window.get() as usize),
         epsilon: positive("norm_epsilon", model.norm_epsilon)? as f32,
+        rotary_width: rotary_width(model) as usize,
+        score_scale: 1.0 / (model.variations.query_scalar.unwrap_or(f64::from(model.head_width)) as f32).sqrt(),
+        embedding_scale: if family.scaled_embedding { (model.width as f32).sqrt() } else { 1.0 },
+        activation: family.activation,
+        routing: model.variations.experts.map(|experts| Routing {
+            experts: experts.count as usize,
+            used: experts.used as usize,
+            is_normalised: experts.normalised,
+        }),
     };
     positive("rope_base", model.rope_base)?;
     let attended = shape.heads as u64 * shape.head_width as u64;
@@ -80,8 +99,10 @@ pub(crate) fn shape(model: &Model) -> Result<Shape, ShapeError> {
         let most = MODEL_NUMBER_MAX as u64;
         return Err(ShapeError::Number { name: "heads x head_width", value: attended, least: 1, most });
     }
-    if family::has_foreign_window(model) {
-        return Err(ShapeError::Window);
+    let inner = shape.routing.map_or(1, |routing| routing.experts as u64) * shape.feed_forward as u64;
+    if inner > MODEL_NUMBER_MAX as u64 {
+        let most = MODEL_NUMBER_MAX as u64;
+        return Err(ShapeError::Number { name: "experts x feed_forward", value: inner, least: 1, most });
     }
     if model.rope_scaling.is_some_and(|scaling| !scaling.is_possible()) {
         return Err(ShapeError::RopeScaling);

@@ -2,12 +2,13 @@
 //!
 //! Both namings say the same things; what differs is the order of query and key rows (`Model::rope_half_split`).
 
-use super::{ShapeError, StagePart, family::has_head_norms, shape};
+use super::{ShapeError, StagePart, family, shape};
+use crate::cpu::model::Shape;
 use cairn_protocol::{
     dtype::{Dtype, elements},
     manifest::{Model, Naming, RopeScaling, TensorEntry},
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Why a part's tensors can't be used.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -68,13 +69,33 @@ pub(crate) enum LayerRole {
     Query,
     Key,
     Value,
+    /// Rows of queries, then of keys, then of values.
+    QueryKeyValue,
     QueryBias,
     KeyBias,
     ValueBias,
     QueryNorm,
     KeyNorm,
     Out,
+    PostAttentionNorm,
     FeedForwardNorm,
+    Gate,
+    Up,
+    /// Rows of the gate, then of up.
+    GateUp,
+    Down,
+    PostFeedForwardNorm,
+    /// What chooses experts.
+    Router,
+    /// One projection of all experts, one after the other.
+    Experts(Projection),
+    /// One projection of one expert.
+    Expert(u32, Projection),
+}
+
+/// A matrix of a feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Projection {
     Gate,
     Up,
     Down,
@@ -100,23 +121,6 @@ pub(crate) struct Wanted<'a> {
 
 /// What llama.cpp's converter calls the divisors of Llama 3's rotary frequencies.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
-
-const LAYER_ROLES: [LayerRole; 14] = [
-    LayerRole::AttentionNorm,
-    LayerRole::Query,
-    LayerRole::Key,
-    LayerRole::Value,
-    LayerRole::QueryBias,
-    LayerRole::KeyBias,
-    LayerRole::ValueBias,
-    LayerRole::QueryNorm,
-    LayerRole::KeyNorm,
-    LayerRole::Out,
-    LayerRole::FeedForwardNorm,
-    LayerRole::Gate,
-    LayerRole::Up,
-    LayerRole::Down,
-];
 
 /// What a stage needs, in order of use, each tensor once (a tied embedding serves embedding and head).
 pub fn stage_tensors<'a>(
@@ -152,7 +156,8 @@ pub(crate) fn wanted<'a>(
 }
 
 fn roles(model: &Model, part: &StagePart) -> Vec<Role> {
-    let layer = |l| layer_roles(model).map(move |role| Role::Layer(l, role));
+    let of_layer = layer_roles(model);
+    let layer = |l| of_layer.iter().map(move |role| Role::Layer(l, *role));
     let first = part.embedding.then_some(Role::Embedding);
     let last = if part.head { &[Role::Norm, Role::Head][..] } else { &[] };
     let turns = model.rope_scaling == Some(RopeScaling::Tensor) && part.layers.start < part.layers.end;
@@ -161,18 +166,51 @@ fn roles(model: &Model, part: &StagePart) -> Vec<Role> {
 }
 
 /// What a layer of the model has.
-fn layer_roles(model: &Model) -> impl Iterator<Item = LayerRole> {
-    let (has_bias, has_head_norms) = (model.attention_bias, has_head_norms(model));
-    LAYER_ROLES.into_iter().filter(move |role| match role {
-        LayerRole::QueryBias | LayerRole::KeyBias | LayerRole::ValueBias => has_bias,
-        LayerRole::QueryNorm | LayerRole::KeyNorm => has_head_norms,
-        _ => true,
-    })
+fn layer_roles(model: &Model) -> Vec<LayerRole> {
+    use LayerRole::*;
+    let family = family::of(model);
+    let (has_head_norms, has_post_norms, is_fused) =
+        family.map_or((false, false, false), |family| (family.head_norms, family.post_norms, family.is_fused));
+    let mut roles = vec![AttentionNorm];
+    roles.extend_from_slice(if is_fused { &[QueryKeyValue] } else { &[Query, Key, Value] });
+    if model.attention_bias {
+        roles.extend([QueryBias, KeyBias, ValueBias]);
+    }
+    if has_head_norms {
+        roles.extend([QueryNorm, KeyNorm]);
+    }
+    roles.push(Out);
+    if has_post_norms {
+        roles.push(PostAttentionNorm);
+    }
+    roles.push(FeedForwardNorm);
+    match model.variations.experts {
+        Some(experts) => roles.extend(expert_roles(model.naming, experts.count)),
+        None if is_fused => roles.extend([GateUp, Down]),
+        None => roles.extend([Gate, Up, Down]),
+    }
+    if has_post_norms {
+        roles.push(PostFeedForwardNorm);
+    }
+    roles
+}
+
+/// GGUF files stack the experts of a layer; files of the Hub hold each by itself.
+fn expert_roles(naming: Naming, count: u32) -> Vec<LayerRole> {
+    let all = [Projection::Gate, Projection::Up, Projection::Down];
+    let mut roles = vec![LayerRole::Router];
+    match naming {
+        Naming::Gguf => roles.extend(all.map(LayerRole::Experts)),
+        Naming::HuggingFace => {
+            roles.extend((0..count).flat_map(|expert| all.map(|projection| LayerRole::Expert(expert, projection))));
+        }
+    }
+    roles
 }
 
 fn found<'a>(
     model: &Model,
-    sizes: &crate::cpu::model::Shape,
+    sizes: &Shape,
     index: &HashMap<&str, &'a TensorEntry>,
     role: Role,
 ) -> Result<Wanted<'a>, StageError> {
@@ -195,23 +233,46 @@ fn found<'a>(
     }
 }
 
-fn dimensions(s: &crate::cpu::model::Shape, role: Role) -> Vec<u64> {
+fn dimensions(s: &Shape, role: Role) -> Vec<u64> {
     use LayerRole::*;
     let (queries, keys) = (s.heads * s.head_width, s.kv_heads * s.head_width);
+    let experts = s.routing.map_or(0, |routing| routing.experts);
     let sizes = match role {
         Role::Embedding | Role::Head => vec![s.vocabulary, s.width],
-        Role::RopeFactors => vec![s.head_width / 2],
-        Role::Norm | Role::Layer(_, AttentionNorm | FeedForwardNorm) => vec![s.width],
+        Role::RopeFactors => vec![s.rotary_width / 2],
+        Role::Norm => vec![s.width],
+        Role::Layer(_, AttentionNorm | PostAttentionNorm | FeedForwardNorm | PostFeedForwardNorm) => vec![s.width],
         Role::Layer(_, QueryNorm | KeyNorm) => vec![s.head_width],
         Role::Layer(_, Query) => vec![queries, s.width],
         Role::Layer(_, Key | Value) => vec![keys, s.width],
+        Role::Layer(_, QueryKeyValue) => vec![queries + 2 * keys, s.width],
         Role::Layer(_, QueryBias) => vec![queries],
         Role::Layer(_, KeyBias | ValueBias) => vec![keys],
         Role::Layer(_, Out) => vec![s.width, queries],
         Role::Layer(_, Gate | Up) => vec![s.feed_forward, s.width],
+        Role::Layer(_, GateUp) => vec![2 * s.feed_forward, s.width],
         Role::Layer(_, Down) => vec![s.width, s.feed_forward],
+        Role::Layer(_, Router) => vec![experts, s.width],
+        Role::Layer(_, Expert(_, Projection::Down)) => vec![s.width, s.feed_forward],
+        Role::Layer(_, Expert(..)) => vec![s.feed_forward, s.width],
+        Role::Layer(_, Experts(Projection::Down)) => vec![experts, s.width, s.feed_forward],
+        Role::Layer(_, Experts(_)) => vec![experts, s.feed_forward, s.width],
     };
     sizes.into_iter().map(|n| n as u64).collect()
+}
+
+/// The rows of the matrices that a tensor holds one after the other.
+pub(crate) fn sections(s: &Shape, role: Role) -> Vec<usize> {
+    use LayerRole::*;
+    let (queries, keys) = (s.heads * s.head_width, s.kv_heads * s.head_width);
+    let experts = s.routing.map_or(0, |routing| routing.experts);
+    match role {
+        Role::Layer(_, QueryKeyValue) => vec![queries, keys, keys],
+        Role::Layer(_, GateUp) => vec![s.feed_forward; 2],
+        Role::Layer(_, Experts(Projection::Down)) => vec![s.width; experts],
+        Role::Layer(_, Experts(_)) => vec![s.feed_forward; experts],
+        _ => vec![dimensions(s, role)[0] as usize],
+    }
 }
 
 /// A tensor's name in the model's files.
@@ -223,7 +284,9 @@ pub(crate) fn name(model: &Model, role: Role) -> String {
         (Naming::Gguf, Role::Head) if !tied => "output.weight".to_string(),
         (Naming::Gguf, Role::Embedding | Role::Head) => "token_embd.weight".to_string(),
         (Naming::Gguf, Role::Norm) => "output_norm.weight".to_string(),
-        (Naming::HuggingFace, Role::Layer(layer, role)) => format!("model.layers.{layer}.{}", hugging_face_name(role)),
+        (Naming::HuggingFace, Role::Layer(layer, role)) => {
+            format!("model.layers.{layer}.{}", hugging_face_name(role, has_post_norms(model)))
+        }
         (Naming::HuggingFace, Role::Head) if !tied => "lm_head.weight".to_string(),
         (Naming::HuggingFace, Role::Embedding | Role::Head) => "model.embed_tokens.weight".to_string(),
         (Naming::HuggingFace, Role::Norm) => "model.norm.weight".to_string(),
@@ -239,12 +302,17 @@ pub(crate) fn all_roles(model: &Model) -> Vec<(Role, Vec<u64>)> {
 }
 
 /// The names of a layer's tensors after its prefix, for telling strangers apart.
-pub(super) fn layer_names(model: &Model) -> Vec<&'static str> {
+pub(super) fn layer_names(model: &Model) -> HashSet<String> {
+    let has_post_norms = has_post_norms(model);
     let name = |role| match model.naming {
-        Naming::Gguf => gguf_name(role),
-        Naming::HuggingFace => hugging_face_name(role),
+        Naming::Gguf => gguf_name(role).to_string(),
+        Naming::HuggingFace => hugging_face_name(role, has_post_norms),
     };
-    layer_roles(model).map(name).collect()
+    layer_roles(model).into_iter().map(name).collect()
+}
+
+fn has_post_norms(model: &Model) -> bool {
+    family::of(model).is_some_and(|family| family.post_norms)
 }
 
 fn gguf_name(role: LayerRole) -> &'static str {
@@ -253,34 +321,61 @@ fn gguf_name(role: LayerRole) -> &'static str {
         LayerRole::Query => "attn_q.weight",
         LayerRole::Key => "attn_k.weight",
         LayerRole::Value => "attn_v.weight",
+        LayerRole::QueryKeyValue => "attn_qkv.weight",
         LayerRole::QueryBias => "attn_q.bias",
         LayerRole::KeyBias => "attn_k.bias",
         LayerRole::ValueBias => "attn_v.bias",
         LayerRole::QueryNorm => "attn_q_norm.weight",
         LayerRole::KeyNorm => "attn_k_norm.weight",
         LayerRole::Out => "attn_output.weight",
+        LayerRole::PostAttentionNorm => "post_attention_norm.weight",
         LayerRole::FeedForwardNorm => "ffn_norm.weight",
         LayerRole::Gate => "ffn_gate.weight",
-        LayerRole::Up => "ffn_up.weight",
+        // llama.cpp's converter calls gate and up together so.
+        LayerRole::Up | LayerRole::GateUp => "ffn_up.weight",
         LayerRole::Down => "ffn_down.weight",
+        LayerRole::PostFeedForwardNorm => "post_ffw_norm.weight",
+        LayerRole::Router => "ffn_gate_inp.weight",
+        LayerRole::Experts(Projection::Gate) | LayerRole::Expert(_, Projection::Gate) => "ffn_gate_exps.weight",
+        LayerRole::Experts(Projection::Up) | LayerRole::Expert(_, Projection::Up) => "ffn_up_exps.weight",
+        LayerRole::Experts(Projection::Down) | LayerRole::Expert(_, Projection::Down) => "ffn_down_exps.weight",
     }
 }
 
-fn hugging_face_name(role: LayerRole) -> &'static str {
-    match role {
-        LayerRole::AttentionNorm => "input_layernorm.weight",
-        LayerRole::Query => "self_attn.q_proj.weight",
-        LayerRole::Key => "self_attn.k_proj.weight",
-        LayerRole::Value => "self_attn.v_proj.weight",
-        LayerRole::QueryBias => "self_attn.q_proj.bias",
-        LayerRole::KeyBias => "self_attn.k_proj.bias",
-        LayerRole::ValueBias => "self_attn.v_proj.bias",
-        LayerRole::QueryNorm => "self_attn.q_norm.weight",
-        LayerRole::KeyNorm => "self_attn.k_norm.weight",
-        LayerRole::Out => "self_attn.o_proj.weight",
-        LayerRole::FeedForwardNorm => "post_attention_layernorm.weight",
-        LayerRole::Gate => "mlp.gate_proj.weight",
-        LayerRole::Up => "mlp.up_proj.weight",
-        LayerRole::Down => "mlp.down_proj.weight",
+/// Where norms stand on both sides of the feed-forward part, `post_attention_layernorm` is not the one before it.
+fn hugging_face_name(role: LayerRole, has_post_norms: bool) -> String {
+    let name = match role {
+        LayerRole::AttentionNorm => "input_layernorm",
+        LayerRole::Query => "self_attn.q_proj",
+        LayerRole::Key => "self_attn.k_proj",
+        LayerRole::Value => "self_attn.v_proj",
+        LayerRole::QueryKeyValue => "self_attn.qkv_proj",
+        LayerRole::QueryBias => return "self_attn.q_proj.bias".to_string(),
+        LayerRole::KeyBias => return "self_attn.k_proj.bias".to_string(),
+        LayerRole::ValueBias => return "self_attn.v_proj.bias".to_string(),
+        LayerRole::QueryNorm => "self_attn.q_norm",
+        LayerRole::KeyNorm => "self_attn.k_norm",
+        LayerRole::Out => "self_attn.o_proj",
+        LayerRole::FeedForwardNorm if has_post_norms => "pre_feedforward_layernorm",
+        LayerRole::PostAttentionNorm | LayerRole::FeedForwardNorm => "post_attention_layernorm",
+        LayerRole::Gate => "mlp.gate_proj",
+        LayerRole::Up => "mlp.up_proj",
+        LayerRole::GateUp => "mlp.gate_up_proj",
+        LayerRole::Down => "mlp.down_proj",
+        LayerRole::PostFeedForwardNorm => "post_feedforward_layernorm",
+        LayerRole::Router => "mlp.gate",
+        LayerRole::Experts(projection) => return format!("mlp.experts.{}.weight", projection_name(projection)),
+        LayerRole::Expert(expert, projection) => {
+            return format!("mlp.experts.{expert}.{}.weight", projection_name(projection));
+        }
+    };
+    format!("{name}.weight")
+}
+
+fn projection_name(projection: Projection) -> &'static str {
+    match projection {
+        Projection::Gate => "gate_proj",
+        Projection::Up => "up_proj",
+        Projection::Down => "down_proj",
     }
 }

@@ -5,8 +5,9 @@ use crate::tiny::{self, Tiny};
 use cairn_protocol::{
     dtype::Dtype,
     gguf::{GgufArray, GgufHeader, GgufValue, HeaderTensor},
-    manifest::{Model, Naming, RopeScaling, TensorEntry},
+    manifest::{Model, Naming, RopeScaling, TensorEntry, Variations},
 };
+use std::num::NonZeroU32;
 
 fn tensors(model: Model) -> Vec<TensorEntry> {
     Tiny::new(model, 1, |_| Dtype::F32).tensors
@@ -21,7 +22,24 @@ fn from_config(
     generation: Option<&str>,
     tensors: &[TensorEntry],
 ) -> Result<Option<Model>, DescribeError> {
-    describe(Some(config.as_bytes()), generation.map(str::as_bytes), None, tensors)
+    super::describe(Some(config.as_bytes()), generation.map(str::as_bytes), None, tensors).map(Description::model)
+}
+
+/// What is said of a config that is not served.
+fn why_not(config: &str, tensors: &[TensorEntry]) -> String {
+    match super::describe(Some(config.as_bytes()), None, None, tensors) {
+        Ok(Description::Unserved(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn describe(
+    config: Option<&[u8]>,
+    generation: Option<&[u8]>,
+    gguf: Option<&GgufHeader>,
+    tensors: &[TensorEntry],
+) -> Result<Option<Model>, DescribeError> {
+    super::describe(config, generation, gguf, tensors).map(Description::model)
 }
 
 #[test]
@@ -63,8 +81,6 @@ fn qwen3_is_described_with_its_norms_of_heads() {
     let mut header = gguf(&named, &all);
     header.metadata.push(("qwen3.attention.key_length".into(), GgufValue::Unsigned(32)));
     assert_eq!(describe(None, None, Some(&header), &all), Ok(Some(named)));
-    let moe = CONFIG.replace("llama", "qwen3_moe");
-    assert_eq!(from_config(&moe, None, &all), Ok(None));
 }
 
 #[test]
@@ -84,11 +100,232 @@ fn a_mistral_is_described_with_its_window() {
 }
 
 #[test]
-fn a_window_where_the_family_has_none_is_not_served() {
+fn what_a_family_has_not_is_not_served() {
     let window = tiny::mistral(20).window;
-    for model in [tiny::llama(), tiny::qwen2(), tiny::qwen3(), tiny::llama3()] {
+    for model in [tiny::llama(), tiny::qwen2(), tiny::qwen3(), tiny::llama3(), tiny::smollm3(), tiny::qwen3moe(4, 2)] {
         assert!(is_served(&model) && !is_served(&Model { window, ..model }));
     }
+    let all = [tiny::gemma3(), tiny::phi3(), tiny::phi3_turned(8), tiny::smollm3(), tiny::qwen3moe(4, 2)];
+    for model in &all {
+        assert!(is_served(model), "{model:?}");
+    }
+    let nothing = Variations::default();
+    for (variations, has_it) in [
+        (Variations { full_attention_every: NonZeroU32::new(3), ..nothing }, "gemma3"),
+        (Variations { window_rope_base: Some(1e4), ..nothing }, "gemma3"),
+        (Variations { query_scalar: Some(8.0), ..nothing }, "gemma3"),
+        (Variations { unrotated_every: NonZeroU32::new(3), ..nothing }, "smollm3"),
+        (Variations { rotary_width: NonZeroU32::new(8), ..nothing }, "phi3"),
+    ] {
+        for family in ["llama", "qwen3", "mistral", "gemma3", "smollm3", "phi3"] {
+            let window = ["mistral", "gemma3", "phi3"].contains(&family).then_some(window).flatten();
+            let model = Model { architecture: family.into(), window, variations, ..tiny::llama() };
+            assert_eq!(is_served(&model), family == has_it, "{family} {variations:?}");
+        }
+    }
+    let experts = tiny::qwen3moe(4, 2).variations;
+    assert!(!is_served(&Model { variations: experts, ..tiny::qwen3() }));
+    assert!(!is_served(&Model { variations: nothing, ..tiny::qwen3moe(4, 2) }), "experts are not optional");
+    assert!(!is_served(&Model { window: None, ..tiny::gemma3() }), "layers without a window beside none with one");
+}
+
+#[test]
+fn gemma3_is_described_with_its_two_kinds_of_layers() {
+    let all = tensors(tiny::gemma3());
+    let own = r#"{"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 24, "rope_local_base_freq": 1000.0, "#;
+    let base = CONFIG
+        .replace("llama", "gemma3_text")
+        .replace("10000.0", "100000.0")
+        .replace(r#""hidden_act": "silu""#, r#""hidden_activation": "gelu_pytorch_tanh""#);
+    let with = |more: &str| base.replacen('{', &format!("{own}{more}"), 1);
+    let by_number = with(r#""sliding_window_pattern": 3, "#);
+    assert_eq!(from_config(&by_number, None, &all), Ok(Some(tiny::gemma3())));
+    let kinds =
+        |kinds: [&str; 3]| with(&format!(r#""layer_types": {:?}, "#, kinds.map(|kind| format!("{kind}_attention"))));
+    assert_eq!(from_config(&kinds(["sliding", "sliding", "full"]), None, &all), Ok(Some(tiny::gemma3())));
+    let none = from_config(&kinds(["sliding"; 3]), None, &all).expect("reads").expect("served");
+    assert_eq!(none.variations.full_attention_every, None);
+    for odd in [["full", "sliding", "sliding"], ["sliding", "full", "full"], ["sliding", "chunked", "full"]] {
+        assert!(why_not(&kinds(odd), &all).contains("layer_types"), "{odd:?}");
+    }
+    let plain = Variations { query_scalar: None, ..tiny::gemma3().variations };
+    let own_width = by_number.replace(r#""query_pre_attn_scalar": 24"#, r#""query_pre_attn_scalar": 32"#);
+    assert_eq!(from_config(&own_width, None, &all), Ok(Some(Model { variations: plain, ..tiny::gemma3() })));
+    for (more, word) in [
+        (r#""final_logit_softcapping": 30.0, "#, "final_logit_softcapping"),
+        (r#""attn_logit_softcapping": 50.0, "#, "attn_logit_softcapping"),
+        (r#""use_bidirectional_attention": true, "#, "use_bidirectional_attention"),
+        (r#""rope_parameters": {"full_attention": {"rope_theta": 1e6}}, "#, "rope_parameters"),
+    ] {
+        let why = why_not(&by_number.replacen('{', &format!("{{{more}"), 1), &all);
+        assert!(why.contains(word), "{why}");
+    }
+}
+
+#[test]
+fn gemma3_in_gguf_files_has_the_numbers_that_llama_cpp_takes_for_granted() {
+    let model = Model { naming: Naming::Gguf, layers: 7, ..tiny::gemma3() };
+    let all = tensors(model.clone());
+    let with = |more: &[(&str, GgufValue)]| {
+        let mut header = gguf(&model, &all);
+        header.metadata.extend(more.iter().map(|(name, value)| (format!("gemma3.{name}"), value.clone())));
+        super::describe(None, None, Some(&header), &all).expect("reads")
+    };
+    let window = ("attention.sliding_window", GgufValue::Unsigned(24));
+    let width = ("attention.key_length", GgufValue::Unsigned(32));
+    let described = with(&[window.clone(), width.clone()]).model().expect("served");
+    let assumed = Variations {
+        full_attention_every: NonZeroU32::new(6),
+        window_rope_base: Some(10_000.0),
+        ..Variations::default()
+    };
+    assert_eq!(described, Model { variations: assumed, ..model.clone() });
+    let said = with(&[
+        window.clone(),
+        width.clone(),
+        ("attention.sliding_window_pattern", GgufValue::Unsigned(4)),
+        ("rope.freq_base_swa", GgufValue::Float(500.0)),
+    ]);
+    let said = said.model().expect("served").variations;
+    assert_eq!((said.full_attention_every, said.window_rope_base), (NonZeroU32::new(4), Some(500.0)));
+    let capped = with(&[window, width, ("final_logit_softcapping", GgufValue::Float(30.0))]);
+    assert!(matches!(capped, Description::Unserved(why) if why.contains("final_logit_softcapping")));
+}
+
+#[test]
+fn phi3_is_described_with_its_fused_tensors_and_without_longrope() {
+    let all = tensors(tiny::phi3());
+    let base = CONFIG.replace("llama", "phi3");
+    let with = |more: &str| base.replacen('{', &format!("{{{more}"), 1);
+    assert_eq!(from_config(&with(r#""sliding_window": 40, "#), None, &all), Ok(Some(tiny::phi3())));
+    assert_eq!(from_config(&base, None, &all), Ok(Some(Model { window: None, ..tiny::phi3() })));
+    let turned = from_config(&with(r#""partial_rotary_factor": 0.75, "#), None, &all);
+    assert_eq!(turned, Ok(Some(tiny::phi3_turned(12))));
+    for odd in ["0.7", "1.5"] {
+        let why = why_not(&with(&format!(r#""partial_rotary_factor": {odd}, "#)), &all);
+        assert!(why.contains("rotary_width"), "{why}");
+    }
+    let longrope = r#""rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}, "#;
+    let why = why_not(&with(longrope), &all);
+    assert!(why.contains("longrope"), "{why}");
+    let named = Model { naming: Naming::Gguf, ..tiny::phi3_turned(12) };
+    let mut all = tensors(named.clone());
+    let mut header = gguf(&named, &all);
+    header.metadata.push(("phi3.rope.dimension_count".into(), GgufValue::Unsigned(12)));
+    assert_eq!(describe(None, None, Some(&header), &all), Ok(Some(named)));
+    all.push(TensorEntry { name: "rope_factors_long.weight".into(), ..all[1].clone() });
+    let described = super::describe(None, None, Some(&header), &all).expect("reads");
+    assert!(matches!(described, Description::Unserved(why) if why.contains("longrope")));
+}
+
+#[test]
+fn smollm3_is_described_with_the_layers_that_do_not_rotate() {
+    let all = tensors(tiny::smollm3());
+    let base = CONFIG.replace("llama", "smollm3");
+    let with = |more: &str| base.replacen('{', &format!("{{{more}"), 1);
+    for more in [r#""no_rope_layer_interval": 2, "#, r#""no_rope_layers": [1, 0, 1], "no_rope_layer_interval": 4, "#] {
+        assert_eq!(from_config(&with(more), None, &all), Ok(Some(tiny::smollm3())), "{more}");
+    }
+    let all_rotate = from_config(&with(r#""no_rope_layers": [1, 1, 1], "#), None, &all).expect("reads");
+    assert_eq!(all_rotate.expect("served").variations, Variations::default());
+    let every = from_config(&base, None, &all).expect("reads").expect("served").variations.unrotated_every;
+    assert_eq!(every, NonZeroU32::new(4), "what transformers takes it for");
+    for odd in ["[0, 1, 1]", "[1, 0]", "[1, 0, 0]"] {
+        assert!(why_not(&with(&format!(r#""no_rope_layers": {odd}, "#)), &all).contains("no_rope_layers"), "{odd}");
+    }
+}
+
+#[test]
+fn qwen3_with_experts_is_described_from_folders_and_gguf_files() {
+    let all = tensors(tiny::qwen3moe(8, 3));
+    let own = r#"{"head_dim": 32, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 3,
+        "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": [], "#;
+    let base = CONFIG.replace("llama", "qwen3_moe").replacen('{', own, 1);
+    assert_eq!(from_config(&base, None, &all), Ok(Some(tiny::qwen3moe(8, 3))));
+    let unnormalised = from_config(&base.replace("true", "false"), None, &all).expect("reads").expect("served");
+    assert!(!unnormalised.variations.experts.expect("experts").normalised);
+    for (from, to, word) in [
+        (r#""mlp_only_layers": []"#, r#""mlp_only_layers": [0]"#, "mlp_only_layers"),
+        (r#""decoder_sparse_step": 1"#, r#""decoder_sparse_step": 2"#, "decoder_sparse_step"),
+        (r#""num_experts_per_tok": 3"#, r#""num_experts_per_tok": 9"#, "experts"),
+    ] {
+        let why = why_not(&base.replace(from, to), &all);
+        assert!(why.contains(word), "{why}");
+    }
+    let named = Model { naming: Naming::Gguf, ..tiny::qwen3moe(8, 3) };
+    let all = tensors(named.clone());
+    let mut header = gguf(&named, &all);
+    for (name, n) in [
+        ("expert_count", 8),
+        ("expert_used_count", 3),
+        ("expert_feed_forward_length", 32),
+        ("attention.key_length", 32),
+    ] {
+        header.metadata.push((format!("qwen3moe.{name}"), GgufValue::Unsigned(n)));
+    }
+    assert_eq!(describe(None, None, Some(&header), &all), Ok(Some(named.clone())));
+    header.metadata.push(("qwen3moe.expert_shared_count".into(), GgufValue::Unsigned(1)));
+    assert_eq!(describe(None, None, Some(&header), &all), Ok(None));
+    let mut llama = gguf(&Model { architecture: "llama".into(), ..named }, &all);
+    llama.metadata.push(("llama.expert_count".into(), GgufValue::Unsigned(8)));
+    let mixtral = super::describe(None, None, Some(&llama), &all).expect("reads");
+    assert!(matches!(mixtral, Description::Unserved(why) if why.contains("8 experts")));
+}
+
+#[test]
+fn a_layer_reads_of_its_experts_those_that_a_token_goes_through() {
+    let model = tiny::qwen3moe(8, 2);
+    let bytes = layer_bytes(&model, &tensors(model.clone())).expect("bytes");
+    let expert = 3 * 32 * 64 * 4;
+    assert!(bytes.layers.iter().zip(&bytes.read).all(|(all, read)| all - read == 6 * expert), "{bytes:?}");
+    let dense = layer_bytes(&tiny::llama(), &tensors(tiny::llama())).expect("bytes");
+    assert_eq!(dense.layers, dense.read);
+}
+
+#[test]
+fn a_stage_keeps_a_table_for_each_kind_of_angles_that_its_layers_rotate_by() {
+    let angles = |model: Model, start, end| {
+        let part = StagePart { layers: LayerRange { start, end }, embedding: false, head: false };
+        stage_memory(&model, &tensors(model.clone()), &part, 64).expect("memory").angles
+    };
+    let one = angles(tiny::qwen3(), 0, 3);
+    let gemma = tiny::gemma3();
+    assert_eq!((angles(gemma.clone(), 0, 2), angles(gemma.clone(), 2, 3), angles(gemma, 0, 3)), (one, one, 2 * one));
+    let half = angles(tiny::llama(), 0, 3);
+    assert_eq!((angles(tiny::smollm3(), 0, 3), angles(tiny::smollm3(), 1, 2)), (half, 0));
+}
+
+#[test]
+fn llama_2_and_smollm2_are_plain_llamas() {
+    // What their files say beside the numbers: Llama-2-7b-hf and SmolLM2-135M-Instruct.
+    let all = tensors(tiny::llama());
+    for more in [
+        r#""pretraining_tp": 1, "rope_scaling": null, "tie_word_embeddings": false, "torch_dtype": "float16", "#,
+        r#""attention_bias": false, "is_llama_config": true, "mlp_bias": false, "rope_interleaved": false, "#,
+    ] {
+        let config = CONFIG.replacen('{', &format!("{{{more}"), 1);
+        assert_eq!(from_config(&config, None, &all), Ok(Some(tiny::llama())), "{more}");
+    }
+}
+
+#[test]
+fn what_is_not_served_is_said_in_a_sentence() {
+    let all = tensors(tiny::llama());
+    let with = |more: &str| CONFIG.replacen('{', &format!("{{{more}, "), 1);
+    for (config, words) in [
+        (CONFIG.replace("llama", "gemma2"), "its model_type is gemma2, which is not served, only llama"),
+        (with(r#""rope_scaling": {"rope_type": "yarn", "factor": 8.0}"#), "in a way that is not served: yarn"),
+        (with(r#""use_sliding_window": true"#), "its config.json sets use_sliding_window"),
+        (with(r#""partial_rotary_factor": 0.5"#), "heads rotated in part, which its architecture has not"),
+        (CONFIG.replace("silu", "relu2"), "its activation is relu2"),
+        (CONFIG.replace("silu", "gelu_pytorch_tanh"), "which is not served for llama"),
+    ] {
+        let why = why_not(&config, &all);
+        assert!(why.contains(words), "{why}");
+    }
+    let mut strange = all.clone();
+    strange.push(TensorEntry { name: "model.layers.0.mlp.shared_expert.up_proj.weight".into(), ..all[1].clone() });
+    assert!(why_not(CONFIG, &strange).contains("mlp.shared_expert.up_proj"));
 }
 
 #[test]
@@ -348,8 +585,11 @@ fn memory_grows_with_context_and_with_what_conversion_widens() {
     let position = 3 * 2 * (16 + 16) * 2 + 16 * 8;
     assert_eq!(memory(512) - memory(256), 256 * position);
     assert_eq!(memory(u32::MAX), memory(512), "never more than the model's own context");
-    let five = Tiny::new(tiny::llama(), 1, |_| Dtype::Q5_0).tensors;
-    let eight = Tiny::new(tiny::llama(), 1, |_| Dtype::Q8_0).tensors;
-    let whole = StagePart::whole(3);
-    assert_eq!(stage_memory(&tiny::llama(), &five, &whole, 64), stage_memory(&tiny::llama(), &eight, &whole, 64));
+    let wide = Model { width: 256, head_width: 64, feed_forward: 256, ..tiny::llama() };
+    let weights = |dtype| {
+        let tensors = Tiny::new(wide.clone(), 1, |_| dtype).tensors;
+        stage_memory(&wide, &tensors, &StagePart::whole(3), 64).expect("memory").weights
+    };
+    assert_eq!(weights(Dtype::Q3_K), weights(Dtype::Q8_0));
+    assert!(weights(Dtype::Q5_0) < weights(Dtype::Q8_0) && weights(Dtype::Q4_K) < weights(Dtype::Q5_K));
 }

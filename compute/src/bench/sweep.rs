@@ -104,7 +104,9 @@ fn measured(path: &Path, options: &BenchOptions) -> Result<SweepReport, BenchErr
 fn products(model: &Model) -> u64 {
     let s = &model.shape;
     let (width, attended, kv) = (s.width, s.heads * s.head_width, s.kv_heads * s.head_width);
-    let layer = |_: &Layer| width * (attended + 2 * kv) + attended * width + 3 * width * s.feed_forward;
+    let (routed, blocks) = s.routing.map_or((0, 1), |routing| (routing.experts, routing.used));
+    let feed_forward = width * routed + 3 * width * s.feed_forward * blocks;
+    let layer = |_: &Layer| width * (attended + 2 * kv) + attended * width + feed_forward;
     let head = model.head.as_ref().map_or(0, |_| s.vocabulary * width);
     (model.layers.iter().map(layer).sum::<usize>() + head) as u64
 }

@@ -91,6 +91,26 @@ pub struct Feed {
     pub rows: Rows,
 }
 
+impl Feed {
+    /// Takes over some tokens of another feed of the same width, in the forms that `reader` reads.
+    pub fn pick(&mut self, from: &Feed, reader: &Fused, tokens: impl ExactSizeIterator<Item = usize> + Clone) {
+        if reader.reads_acts() {
+            let stride = from.acts.stride;
+            self.acts.set_tokens(tokens.len());
+            for (record, token) in self.acts.words.chunks_exact_mut(stride).zip(tokens.clone()) {
+                record.copy_from_slice(&from.acts.words[token * stride..][..stride]);
+            }
+        }
+        if reader.reads_rows() {
+            let stride = from.rows.stride;
+            self.rows.set_tokens(tokens.len());
+            for (row, token) in self.rows.values.chunks_exact_mut(stride).zip(tokens) {
+                row.copy_from_slice(&from.rows.values[token * stride..][..stride]);
+            }
+        }
+    }
+}
+
 /// Matrices of one width, one after the other: one product over their rows. Sections may differ in format.
 #[derive(Clone, Debug, Default)]
 pub struct Fused {

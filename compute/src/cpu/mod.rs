@@ -7,6 +7,7 @@
 pub mod acts;
 pub mod cache;
 pub mod cores;
+mod feed_forward;
 pub mod kernels;
 pub mod level;
 pub mod lines;
@@ -18,4 +19,5 @@ pub mod pass;
 pub mod plain;
 pub mod pool;
 pub mod rope;
+pub mod route;
 pub mod work;

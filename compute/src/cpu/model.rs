@@ -16,14 +16,42 @@ pub struct Shape {
     pub kv_heads: usize,
     /// Elements of a head; even.
     pub head_width: usize,
-    /// Elements between up and down.
+    /// Elements between up and down, of one expert where there are many.
     pub feed_forward: usize,
     /// Tokens known.
     pub vocabulary: usize,
-    /// Positions that attention looks back over, the position itself among them; the most there can be for all.
-    pub window: usize,
     /// Added to mean squares.
     pub epsilon: f32,
+    /// Elements of a head that are rotated, the first ones; even.
+    pub rotary_width: usize,
+    /// What scores are multiplied by.
+    pub score_scale: f32,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: f32,
+    /// What the gate is passed through.
+    pub activation: Activation,
+    /// How tokens choose experts, where there are any.
+    pub routing: Option<Routing>,
+}
+
+/// What the gate of a feed-forward block is passed through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`
+    Silu,
+    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`
+    Gelu,
+}
+
+/// How tokens choose experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Experts that a token goes through.
+    pub used: usize,
+    /// Their weights are divided by their sum.
+    pub is_normalised: bool,
 }
 
 /// Gate and up: one matrix of alternating groups, or two of different formats.
@@ -40,6 +68,12 @@ pub struct Layer {
     pub attention_norm: Vec<f32>,
     /// Norm before feed-forward, padded.
     pub feed_forward_norm: Vec<f32>,
+    /// Norms of what attention and feed-forward give, before it is added; padded.
+    pub post_norms: Option<[Vec<f32>; 2]>,
+    /// Positions that attention looks back over, the position itself among them; the most there can be for all.
+    pub window: usize,
+    /// Which of the model's tables of angles it rotates by.
+    pub rope: usize,
     /// Queries, keys and values; each begins at a group.
     pub qkv: Fused,
     /// Added to them, padded like their rows.
@@ -48,10 +82,32 @@ pub struct Layer {
     pub head_norms: Option<[Vec<f32>; 2]>,
     /// Attention's output projection.
     pub out: Fused,
+    /// What follows attention.
+    pub feed_forward: FeedForward,
+}
+
+/// The part of a layer after attention.
+pub enum FeedForward {
+    /// One block for all tokens.
+    Block(Block),
+    /// Each token goes through some of many.
+    Experts(Experts),
+}
+
+/// Gate and up, an activation, down.
+pub struct Block {
     /// Gate and up.
     pub gate_up: GateUp,
     /// Down.
     pub down: Fused,
+}
+
+/// Many blocks and what chooses among them.
+pub struct Experts {
+    /// A row for each block.
+    pub router: Fused,
+    /// The blocks.
+    pub blocks: Vec<Block>,
 }
 
 /// The end of the model.
@@ -74,8 +130,8 @@ pub struct Model {
     pub layers: Vec<Layer>,
     /// Norm and head, in a last stage.
     pub head: Option<Head>,
-    /// Angles by position.
-    pub rope: Rope,
+    /// Tables of angles by position, one of each kind that layers rotate by.
+    pub ropes: Vec<Rope>,
 }
 
 impl Model {
@@ -86,8 +142,48 @@ impl Model {
 
     /// Bytes of weights that one decoded token reads (the embedding gives one row only, unless it is the head).
     pub fn bytes_a_token(&self) -> u64 {
-        let layer = |l: &Layer| l.qkv.bytes() + l.out.bytes() + l.gate_up.bytes() + l.down.bytes();
+        let layer = |l: &Layer| l.qkv.bytes() + l.out.bytes() + l.feed_forward.bytes_a_token(&self.shape);
         self.layers.iter().map(layer).sum::<u64>() + self.head.as_ref().map_or(0, |h| h.matrix.bytes())
+    }
+}
+
+impl Layer {
+    /// The positions that a query at `position` attends to.
+    pub fn attended(&self, position: usize) -> Range<usize> {
+        attended(self.window, position)
+    }
+}
+
+/// The positions that a query at `position` attends to over a window.
+pub fn attended(window: usize, position: usize) -> Range<usize> {
+    (position + 1).saturating_sub(window)..position + 1
+}
+
+impl FeedForward {
+    /// All blocks.
+    pub fn blocks(&self) -> &[Block] {
+        match self {
+            Self::Block(block) => std::slice::from_ref(block),
+            Self::Experts(experts) => &experts.blocks,
+        }
+    }
+
+    /// What reads the normalised residual stream: the router, then gates and ups.
+    pub fn readers(&self) -> impl Iterator<Item = &Fused> {
+        let router = match self {
+            Self::Block(_) => None,
+            Self::Experts(experts) => Some(&experts.router),
+        };
+        router.into_iter().chain(self.blocks().iter().flat_map(|block| block.gate_up.parts()))
+    }
+
+    /// Bytes of weights that one decoded token reads: of experts, those that it goes through.
+    fn bytes_a_token(&self, shape: &Shape) -> u64 {
+        let blocks: u64 = self.blocks().iter().map(|block| block.gate_up.bytes() + block.down.bytes()).sum();
+        match (self, shape.routing) {
+            (Self::Experts(experts), Some(r)) => experts.router.bytes() + blocks * r.used as u64 / r.experts as u64,
+            _ => blocks,
+        }
     }
 }
 
@@ -108,11 +204,6 @@ impl GateUp {
 }
 
 impl Shape {
-    /// The positions that a query at `position` attends to.
-    pub fn attended(&self, position: usize) -> Range<usize> {
-        (position + 1).saturating_sub(self.window)..position + 1
-    }
-
     /// First rows of queries, keys and values in their fused panel, and its rows in all.
     pub fn qkv_rows(&self) -> [usize; 4] {
         let queries = (self.heads * self.head_width).next_multiple_of(LANES);

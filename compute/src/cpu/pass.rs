@@ -7,13 +7,15 @@
 use super::{
     acts::Planes,
     cache::Cache,
+    feed_forward::{Stream, groups_read},
     kernels::{self, HEAD_WIDTH_MAX, KvHead, Norm, Post, SHARE, View, padded_head},
     level::Level,
     matrix::{Feed, Fused},
-    model::{GateUp, Layer, Model, Shape},
+    model::{Layer, Model, Shape},
     packed::LANES,
     pages::prefetch,
     pool::Pool,
+    rope::Rope,
     work::Work,
 };
 use half::f16;
@@ -22,7 +24,7 @@ use std::ops::Range;
 /// Most positions, counted from the last, prefetched ahead of attention.
 const NEAR: usize = 512;
 /// From this many tokens on, quantising is worth a fork and a join.
-const QUANTISE_FORK: usize = 4;
+pub(super) const QUANTISE_FORK: usize = 4;
 /// From this many tokens on a pass is a prompt: stores fork, attention is dealt in small parts.
 const PROMPT: usize = 16;
 /// Parts a thread takes in turn in a prompt's attention: later tokens cost more.
@@ -55,22 +57,23 @@ pub struct Pass<'a> {
 #[derive(Clone, Copy)]
 struct Turn<'a> {
     norm: Option<&'a [f32]>,
+    rope: &'a Rope,
     scale: f32,
 }
 
 /// Values of columns, in one of two layouts.
 #[derive(Clone, Copy)]
-enum Columns<'a> {
+pub(super) enum Columns<'a> {
     Panel(&'a [f32]),
     Rows(&'a [f32], usize),
 }
 
 impl Pass<'_> {
-    fn shape(&self) -> &Shape {
+    pub(super) fn shape(&self) -> &Shape {
         &self.model.shape
     }
 
-    fn tokens(&self) -> usize {
+    pub(super) fn tokens(&self) -> usize {
         self.slots.len()
     }
 
@@ -78,10 +81,12 @@ impl Pass<'_> {
     pub fn embed(&self, work: &mut Work, ids: impl Iterator<Item = u32>) {
         let n = self.tokens();
         let Some(embedding) = &self.model.embedding else { return };
+        let scale = self.shape().embedding_scale;
         self.clear(work);
         for (t, id) in ids.enumerate() {
             let x = &mut work.x;
-            embedding.row(&self.model.store, id as usize, |i, v| x[(i / LANES * n + t) * LANES + i % LANES] = v);
+            embedding
+                .row(&self.model.store, id as usize, |i, v| x[(i / LANES * n + t) * LANES + i % LANES] = v * scale);
         }
     }
 
@@ -163,41 +168,32 @@ impl Pass<'_> {
         self.mix(&work.qkv, caches, index, &mut work.mixed);
         let (columns, k) = (self.attended(&mut work.compact, &work.mixed), s.heads * s.head_width);
         self.feed(&mut work.attended, &layer.out, columns, k, None);
-        let x = &mut work.x[..s.width.next_multiple_of(LANES) * n];
-        self.product(&layer.out, &work.attended, n, x, Post::Add);
+        let norm = layer.post_norms.as_ref().map(|[norm, _]| &norm[..]);
+        let stream = Stream { x: &mut work.x, branch: &mut work.branch, normed: &mut work.normed };
+        self.join(stream, &layer.out, &work.attended, norm);
     }
 
-    fn feed_forward(&self, work: &mut Work, layer: &Layer) {
-        let (n, s) = (self.tokens(), self.shape());
-        let norm = Norm { weights: &layer.feed_forward_norm, epsilon: s.epsilon };
-        let hidden = &mut work.hidden[..s.feed_forward.next_multiple_of(LANES) * n];
-        match &layer.gate_up {
-            GateUp::Paired(both) => {
-                self.feed(&mut work.narrow, both, Columns::Panel(&work.x), s.width, Some(norm));
-                self.product(both, &work.narrow, n, hidden, Post::SwiGlu);
-            }
-            GateUp::Apart(gate, up) => {
-                for (matrix, post) in [(gate, Post::Store), (up, Post::Gate)] {
-                    self.feed(&mut work.narrow, matrix, Columns::Panel(&work.x), s.width, Some(norm));
-                    self.product(matrix, &work.narrow, n, hidden, post);
-                }
-            }
-        }
-        self.feed(&mut work.wide, &layer.down, Columns::Panel(&work.hidden), s.feed_forward, None);
-        let x = &mut work.x[..s.width.next_multiple_of(LANES) * n];
-        self.product(&layer.down, &work.wide, n, x, Post::Add);
-    }
-
-    fn product(&self, matrix: &Fused, feed: &Feed, tokens: usize, out: &mut [f32], post: Post) {
-        let per = if post == Post::SwiGlu { 2 } else { 1 };
+    pub(super) fn product(&self, matrix: &Fused, feed: &Feed, tokens: usize, out: &mut [f32], post: Post) {
         self.pool.split(out, tokens * LANES, |g, part| {
-            matrix.product(self.level, &self.model.store, g * per, feed, part, post);
+            matrix.product(self.level, &self.model.store, g * groups_read(post), feed, part, post);
         });
     }
 
-    /// Brings all columns into the forms that `reader` reads, on this thread when there are few.
-    fn feed(&self, feed: &mut Feed, reader: &Fused, from: Columns, k: usize, norm: Option<Norm>) {
-        let n = self.tokens();
+    /// Brings all columns of the pass into the forms that `reader` reads.
+    pub(super) fn feed(&self, feed: &mut Feed, reader: &Fused, from: Columns, k: usize, norm: Option<Norm>) {
+        self.feed_columns(self.tokens(), feed, reader, from, k, norm);
+    }
+
+    /// Brings `n` columns into the forms that `reader` reads, on this thread when there are few.
+    pub(super) fn feed_columns(
+        &self,
+        n: usize,
+        feed: &mut Feed,
+        reader: &Fused,
+        from: Columns,
+        k: usize,
+        norm: Option<Norm>,
+    ) {
         set_tokens(feed, reader, n);
         if n < QUANTISE_FORK {
             return (0..n).for_each(|t| self.feed_one(feed, reader, t, from.view(t, n), k, norm));
@@ -243,7 +239,7 @@ impl Pass<'_> {
         for pair in pairs * groups.start / all..(pairs * groups.end).div_ceil(all) {
             let slot = self.slots[pair / s.kv_heads];
             let (keys, values) = caches[slot.sequence].head(layer, pair % s.kv_heads);
-            let Range { start, end } = s.attended(slot.position);
+            let Range { start, end } = self.model.layers[layer].attended(slot.position);
             let start = start.max(end.saturating_sub(NEAR));
             prefetch(&keys[start / LANES * LANES * d..end.next_multiple_of(LANES) * d]);
             prefetch(&values[start * padded..end * padded]);
@@ -264,8 +260,12 @@ impl Pass<'_> {
                 kernels::normalise(self.level, view, d, Some(Norm { weights, epsilon }), whole);
             }
         }
-        let (cos, sin) = self.model.rope.row(self.slots[t].position);
+        let (cos, sin) = turn.rope.row(self.slots[t].position);
         kernels::rotate(self.level, whole, cos, sin, turn.scale);
+    }
+
+    fn rope(&self, layer: usize) -> &Rope {
+        &self.model.ropes[self.model.layers[layer].rope]
     }
 
     /// Puts the new keys (rotated) and values into the caches.
@@ -276,7 +276,7 @@ impl Pass<'_> {
             }
             let (unit, key_halves) = (cache.head_halves(), cache.key_halves());
             let norms = self.model.layers[layer].head_norms.as_ref();
-            let turn = Turn { norm: norms.map(|[_, key]| &key[..]), scale: 1.0 };
+            let turn = Turn { norm: norms.map(|[_, key]| &key[..]), rope: self.rope(layer), scale: 1.0 };
             let each = |first: usize, part: &mut [f16]| {
                 for (h, kv) in part.chunks_exact_mut(unit).enumerate() {
                     let (keys, values) = kv.split_at_mut(key_halves);
@@ -312,7 +312,7 @@ impl Pass<'_> {
         let (d, padded, share) = (s.head_width, padded_head(s.head_width), s.heads / s.kv_heads);
         let parts = if n < PROMPT { 1 } else { PROMPT_PARTS };
         let norms = self.model.layers[layer].head_norms.as_ref();
-        let turn = Turn { norm: norms.map(|[query, _]| &query[..]), scale: 1.0 / (d as f32).sqrt() };
+        let turn = Turn { norm: norms.map(|[query, _]| &query[..]), rope: self.rope(layer), scale: s.score_scale };
         self.pool.split_parts(&mut out[..n * s.heads * padded], padded, parts, |first, part| {
             let end = first + part.len() / padded;
             let mut at = first;
@@ -326,7 +326,8 @@ impl Pass<'_> {
                 let (keys, values) = caches[self.slots[t].sequence].head(layer, head / share);
                 let out = &mut part[(at - first) * padded..][..run * padded];
                 let kv = KvHead { keys, values };
-                kernels::attend(self.level, &queries, run, d, kv, s.attended(self.slots[t].position), out);
+                let attended = self.model.layers[layer].attended(self.slots[t].position);
+                kernels::attend(self.level, &queries, run, d, kv, attended, out);
                 at += run;
             }
         });
@@ -370,7 +371,7 @@ fn set_tokens(feed: &mut Feed, reader: &Fused, tokens: usize) {
 }
 
 /// Rows from `row` on of token `t` of a panel of `n` tokens.
-fn copy_rows(panel: &[f32], n: usize, t: usize, row: usize, out: &mut [f32]) {
+pub(super) fn copy_rows(panel: &[f32], n: usize, t: usize, row: usize, out: &mut [f32]) {
     if row.is_multiple_of(LANES) && out.len().is_multiple_of(LANES) {
         for (c, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             out.copy_from_slice(&panel[((row / LANES + c) * n + t) * LANES..][..LANES]);

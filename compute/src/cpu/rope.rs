@@ -6,7 +6,10 @@ use super::packed::LANES;
 
 /// Cosines and sines by position.
 pub struct Rope {
+    /// Values of a position.
     stride: usize,
+    /// Values from one position to the next: none where nothing is rotated at any.
+    step: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -16,7 +19,9 @@ impl Rope {
     /// chunks with zeros.
     pub fn new(frequencies: &[f64], positions: usize) -> Self {
         let stride = (2 * frequencies.len()).next_multiple_of(LANES);
-        let mut rope = Self { stride, cos: vec![0.0; stride * positions], sin: vec![0.0; stride * positions] };
+        let turns = frequencies.iter().any(|frequency| *frequency != 0.0);
+        let (step, positions) = if turns { (stride, positions) } else { (0, 1) };
+        let mut rope = Self { stride, step, cos: vec![0.0; stride * positions], sin: vec![0.0; stride * positions] };
         for position in 0..positions {
             for (i, frequency) in frequencies.iter().enumerate() {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
@@ -30,7 +35,7 @@ impl Rope {
 
     /// Cosines (each twice) and sines (minus, plus) of a position: `x * cos + swapped(x) * sin` rotates.
     pub fn row(&self, position: usize) -> (&[f32], &[f32]) {
-        let at = position * self.stride;
+        let at = position * self.step;
         (&self.cos[at..at + self.stride], &self.sin[at..at + self.stride])
     }
 

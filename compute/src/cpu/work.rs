@@ -6,6 +6,7 @@ use super::{
     matrix::{Feed, Fused},
     model::Model,
     packed::LANES,
+    route::Choice,
 };
 
 /// Most tokens in one pass; longer prompts are cut. Their activations stay in the second-level cache.
@@ -24,8 +25,21 @@ pub struct Work {
     pub mixed: Vec<f32>,
     /// The same without the padding of heads, `[token][padded width]`; unused where heads have none.
     pub compact: Vec<f32>,
-    /// Between up and down, a panel.
+    /// Between up and down, a panel; of one token's experts, one after the other.
     pub hidden: Vec<f32>,
+    /// What an expert gives, or a part of a layer before it is normalised, a panel; of one token's experts, one after the
+    /// other. Empty where neither is.
+    pub branch: Vec<f32>,
+    /// A branch normalised, `[token][padded width]`; empty where none is.
+    pub normed: Vec<f32>,
+    /// How well each expert fits each token, a panel.
+    pub routes: Vec<f32>,
+    /// Which experts the tokens of the pass go through.
+    pub choices: Vec<Choice>,
+    /// Of the narrow feed, the tokens of one expert.
+    pub picked: Option<Feed>,
+    /// For the downs of one token's experts.
+    pub each: Vec<Feed>,
     /// Normalised residual stream, for qkv, gate and up.
     pub narrow: Feed,
     /// What attention gives, for its output projection.
@@ -48,16 +62,35 @@ impl Work {
         let attended = s.heads * s.head_width;
         let whole_heads = padded_head(s.head_width) == s.head_width;
         let head = model.head.as_ref();
+        let routing = model.shape.routing;
+        let downs = each(|l| l.feed_forward.blocks().iter().map(|block| &block.down).collect());
+        let inward = each(|l| l.feed_forward.readers().collect());
+        let has_post_norms = model.layers.iter().any(|layer| layer.post_norms.is_some());
+        // A lone token's experts stand side by side.
+        let columns = tokens.max(routing.map_or(0, |routing| routing.used));
+        let branches = if has_post_norms || routing.is_some() { columns } else { 0 };
         let wanted = if head.is_some() { wanted } else { 0 };
         Self {
             x: vec![0.0; padded(s.width) * tokens],
             qkv: vec![0.0; s.qkv_rows()[3] * tokens],
             mixed: vec![0.0; s.heads * padded_head(s.head_width) * tokens],
             compact: vec![0.0; if whole_heads { 0 } else { padded(attended) * tokens }],
-            hidden: vec![0.0; padded(s.feed_forward) * tokens],
-            narrow: feed(s.width, tokens, planes, each(|l| [&l.qkv].into_iter().chain(l.gate_up.parts()).collect())),
+            hidden: vec![0.0; padded(s.feed_forward) * columns],
+            branch: vec![0.0; padded(s.width) * branches],
+            normed: vec![0.0; if has_post_norms { padded(s.width) * tokens } else { 0 }],
+            routes: vec![0.0; routing.map_or(0, |routing| padded(routing.experts)) * tokens],
+            choices: Vec::new(),
+            picked: routing.map(|_| feed(s.width, tokens, planes, inward)),
+            each: routing
+                .map_or(Vec::new(), |r| (0..r.used).map(|_| feed(s.feed_forward, 1, planes, downs.clone())).collect()),
+            narrow: feed(
+                s.width,
+                tokens,
+                planes,
+                each(|l| [&l.qkv].into_iter().chain(l.feed_forward.readers()).collect()),
+            ),
             attended: feed(attended, tokens, planes, each(|l| vec![&l.out])),
-            wide: feed(s.feed_forward, tokens, planes, each(|l| vec![&l.down])),
+            wide: feed(s.feed_forward, tokens, planes, downs),
             last: feed(s.width, wanted, planes, head.iter().map(|h| &h.matrix).collect()),
             logits: vec![0.0; head.map_or(0, |h| h.matrix.groups() * LANES * wanted)],
             column: Vec::new(),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    arch::{LayerRole, Role},
+    arch::{LayerRole, Projection, Role},
     cpu::{
         cache::Cache,
         pass::{Pass, Slot},
@@ -16,7 +16,7 @@ use crate::{
 use cairn_protocol::{
     dtype::Dtype,
     layers::LayerRange,
-    manifest::{Naming, RopeScaling},
+    manifest::{Experts, Naming, RopeScaling, Variations},
 };
 use std::time::Duration;
 
@@ -111,8 +111,43 @@ fn recipes() -> Vec<(&'static str, Tiny)> {
     all_types.push(("mistral, F32", Tiny::new(tiny::mistral(20), 18, all(Dtype::F32))));
     all_types.push(("mistral, a window of one, Q4_0", Tiny::new(tiny::mistral(1), 19, all(Dtype::Q4_0))));
     all_types.push(("mistral over tiles, Q8_0", Tiny::new(tiny::mistral(100), 20, all(Dtype::Q8_0))));
+    all_types.extend(later_families());
     all_types.push(("seven heads share, Q8_0", Tiny::new(heads, 12, all(Dtype::Q8_0))));
     all_types
+}
+
+/// Families whose layers differ from each other, or choose experts.
+fn later_families() -> Vec<(&'static str, Tiny)> {
+    let all = |dtype: Dtype| move |_: Role| dtype;
+    let of_experts = |role: Role| match role {
+        Role::Layer(_, LayerRole::Expert(1, Projection::Gate)) => Dtype::Q8_0,
+        Role::Layer(_, LayerRole::Expert(2, _)) => Dtype::F16,
+        Role::Layer(_, LayerRole::Router) => Dtype::F32,
+        _ => Dtype::Q4_0,
+    };
+    let stacked = Model { naming: Naming::Gguf, ..tiny::qwen3moe(9, 4) };
+    let loose = Model {
+        variations: Variations {
+            experts: Some(Experts { count: 5, used: 2, normalised: false }),
+            ..Variations::default()
+        },
+        ..tiny::qwen3moe(5, 2)
+    };
+    let named = Model { naming: Naming::Gguf, ..tiny::gemma3() };
+    let wide = Model { head_width: 256, heads: 2, kv_heads: 1, ..tiny::gemma3() };
+    vec![
+        ("gemma3, F32", Tiny::new(tiny::gemma3(), 30, all(Dtype::F32))),
+        ("gemma3 as GGUF names it, Q8_0", Tiny::new(named, 31, all(Dtype::Q8_0))),
+        ("gemma3, heads of 256, Q4_0", Tiny::new(wide, 32, all(Dtype::Q4_0))),
+        ("phi3, F32", Tiny::new(tiny::phi3(), 33, all(Dtype::F32))),
+        ("phi3, Q4_0", Tiny::new(tiny::phi3(), 34, all(Dtype::Q4_0))),
+        ("phi3, rotated in part, Q8_0", Tiny::new(tiny::phi3_turned(12), 35, all(Dtype::Q8_0))),
+        ("smollm3, F32", Tiny::new(tiny::smollm3(), 36, all(Dtype::F32))),
+        ("qwen3moe, F32", Tiny::new(tiny::qwen3moe(8, 3), 47, all(Dtype::F32))),
+        ("qwen3moe, stacked, Q8_0", Tiny::new(stacked, 38, all(Dtype::Q8_0))),
+        ("qwen3moe, mixed", Tiny::new(tiny::qwen3moe(6, 2), 39, of_experts)),
+        ("qwen3moe, weights as they are, BF16", Tiny::new(loose, 40, all(Dtype::BF16))),
+    ]
 }
 
 fn assert_near(name: &str, want: &[f64], got: &[f32], tolerance: f64) {
@@ -158,15 +193,17 @@ fn every_stored_type_gives_the_values_of_f64_arithmetic() {
 #[test]
 fn conversions_are_reported() {
     let engine = engine(Level::best(), 1);
-    for (dtype, to, is_lossy) in
-        [(Dtype::Q5_0, Dtype::Q8_0, false), (Dtype::Q5_1, Dtype::Q8_0, true), (Dtype::IQ4_NL, Dtype::Q8_0, false)]
-    {
-        let tiny = Tiny::new(Model { layers: 1, ..tiny::llama() }, 3, |_| dtype);
+    let wide = Model { layers: 1, width: 256, head_width: 64, feed_forward: 256, ..tiny::llama() };
+    for dtype in [Dtype::Q2_K, Dtype::Q3_K] {
+        let tiny = Tiny::new(wide.clone(), 3, |_| dtype);
         let stage = load(&engine, &tiny, StagePart::whole(1), 2);
-        assert_eq!(stage.report().conversions, [Conversion { from: dtype, to, is_lossy, tensors: 8 }]);
+        let want = Conversion { from: dtype, to: Dtype::Q8_0, is_lossy: true, tensors: 8 };
+        assert_eq!(stage.report().conversions, [want]);
     }
-    let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::Q4_1);
-    assert_eq!(load(&engine, &tiny, StagePart::whole(3), 2).report().conversions, []);
+    for dtype in [Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::IQ4_NL, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K] {
+        let tiny = Tiny::new(wide.clone(), 3, |_| dtype);
+        assert_eq!(load(&engine, &tiny, StagePart::whole(1), 2).report().conversions, [], "{dtype}");
+    }
 }
 
 #[test]
@@ -321,6 +358,28 @@ fn sequences_that_share_a_pass_do_not_touch_each_other() {
             assert_same_bits(&format!("{name} {level}"), &alone, &run(&all));
         }
     }
+}
+
+#[test]
+fn experts_apart_and_stacked_are_the_same_model() {
+    for dtype in [Dtype::F32, Dtype::Q4_0] {
+        let apart = Tiny::new(tiny::qwen3moe(8, 3), 41, |_| dtype);
+        let stacked = apart.stacked();
+        assert!(stacked.tensors.len() + 3 * 7 * 3 == apart.tensors.len());
+        let (engine, ids) = (engine(Level::best(), 2), prompt(&apart, 40, 1));
+        let of = |tiny: &Tiny| hidden(&load(&engine, tiny, tiny.headless(), 2), 0, &ids);
+        assert_same_bits(dtype.name(), &of(&apart), &of(&stacked));
+    }
+}
+
+#[test]
+fn a_token_reads_the_weights_of_the_experts_that_it_goes_through() {
+    let bytes = |used: u32| {
+        let tiny = Tiny::new(tiny::qwen3moe(8, used), 42, |_| Dtype::Q4_0);
+        load(&engine(Level::best(), 1), &tiny, tiny.headless(), 2).report().bytes_a_token
+    };
+    let (expert, all) = (bytes(2) - bytes(1), bytes(8));
+    assert!(expert > 0 && all == bytes(1) + 7 * expert, "{expert} of {all}");
 }
 
 #[test]

@@ -25,6 +25,8 @@ const MACS_UNKNOWN: u64 = 10_000_000_000;
 pub struct ModelCost {
     /// Stored bytes of each layer.
     pub layers: Vec<u64>,
+    /// Of each layer, stored bytes that a decoded token reads: of experts, those that it goes through.
+    pub read: Vec<u64>,
     /// Stored bytes of the embedding table.
     pub embedding: u64,
     /// Stored bytes of the head: final norm and output table (the embedding's bytes where they are tied).
@@ -44,18 +46,21 @@ pub struct ModelCost {
 }
 
 impl ModelCost {
-    /// From the model's shape and the stored bytes of its parts.
+    /// From the model's shape and the stored bytes of its parts; a token reads all of them.
     pub fn new(model: &Model, layers: Vec<u64>, embedding: u64, head: u64) -> ModelCost {
         let (width, feed_forward) = (u64::from(model.width), u64::from(model.feed_forward));
         let kv_width = u64::from(model.kv_heads) * u64::from(model.head_width);
         let query_width = u64::from(model.heads) * u64::from(model.head_width);
+        let (routed, blocks) =
+            model.variations.experts.map_or((0, 1), |experts| (u64::from(experts.count), u64::from(experts.used)));
         ModelCost {
+            read: layers.clone(),
             layers,
             embedding,
             head,
             tied: model.tied_embeddings,
             kv_bytes_per_token: Cache::position_bytes(1, u64::from(model.kv_heads), model.head_width as usize),
-            layer_macs: width * (2 * query_width + 2 * kv_width + 3 * feed_forward),
+            layer_macs: width * (2 * query_width + 2 * kv_width + routed + 3 * feed_forward * blocks),
             memory_percent: 100,
             angle_bytes_per_token: 0,
             buffer_bytes: 0,
@@ -107,9 +112,8 @@ impl ModelCost {
 
     /// Nanoseconds that one token spends computing in a stage. Of the embedding one row is read, which is nothing.
     pub fn decode_ns(&self, layers: LayerRange, on: &Candidate) -> u64 {
-        let own = self.layers[layers.start as usize..layers.end as usize]
-            .iter()
-            .fold(0, |sum: u64, b| sum.saturating_add(*b));
+        let own =
+            self.read[layers.start as usize..layers.end as usize].iter().fold(0, |sum: u64, b| sum.saturating_add(*b));
         let bytes = if self.is_last(layers) { own.saturating_add(self.head) } else { own };
         let rate = if on.bandwidth_bytes_per_s == 0 { BANDWIDTH_UNKNOWN } else { on.bandwidth_bytes_per_s };
         per_second_ns(bytes, rate, on.sessions)

@@ -29,6 +29,7 @@ fn input(candidates: Vec<Candidate>, bound: Bound) -> PlanInput {
     PlanInput {
         cost: ModelCost {
             layers: vec![3_000_000; 30],
+            read: vec![3_000_000; 30],
             embedding: 30_000_000,
             head: 30_000_000,
             tied: true,

@@ -424,7 +424,8 @@ pub(crate) fn blocks(values: Vec<f32>, to: Dtype) -> Result<Vec<u8>, String> {
 /// Llama 3's scaling as GGUF files have it: what divides each pair's frequency.
 fn divisors(model: &Model) -> Item {
     let plain = Model { rope_scaling: None, ..model.clone() };
-    let pairs = arch::frequencies(&plain, &[]).into_iter().zip(arch::frequencies(model, &[]));
+    let frequencies = |model| arch::frequencies(model, &[], arch::Angles::Model);
+    let pairs = frequencies(&plain).into_iter().zip(frequencies(model));
     let bytes: Vec<u8> = pairs.flat_map(|(plain, scaled)| ((plain / scaled) as f32).to_le_bytes()).collect();
     let shape = vec![bytes.len() as u64 / 4];
     Item { name: arch::ROPE_FACTORS.to_string(), shape, to: Dtype::F32, from: Origin::Bytes(bytes) }

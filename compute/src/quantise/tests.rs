@@ -108,7 +108,8 @@ fn scaled_frequencies_go_into_the_file() {
     let made = ModelFiles::open(&path).expect("opens");
     assert_eq!(made.model.rope_scaling, Some(RopeScaling::Tensor));
     let factors = values(Dtype::F32, &read(&made)[arch::ROPE_FACTORS]);
-    let (want, got) = (arch::frequencies(&tiny.model, &[]), arch::frequencies(&made.model, &factors));
+    let frequencies = |model, factors| arch::frequencies(model, factors, arch::Angles::Model);
+    let (want, got) = (frequencies(&tiny.model, &[]), frequencies(&made.model, &factors));
     assert!(want.iter().zip(&got).all(|(w, g)| (w - g).abs() <= w * 1e-6), "{want:?} {got:?}");
 }
 

@@ -290,6 +290,7 @@ impl Mesh {
 fn plan_input(nodes: u8) -> PlanInput {
     let cost = ModelCost {
         layers: vec![1 << 20; 12],
+        read: vec![1 << 20; 12],
         embedding: 1 << 20,
         head: 1 << 20,
         tied: true,

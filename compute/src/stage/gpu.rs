@@ -6,8 +6,11 @@
 
 use super::{Checked, Facts, Made, Run, StepError};
 use crate::{
-    arch::{self, LayerRole, Role, StageError, StagePart},
-    cpu::model::Shape,
+    arch::{self, Angles, LayerRole, Projection, Role, StageError, StagePart},
+    cpu::{
+        model::{Activation, Shape, attended},
+        route::{self, Choice},
+    },
     quant,
     weights::{SourceError, TensorSource},
 };
@@ -16,10 +19,10 @@ use cairn_protocol::{
     manifest::{self, TensorEntry},
 };
 use candle_core::{
-    DType, Device, Module, Tensor,
+    D, DType, Device, Module, Tensor,
     quantized::{GgmlDType, QMatMul, QStorage, QTensor},
 };
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, rc::Rc, sync::Arc};
 
 /// Why a stage could not be put on a device.
 #[derive(Debug, thiserror::Error)]
@@ -60,14 +63,30 @@ struct Layer {
     query: Linear,
     key: Linear,
     value: Linear,
-    query_norm: Option<Tensor>,
-    key_norm: Option<Tensor>,
+    head_norms: Option<[Tensor; 2]>,
     out: Linear,
     feed_forward_norm: Tensor,
+    post_norms: Option<[Tensor; 2]>,
+    feed_forward: FeedForward,
+    /// Positions that it looks back over.
+    window: usize,
+    /// Which table of angles it rotates by.
+    angles: usize,
+}
+
+enum FeedForward {
+    Block(Block),
+    Experts { router: Linear, blocks: Vec<Block> },
+}
+
+struct Block {
     gate: Linear,
     up: Linear,
     down: Linear,
 }
+
+/// Cosines and sines, `[context, rotated width / 2]`; none where nothing is rotated.
+type Table = Option<(Tensor, Tensor)>;
 
 /// Rows of the embedding, kept in the host's memory as they are stored.
 struct Embedding {
@@ -84,8 +103,7 @@ pub(crate) struct GpuWeights {
     embedding: Option<Embedding>,
     layers: Vec<Layer>,
     head: Option<(Tensor, Linear)>,
-    cos: Tensor,
-    sin: Tensor,
+    angles: Vec<Table>,
 }
 
 /// One session on them: keys and values of each layer, `[1, kv heads, context, head width]`.
@@ -106,17 +124,26 @@ impl GpuWeights {
     ) -> Result<Arc<Self>, GpuError> {
         let shape = arch::shape(model).map_err(StageError::from)?;
         let wanted = arch::wanted(model, tensors, part)?;
-        let mut loader = Loader { wanted: &wanted, source, device: &device };
+        let roles = wanted.iter().map(|wanted| (wanted.role, wanted.entry)).collect();
+        let mut loader = Loader { model, shape, roles, source, device: &device, kept: HashMap::new() };
         let embedding = loader.embedding()?;
-        let layers = part.layers.iter().map(|l| loader.layer(l)).collect::<Result<_, _>>()?;
+        let kinds = arch::angle_kinds(model, part.layers.iter());
+        let layers = part.layers.iter().map(|l| loader.layer(l, &kinds)).collect::<Result<_, _>>()?;
         let head = match (loader.find(Role::Norm), loader.find(Role::Head)) {
-            (Some(norm), Some(head)) => Some((loader.vector(norm)?, loader.linear(head, None)?)),
+            (Some(norm), Some(_)) => Some((loader.norm(norm)?, loader.linear(Role::Head, 0, None)?)),
             _ => None,
         };
         let factors = loader.rope_factors()?;
-        let (cos, sin) = angles(&arch::frequencies(model, &factors), context, &device)?;
+        let table = |kind: &Angles| match kind {
+            Angles::Still => Ok(None),
+            kind => {
+                let frequencies = arch::frequencies(model, &factors, *kind);
+                table(&frequencies[..shape.rotary_width / 2], context, &device).map(Some)
+            }
+        };
+        let angles = kinds.iter().map(table).collect::<candle_core::Result<_>>()?;
         let half_split = model.rope_half_split;
-        Ok(Arc::new(Self { shape, context, half_split, embedding, layers, head, cos, sin, device }))
+        Ok(Arc::new(Self { shape, context, half_split, embedding, layers, head, angles, device }))
     }
 
     pub fn facts(&self) -> Facts {
@@ -154,17 +181,26 @@ impl GpuWeights {
             }
             (Checked::Ids(_), None) => {}
         }
+        if matches!(run.input, Checked::Ids(_)) && self.shape.embedding_scale != 1.0 {
+            values.iter_mut().for_each(|value| *value *= self.shape.embedding_scale);
+        }
         Tensor::from_vec(values, (run.count, width), &self.device)
     }
 
-    fn rotate(&self, x: &Tensor, held: usize, count: usize) -> candle_core::Result<Tensor> {
-        let (cos, sin) = (self.cos.narrow(0, held, count)?, self.sin.narrow(0, held, count)?);
-        let x = x.contiguous()?;
-        if self.half_split {
-            candle_nn::rotary_emb::rope(&x, &cos, &sin)
-        } else {
-            candle_nn::rotary_emb::rope_i(&x, &cos, &sin)
+    /// Rotates the first elements of each head, as many as the model rotates.
+    fn rotate(&self, x: &Tensor, table: &Table, held: usize, count: usize) -> candle_core::Result<Tensor> {
+        let Some((cos, sin)) = table else { return Ok(x.clone()) };
+        let (cos, sin) = (cos.narrow(0, held, count)?, sin.narrow(0, held, count)?);
+        let (width, turned) = (x.dim(D::Minus1)?, self.shape.rotary_width);
+        let first = x.narrow(D::Minus1, 0, turned)?.contiguous()?;
+        let first = match self.half_split {
+            true => candle_nn::rotary_emb::rope(&first, &cos, &sin)?,
+            false => candle_nn::rotary_emb::rope_i(&first, &cos, &sin)?,
+        };
+        if turned == width {
+            return Ok(first);
         }
+        Tensor::cat(&[first, x.narrow(D::Minus1, turned, width - turned)?], D::Minus1)
     }
 
     fn attention(
@@ -178,31 +214,69 @@ impl GpuWeights {
         let (d, all, share) = (s.head_width, held + count, s.heads / s.kv_heads);
         let h = candle_nn::ops::rms_norm(x, &layer.attention_norm, s.epsilon)?;
         let by_heads = |x: Tensor, heads: usize| x.reshape((1, count, heads, d))?.transpose(1, 2)?.contiguous();
-        let normed = |x: Tensor, norm: &Option<Tensor>| match norm {
-            Some(norm) => candle_nn::ops::rms_norm(&x, norm, s.epsilon),
-            None => Ok(x),
-        };
-        let query = normed(by_heads(layer.query.forward(&h)?, s.heads)?, &layer.query_norm)?;
-        let key = normed(by_heads(layer.key.forward(&h)?, s.kv_heads)?, &layer.key_norm)?;
-        let (query, key) = (self.rotate(&query, held, count)?, self.rotate(&key, held, count)?);
+        let norms = layer.head_norms.as_ref();
+        let query = self.normed(by_heads(layer.query.forward(&h)?, s.heads)?, norms.map(|[query, _]| query))?;
+        let key = self.normed(by_heads(layer.key.forward(&h)?, s.kv_heads)?, norms.map(|[_, key]| key))?;
+        let table = &self.angles[layer.angles];
+        let (query, key) = (self.rotate(&query, table, held, count)?, self.rotate(&key, table, held, count)?);
         let value = by_heads(layer.value.forward(&h)?, s.kv_heads)?;
         cache.0.slice_set(&key.contiguous()?, 2, held)?;
         cache.1.slice_set(&value, 2, held)?;
         let keys = cache.0.narrow(2, 0, all)?.squeeze(0)?.contiguous()?;
         let values = cache.1.narrow(2, 0, all)?.squeeze(0)?.contiguous()?;
-        let query = (query.reshape((s.kv_heads, share * count, d))? / (d as f64).sqrt())?;
+        let query = (query.reshape((s.kv_heads, share * count, d))? * f64::from(s.score_scale))?;
         let scores = query.matmul(&keys.transpose(1, 2)?.contiguous()?)?;
-        let scores =
-            scores.reshape((s.kv_heads, share, count, all))?.broadcast_add(&mask(s, held, count, &self.device)?)?;
+        let mask = mask(layer.window, held, count, &self.device)?;
+        let scores = scores.reshape((s.kv_heads, share, count, all))?.broadcast_add(&mask)?;
         let weights = candle_nn::ops::softmax_last_dim(&scores)?.reshape((s.kv_heads, share * count, all))?;
         let mixed = weights.matmul(&values)?.reshape((s.heads, count, d))?.transpose(0, 1)?;
-        layer.out.forward(&mixed.reshape((count, s.heads * d))?.contiguous()?)
+        let given = layer.out.forward(&mixed.reshape((count, s.heads * d))?.contiguous()?)?;
+        self.normed(given, layer.post_norms.as_ref().map(|[norm, _]| norm))
+    }
+
+    fn normed(&self, x: Tensor, norm: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        match norm {
+            Some(norm) => candle_nn::ops::rms_norm(&x.contiguous()?, norm, self.shape.epsilon),
+            None => Ok(x),
+        }
     }
 
     fn feed_forward(&self, layer: &Layer, x: &Tensor) -> candle_core::Result<Tensor> {
         let h = candle_nn::ops::rms_norm(x, &layer.feed_forward_norm, self.shape.epsilon)?;
-        let gate = candle_nn::ops::silu(&layer.gate.forward(&h)?)?;
-        layer.down.forward(&(gate * layer.up.forward(&h)?)?)
+        let given = match &layer.feed_forward {
+            FeedForward::Block(block) => self.block(block, &h)?,
+            FeedForward::Experts { router, blocks } => self.experts(router, blocks, &h)?,
+        };
+        self.normed(given, layer.post_norms.as_ref().map(|[_, norm]| norm))
+    }
+
+    fn block(&self, block: &Block, h: &Tensor) -> candle_core::Result<Tensor> {
+        let gate = block.gate.forward(h)?;
+        let gate = match self.shape.activation {
+            Activation::Silu => candle_nn::ops::silu(&gate)?,
+            Activation::Gelu => gate.gelu()?,
+        };
+        block.down.forward(&(gate * block.up.forward(h)?)?)
+    }
+
+    /// The router's scores come home, and each expert is given its tokens.
+    fn experts(&self, router: &Linear, blocks: &[Block], h: &Tensor) -> candle_core::Result<Tensor> {
+        let mut given = h.zeros_like()?;
+        let Some(routing) = self.shape.routing else { return Ok(given) };
+        let mut choices: Vec<Choice> = Vec::new();
+        for (token, scores) in router.forward(h)?.to_vec2::<f32>()?.iter().enumerate() {
+            route::choose(routing, token, scores, &mut choices);
+        }
+        choices.sort_unstable_by_key(|choice| (choice.expert, choice.token));
+        for same in choices.chunk_by(|a, b| a.expert == b.expert) {
+            let tokens: Vec<u32> = same.iter().map(|choice| choice.token as u32).collect();
+            let weights: Vec<f32> = same.iter().map(|choice| choice.weight).collect();
+            let tokens = Tensor::new(tokens, &self.device)?;
+            let weights = Tensor::from_vec(weights, (same.len(), 1), &self.device)?;
+            let made = self.block(&blocks[same[0].expert], &h.index_select(&tokens, 0)?)?;
+            given = given.index_add(&tokens, &made.broadcast_mul(&weights)?, 0)?;
+        }
+        Ok(given)
     }
 }
 
@@ -245,14 +319,14 @@ fn flat(x: &Tensor) -> candle_core::Result<Vec<f32>> {
 }
 
 /// Minus infinity where a position would look ahead, or back beyond the window: `[count, held + count]`.
-fn mask(s: &Shape, held: usize, count: usize, device: &Device) -> candle_core::Result<Tensor> {
+fn mask(window: usize, held: usize, count: usize, device: &Device) -> candle_core::Result<Tensor> {
     let all = held + count;
-    let at = |i: usize| if s.attended(held + i / all).contains(&(i % all)) { 0.0 } else { f32::NEG_INFINITY };
+    let at = |i: usize| if attended(window, held + i / all).contains(&(i % all)) { 0.0 } else { f32::NEG_INFINITY };
     Tensor::from_vec((0..count * all).map(at).collect::<Vec<f32>>(), (count, all), device)
 }
 
-/// Cosines and sines, `[context, head width / 2]`.
-fn angles(frequencies: &[f64], context: usize, device: &Device) -> candle_core::Result<(Tensor, Tensor)> {
+/// Cosines and sines of frequencies.
+fn table(frequencies: &[f64], context: usize, device: &Device) -> candle_core::Result<(Tensor, Tensor)> {
     let half = frequencies.len();
     let angle = |i: usize| (i / half) as f64 * frequencies[i % half];
     let table = |f: fn(f64) -> f64| {
@@ -263,19 +337,22 @@ fn angles(frequencies: &[f64], context: usize, device: &Device) -> candle_core::
 }
 
 struct Loader<'a> {
-    wanted: &'a [arch::Wanted<'a>],
+    model: &'a manifest::Model,
+    shape: Shape,
+    roles: HashMap<Role, &'a TensorEntry>,
     source: &'a mut dyn TensorSource,
     device: &'a Device,
+    /// Tensors of the layer that hold several matrices.
+    kept: HashMap<Role, Rc<Vec<u8>>>,
 }
 
 impl<'a> Loader<'a> {
     fn find(&self, role: Role) -> Option<&'a TensorEntry> {
-        self.wanted.iter().find(|w| w.role == role).map(|w| w.entry)
+        self.roles.get(&role).copied()
     }
 
-    fn need(&self, layer: u32, role: LayerRole) -> Result<&'a TensorEntry, GpuError> {
-        let missing = || StageError::Missing(format!("{role:?} of layer {layer}"));
-        Ok(self.find(Role::Layer(layer, role)).ok_or_else(missing)?)
+    fn need(&self, role: Role) -> Result<&'a TensorEntry, GpuError> {
+        Ok(self.find(role).ok_or_else(|| StageError::Missing(format!("{role:?}")))?)
     }
 
     fn bytes(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, GpuError> {
@@ -300,47 +377,105 @@ impl<'a> Loader<'a> {
         if arch::are_factors(&factors) { Ok(factors) } else { Err(StageError::RopeFactors.into()) }
     }
 
-    fn layer(&mut self, layer: u32) -> Result<Layer, GpuError> {
+    fn layer(&mut self, layer: u32, kinds: &[Angles]) -> Result<Layer, GpuError> {
         use LayerRole::*;
-        Ok(Layer {
-            attention_norm: self.layer_vector(layer, AttentionNorm)?,
-            query: self.layer_linear(layer, Query, Some(QueryBias))?,
-            key: self.layer_linear(layer, Key, Some(KeyBias))?,
-            value: self.layer_linear(layer, Value, Some(ValueBias))?,
-            query_norm: self.optional_vector(layer, QueryNorm)?,
-            key_norm: self.optional_vector(layer, KeyNorm)?,
-            out: self.layer_linear(layer, Out, None)?,
-            feed_forward_norm: self.layer_vector(layer, FeedForwardNorm)?,
-            gate: self.layer_linear(layer, Gate, None)?,
-            up: self.layer_linear(layer, Up, None)?,
-            down: self.layer_linear(layer, Down, None)?,
+        let of = |role| Role::Layer(layer, role);
+        let [query, key, value] = match self.find(of(QueryKeyValue)) {
+            Some(_) => [0, 1, 2].map(|section| (of(QueryKeyValue), section)),
+            None => [Query, Key, Value].map(|role| (of(role), 0)),
+        };
+        let made = Layer {
+            attention_norm: self.layer_norm(layer, AttentionNorm)?,
+            query: self.linear(query.0, query.1, Some(of(QueryBias)))?,
+            key: self.linear(key.0, key.1, Some(of(KeyBias)))?,
+            value: self.linear(value.0, value.1, Some(of(ValueBias)))?,
+            head_norms: self.norms(layer, [QueryNorm, KeyNorm])?,
+            out: self.linear(of(Out), 0, None)?,
+            feed_forward_norm: self.layer_norm(layer, FeedForwardNorm)?,
+            post_norms: self.norms(layer, [PostAttentionNorm, PostFeedForwardNorm])?,
+            feed_forward: self.feed_forward(layer)?,
+            window: arch::window(self.model, layer).map_or(usize::MAX, |window| window.get() as usize),
+            angles: kinds.iter().position(|kind| *kind == arch::angles(self.model, layer)).unwrap_or(0),
+        };
+        self.kept.clear();
+        Ok(made)
+    }
+
+    fn feed_forward(&mut self, layer: u32) -> Result<FeedForward, GpuError> {
+        use LayerRole::*;
+        let of = |role| Role::Layer(layer, role);
+        let Some(routing) = self.shape.routing else {
+            let is_fused = self.find(of(GateUp)).is_some();
+            let [gate, up] = if is_fused { [(GateUp, 0), (GateUp, 1)] } else { [(Gate, 0), (Up, 0)] };
+            let block = self.block([gate, up, (Down, 0)].map(|(role, section)| (of(role), section)))?;
+            return Ok(FeedForward::Block(block));
+        };
+        let router = self.linear(of(Router), 0, None)?;
+        let mut blocks = Vec::with_capacity(routing.experts);
+        for expert in 0..routing.experts {
+            let parts = [Projection::Gate, Projection::Up, Projection::Down].map(|projection| {
+                let own = of(Expert(expert as u32, projection));
+                if self.find(own).is_some() { (own, 0) } else { (of(Experts(projection)), expert) }
+            });
+            blocks.push(self.block(parts)?);
+        }
+        Ok(FeedForward::Experts { router, blocks })
+    }
+
+    fn block(&mut self, [gate, up, down]: [(Role, usize); 3]) -> Result<Block, GpuError> {
+        Ok(Block {
+            gate: self.linear(gate.0, gate.1, None)?,
+            up: self.linear(up.0, up.1, None)?,
+            down: self.linear(down.0, down.1, None)?,
         })
     }
 
-    fn layer_vector(&mut self, layer: u32, role: LayerRole) -> Result<Tensor, GpuError> {
-        let entry = self.need(layer, role)?;
-        self.vector(entry)
+    fn layer_norm(&mut self, layer: u32, role: LayerRole) -> Result<Tensor, GpuError> {
+        let entry = self.need(Role::Layer(layer, role))?;
+        self.norm(entry)
     }
 
-    fn optional_vector(&mut self, layer: u32, role: LayerRole) -> Result<Option<Tensor>, GpuError> {
-        self.find(Role::Layer(layer, role)).map(|entry| self.vector(entry)).transpose()
+    /// Two norms that a layer has or has not.
+    fn norms(&mut self, layer: u32, roles: [LayerRole; 2]) -> Result<Option<[Tensor; 2]>, GpuError> {
+        let [Some(first), Some(second)] = roles.map(|role| self.find(Role::Layer(layer, role))) else {
+            return Ok(None);
+        };
+        Ok(Some([self.norm(first)?, self.norm(second)?]))
     }
 
-    fn layer_linear(&mut self, layer: u32, role: LayerRole, bias: Option<LayerRole>) -> Result<Linear, GpuError> {
-        let entry = self.need(layer, role)?;
-        let bias = bias.and_then(|bias| self.find(Role::Layer(layer, bias)));
-        self.linear(entry, bias)
+    /// The weights of a norm, whole.
+    fn norm(&mut self, entry: &TensorEntry) -> Result<Tensor, GpuError> {
+        let weights = self.vector(entry)?;
+        Ok(if arch::norms_lack_one(self.model) { (weights + 1.0)? } else { weights })
     }
 
-    fn linear(&mut self, entry: &TensorEntry, bias: Option<&TensorEntry>) -> Result<Linear, GpuError> {
-        let bytes = self.bytes(entry)?;
+    /// One of the matrices of a tensor.
+    fn linear(&mut self, role: Role, section: usize, bias: Option<Role>) -> Result<Linear, GpuError> {
+        let entry = self.need(role)?;
+        let sections = arch::sections(&self.shape, role);
+        let (first, rows): (usize, usize) = (sections[..section].iter().sum(), sections[section]);
+        let whole = self.whole(role, entry, sections.len() > 1)?;
+        let row_bytes = whole.len() / sections.iter().sum::<usize>().max(1);
         let unread = || StageError::Type { name: entry.name.clone(), dtype: entry.dtype };
+        let bytes = whole[first * row_bytes..][..rows * row_bytes].to_vec();
         let (dtype, bytes) = as_candle(entry.dtype, bytes).ok_or_else(unread)?;
-        let shape = (entry.shape[0] as usize, entry.shape[1] as usize);
+        let shape = (rows, entry.shape.last().copied().unwrap_or(0) as usize);
         let storage = QStorage::from_data(Cow::Owned(bytes), self.device, dtype)?;
         let weight = QMatMul::from_qtensor(QTensor::new(storage, shape)?)?;
-        let bias = bias.map(|entry| self.vector(entry)).transpose()?;
+        let bias = bias.and_then(|bias| self.find(bias)).map(|entry| self.vector(entry)).transpose()?;
         Ok(Linear { weight, bias })
+    }
+
+    /// The bytes of a tensor, which are kept for the layer's other matrices in it.
+    fn whole(&mut self, role: Role, entry: &TensorEntry, is_shared: bool) -> Result<Rc<Vec<u8>>, GpuError> {
+        if let Some(bytes) = self.kept.get(&role) {
+            return Ok(bytes.clone());
+        }
+        let bytes = Rc::new(self.bytes(entry)?);
+        if is_shared {
+            self.kept.insert(role, bytes.clone());
+        }
+        Ok(bytes)
     }
 
     fn vector(&mut self, entry: &TensorEntry) -> Result<Tensor, GpuError> {

@@ -369,7 +369,10 @@ mod tests {
             assert_eq!(asked(level.name()), Ok(Some(level)));
         }
         let refused = asked("avx512vnni").expect_err("no such level");
-        assert!(["scalar", "avx2", "avx-vnni", "avx512", "auto"].iter().all(|name| refused.contains(name)), "{refused}");
+        assert!(
+            ["scalar", "avx2", "avx-vnni", "avx512", "auto"].iter().all(|name| refused.contains(name)),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -112,6 +112,7 @@ fn show(global: &Global, done: &api::Published) {
     let value = json!({
         "repo": done.repo, "revision": done.revision, "ref": done.r#ref, "epoch": done.epoch, "number": done.number,
         "files": done.files, "bytes": done.bytes, "key_created": done.key_created, "publisher": done.publisher,
+        "unserved": done.unserved,
     });
     global.output().result(&value, || {
         let key = if done.key_created && !global.quiet {
@@ -119,8 +120,12 @@ fn show(global: &Global, done: &api::Published) {
         } else {
             ""
         };
+        let unserved = match done.unserved.as_str() {
+            "" => String::new(),
+            why => format!("\nit is stored and shared, but no node computes it: {why}"),
+        };
         format!(
-            "{}@{} is {} ({} files, {}){key}",
+            "{}@{} is {} ({} files, {}){unserved}{key}",
             done.repo,
             done.r#ref,
             done.revision,

@@ -97,9 +97,10 @@ pub(crate) fn served_model<'a>(repo: &str, manifest: &'a Manifest) -> Result<&'a
     manifest.model.as_ref().filter(|m| arch::is_served(m)).ok_or_else(|| {
         let why = match &manifest.model {
             Some(model) => format!("its architecture is {}, which is not served", model.architecture),
-            None => "it holds no model of a known architecture".to_owned(),
+            None => "it holds no model that is served (publishing it says why)".to_owned(),
         };
-        Refusal::new(Reason::Unsupported, repo, why).try_this("a Llama or Qwen2 model in safetensors or GGUF")
+        Refusal::new(Reason::Unsupported, repo, why)
+            .try_this("a model of a family that docs/operations.md lists, in safetensors or GGUF")
     })
 }
 
@@ -112,6 +113,7 @@ pub(crate) fn cost(model: &Model, tensors: &[TensorEntry]) -> Result<ModelCost, 
     let in_memory = arch::stage_memory(model, tensors, &whole, 1).map_err(unusable)?;
     let stored = bytes.layers.iter().sum::<u64>() + bytes.embedding + bytes.head;
     let mut cost = ModelCost::new(model, bytes.layers, bytes.embedding, bytes.head);
+    cost.read = bytes.read;
     cost.memory_percent = in_memory.weights.saturating_mul(100).div_ceil(stored.max(1)).max(cost.memory_percent);
     cost.buffer_bytes = in_memory.buffers;
     cost.angle_bytes_per_token = in_memory.angles;

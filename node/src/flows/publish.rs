@@ -6,9 +6,14 @@
 //! Invariant: a handle that another key claims is never signed for; nothing is told to peers before it is durable here, and what is
 //! durable is told. Dropping the flow before the commit leaves nothing but unpinned bytes (and, at a handle's first publish, its key).
 
-use std::{io::ErrorKind, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    io::ErrorKind,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
-use cairn_compute::arch;
+use cairn_compute::arch::{self, Description};
 use cairn_protocol::{
     api,
     id::RevisionId,
@@ -117,7 +122,8 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
     }
     let what = wish.path.to_string();
     let failed = |error| publish_refusal(&what, error);
-    let prepared = prepare(node, &wish, repo.clone(), events.clone()).await.map_err(failed)?;
+    let unserved = Arc::new(OnceLock::new());
+    let prepared = prepare(node, &wish, repo.clone(), unserved.clone(), events.clone()).await.map_err(failed)?;
     let (files, bytes) = (prepared.manifest.files.len() as u64, prepared.manifest.bytes());
     let main = next(node, &repo, &RefName::main()).await?;
     keep_key(node, &wish.path, &signer)?;
@@ -137,6 +143,7 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
         bytes,
         key_created: signer.is_new,
         publisher: signer.key.public().to_string(),
+        unserved: unserved.get().cloned().unwrap_or_default(),
     };
     // A client that hung up after the commit has still published.
     let _ = events.send(api::PublishEvent { event: Some(api::publish_event::Event::Done(done)) }).await;
@@ -208,6 +215,7 @@ async fn prepare(
     node: &Node,
     wish: &Wish,
     repo: RepoId,
+    unserved: Arc<OnceLock<String>>,
     events: Sender<api::PublishEvent>,
 ) -> Result<Prepared, PublishError> {
     let mut parents: Vec<RevisionId> = parent(node, &repo).await?.into_iter().collect();
@@ -219,7 +227,7 @@ async fn prepare(
         parents,
         created_ms: now_ms(),
         metadata: wish.made_from.metadata.clone(),
-        describe: Box::new(describe),
+        describe: Box::new(move |sources| describe(sources, &unserved)),
     };
     let item = wish.path.to_string();
     let progress = move |read: cairn_registry::Progress| {
@@ -242,9 +250,21 @@ async fn parent(node: &Node, repo: &RepoId) -> Result<Option<RevisionId>, Publis
     Ok(main.and_then(|state| state.head).map(|head| head.revision))
 }
 
-fn describe(sources: &ModelSources<'_>) -> Result<Option<cairn_protocol::manifest::Model>, String> {
-    arch::describe(sources.config_json, sources.generation_config, sources.gguf, sources.tensors)
-        .map_err(|error| error.to_string())
+/// The model that is served, if there is one; if there is another, why it is not.
+fn describe(
+    sources: &ModelSources<'_>,
+    unserved: &OnceLock<String>,
+) -> Result<Option<cairn_protocol::manifest::Model>, String> {
+    let described = arch::describe(sources.config_json, sources.generation_config, sources.gguf, sources.tensors);
+    match described.map_err(|error| error.to_string())? {
+        Description::Model(model) => Ok(Some(*model)),
+        Description::Unserved(why) => {
+            // A publication is described once.
+            let _ = unserved.set(why);
+            Ok(None)
+        }
+        Description::Nothing => Ok(None),
+    }
 }
 
 fn sign(

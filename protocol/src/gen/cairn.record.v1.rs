@@ -208,6 +208,37 @@ pub struct Model {
     /// How many positions attention looks back over, the position itself among them; 0 for all of them. For families that have it.
     #[prost(uint32, tag = "20")]
     pub window: u32,
+    /// What layers of later families have beside; absent in all others.
+    /// Every n-th layer (the n-th, the 2n-th, …) looks at all positions, the others over the window. 0: all over the window.
+    #[prost(uint32, tag = "21")]
+    pub full_attention_every: u32,
+    /// The base of rotary frequencies, unscaled, in layers that look over the window. 0: as in all others.
+    #[prost(double, tag = "22")]
+    pub window_rope_base: f64,
+    /// Every n-th layer leaves queries and keys as they are. 0: all rotate them.
+    #[prost(uint32, tag = "23")]
+    pub unrotated_every: u32,
+    /// The feed-forward part is one of many blocks, chosen token by token.
+    #[prost(message, optional, tag = "24")]
+    pub experts: ::core::option::Option<Experts>,
+    /// Scores are divided by the square root of this. 0: of head_width.
+    #[prost(double, tag = "25")]
+    pub query_scalar: f64,
+    /// Elements of a head that are rotated, the first ones. 0: all.
+    #[prost(uint32, tag = "26")]
+    pub rotary_width: u32,
+}
+/// Feed-forward blocks of a layer (each as wide as feed_forward says), of which a router chooses some for each token.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Experts {
+    #[prost(uint32, tag = "1")]
+    pub count: u32,
+    /// Chosen for each token: those of the largest probabilities, of equal ones the first.
+    #[prost(uint32, tag = "2")]
+    pub used: u32,
+    /// The probabilities of those that are chosen are divided by their sum.
+    #[prost(bool, tag = "3")]
+    pub normalised: bool,
 }
 /// How rotary frequencies differ from those of the base.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]

@@ -105,6 +105,9 @@ pub struct Published {
     pub key_created: bool,
     #[prost(string, tag = "9")]
     pub publisher: ::prost::alloc::string::String,
+    /// Why no node of this version computes the model; empty where they do, and where there is no language model.
+    #[prost(string, tag = "10")]
+    pub unserved: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResolveRequest {

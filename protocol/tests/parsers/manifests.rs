@@ -1,6 +1,8 @@
 //! Manifests: round trip, every rule, hostile bytes.
 
-use cairn_protocol::manifest::{Manifest, ManifestError, ManifestFile, Model, Naming, RopeScaling, TensorEntry};
+use cairn_protocol::manifest::{
+    Experts, Manifest, ManifestError, ManifestFile, Model, Naming, RopeScaling, TensorEntry, Variations,
+};
 use cairn_protocol::{BlobHash, Dtype, Keypair, RealmId, RepoId, RepoKind, RevisionId, record_pb};
 use proptest::prelude::*;
 use prost::Message;
@@ -37,6 +39,7 @@ fn model() -> Model {
         bos_token: Some(0),
         rope_scaling: None,
         window: None,
+        variations: Variations::default(),
     }
 }
 
@@ -149,6 +152,47 @@ fn a_window_survives_its_bytes_and_its_absence_adds_none() {
         let with = Manifest { model: Some(Model { window, ..model() }), ..manifest() };
         assert_eq!(Manifest::parse(&with.encode()), Ok(with.clone()));
         assert!(with.encode().len() > manifest().encode().len());
+    }
+}
+
+fn all_variations() -> [Variations; 6] {
+    let number = std::num::NonZeroU32::new;
+    let none = Variations::default();
+    [
+        Variations { full_attention_every: number(6), ..none },
+        Variations { window_rope_base: Some(10_000.0), ..none },
+        Variations { unrotated_every: number(4), ..none },
+        Variations { experts: Some(Experts { count: 128, used: 8, normalised: true }), ..none },
+        Variations { query_scalar: Some(168.0), ..none },
+        Variations { rotary_width: number(12), ..none },
+    ]
+}
+
+#[test]
+fn variations_survive_their_bytes_and_their_absence_adds_none() {
+    for variations in all_variations() {
+        let with = Manifest { model: Some(Model { variations, ..model() }), ..manifest() };
+        assert_eq!(Manifest::parse(&with.encode()), Ok(with.clone()));
+        assert!(with.encode().len() > manifest().encode().len());
+    }
+}
+
+#[test]
+fn impossible_variations_are_refused() {
+    let none = Variations::default();
+    let experts = |count, used| Variations { experts: Some(Experts { count, used, normalised: true }), ..none };
+    let rotary = |n| Variations { rotary_width: std::num::NonZeroU32::new(n), ..none };
+    for (variations, field) in [
+        (Variations { window_rope_base: Some(-1.0), ..none }, "window_rope_base"),
+        (Variations { query_scalar: Some(f64::NAN), ..none }, "query_scalar"),
+        (experts(0, 0), "experts"),
+        (experts(4, 0), "experts"),
+        (experts(4, 5), "experts"),
+        (experts(u32::MAX, 1), "experts"),
+        (rotary(7), "rotary_width"),
+        (rotary(18), "rotary_width"),
+    ] {
+        assert_eq!(refused(|m| m.model.as_mut().unwrap().variations = variations), ManifestError::Model(field));
     }
 }
 

@@ -158,10 +158,13 @@ class Published:
     bytes: int
     key_created: bool
     publisher: str
+    unserved: str = ""
+    """Why no node of this version computes the model; empty where they do."""
 
     @classmethod
     def _of(cls, m: pb.Published) -> Published:
-        return cls(m.repo, m.revision, m.ref, m.epoch, m.number, m.files, m.bytes, m.key_created, m.publisher)
+        return cls(m.repo, m.revision, m.ref, m.epoch, m.number, m.files, m.bytes, m.key_created, m.publisher,
+                   m.unserved)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ mod tests;
 mod text;
 mod vector;
 
+use vector::Vector as _;
+
 use super::{
     acts::{Acts, Planes, Rows},
     level::Level,
@@ -47,6 +49,10 @@ pub enum Post {
     Add,
     /// It is multiplied by the silu of what is there (gate), and stored.
     Gate,
+    /// The tanh approximation of its gelu is stored (gate).
+    Gelu,
+    /// It is multiplied by what is there, and stored.
+    Times,
     /// Groups come in (gate, up) pairs; `silu(gate) * up` is stored. Packed weights only.
     SwiGlu,
 }
@@ -143,6 +149,12 @@ pub fn normalise(level: Level, x: View, k: usize, norm: Option<Norm>, row: &mut 
     assert!(k > 0 && x.values.len() >= (padded / LANES - 1) * x.step + LANES);
     assert!(row.len() >= padded && norm.is_none_or(|n| n.weights.len() >= padded));
     at_level!(level, normalise(x, k, norm, row));
+}
+
+/// `e^x` of each of 16 values, the same bits at every level.
+pub fn exp(x: &mut [f32; LANES]) {
+    // SAFETY: scalar lanes need no feature; 16 values.
+    unsafe { text::exp(vector::Lanes::load(x.as_ptr())).store(x.as_mut_ptr()) }
 }
 
 /// Rotates neighbouring pairs: `x * cos + swapped(x) * sin`, times `scale`; whole chunks.

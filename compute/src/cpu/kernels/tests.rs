@@ -184,7 +184,7 @@ fn packed_products_are_the_same_bits_at_every_level() {
             for tokens in (1..=14).chain([23, 24]) {
                 let planes = if tokens % 2 == 0 { Planes::One } else { Planes::Two };
                 let x = panel(&mut dice, k, tokens);
-                for post in [Post::Store, Post::Add, Post::Gate] {
+                for post in [Post::Store, Post::Add, Post::Gate, Post::Gelu, Post::Times] {
                     compare_packed(&mut dice, w, &x, tokens, planes, w.groups(), post);
                 }
                 compare_packed(&mut dice, w, &x, tokens, planes, w.groups() / 2, Post::SwiGlu);
@@ -235,7 +235,12 @@ fn extreme_quants_do_not_overflow() {
     for format in PACKED {
         for byte in [0x80u8, 0x7f, 0xff, 0x00] {
             let k = length(format, 64);
-            let lines = packed_lines(format, 16, k, &uniform(format, byte).repeat(16 * k / format.dtype().block_elements() as usize));
+            let lines = packed_lines(
+                format,
+                16,
+                k,
+                &uniform(format, byte).repeat(16 * k / format.dtype().block_elements() as usize),
+            );
             let w = Packed::new(format, k / BLOCK, &lines);
             for (x, planes) in [(1.0, Planes::One), (-1.0, Planes::One), (1.0, Planes::Two), (-1.0, Planes::Two)] {
                 let values = vec![x; k];
@@ -272,7 +277,7 @@ fn plain_products_are_dot_products_and_the_same_bits_at_every_level() {
                 let mut x = Rows::new(k, tokens);
                 let stride = x.stride;
                 x.values.chunks_exact_mut(stride).for_each(|row| row[..k].copy_from_slice(&dice.floats(k)));
-                for post in [Post::Store, Post::Add, Post::Gate] {
+                for post in [Post::Store, Post::Add, Post::Gate, Post::Gelu, Post::Times] {
                     let start = dice.floats(w.groups() * tokens * LANES);
                     let mut want = start.clone();
                     product_plain(Level::Scalar, w, 0, &x, &mut want, post);

@@ -49,6 +49,20 @@ pub unsafe fn silu<V: Vector>(x: V) -> V {
     unsafe { x.div(V::splat(1.0).add(exp(V::splat(0.0).sub(x)))) }
 }
 
+/// The tanh approximation of gelu (Hendrycks and Gimpel 2016, section 2), as `x / (1 + e^(-2u))` with
+/// `u = √(2/π) (x + 0.044715 x³)`.
+///
+/// # Safety
+/// Features.
+#[inline(always)]
+pub unsafe fn gelu<V: Vector>(x: V) -> V {
+    // SAFETY: features.
+    unsafe {
+        let bent = x.mul(x).fma(V::splat(0.044_715), V::splat(1.0)).mul(x);
+        x.div(V::splat(1.0).add(exp(bent.mul(V::splat(-1.595_769_1)))))
+    }
+}
+
 /// One over the root mean square of `k` values; the chunks' padding is zero.
 ///
 /// # Safety
@@ -192,6 +206,8 @@ pub unsafe fn finish<V: Vector>(sum: V, out: *mut f32, post: Post) {
             Post::Store | Post::SwiGlu => sum,
             Post::Add => V::load(out).add(sum),
             Post::Gate => silu(V::load(out)).mul(sum),
+            Post::Gelu => gelu(sum),
+            Post::Times => V::load(out).mul(sum),
         };
         value.store(out);
     }

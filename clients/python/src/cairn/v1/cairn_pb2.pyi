@@ -84,7 +84,7 @@ class Progress(_message.Message):
     def __init__(self, phase: _Optional[str] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., item: _Optional[str] = ...) -> None: ...
 
 class Published(_message.Message):
-    __slots__ = ("repo", "revision", "ref", "epoch", "number", "files", "bytes", "key_created", "publisher")
+    __slots__ = ("repo", "revision", "ref", "epoch", "number", "files", "bytes", "key_created", "publisher", "unserved")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class Published(_message.Message):
     BYTES_FIELD_NUMBER: _ClassVar[int]
     KEY_CREATED_FIELD_NUMBER: _ClassVar[int]
     PUBLISHER_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_FIELD_NUMBER: _ClassVar[int]
     repo: str
     revision: str
     ref: str
@@ -103,7 +104,8 @@ class Published(_message.Message):
     bytes: int
     key_created: bool
     publisher: str
-    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., ref: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., key_created: bool = ..., publisher: _Optional[str] = ...) -> None: ...
+    unserved: str
+    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., ref: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., key_created: bool = ..., publisher: _Optional[str] = ..., unserved: _Optional[str] = ...) -> None: ...
 
 class ResolveRequest(_message.Message):
     __slots__ = ("repo",)
