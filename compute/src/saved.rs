@@ -104,7 +104,7 @@ fn each_piece(lines: &mut [Line], work: impl Fn(usize, &mut [Line]) -> bool + Sy
     thread::scope(|scope| {
         let all = |share: Vec<(usize, &mut [Line])>| share.into_iter().all(|(index, piece)| work(index, piece));
         let workers: Vec<_> = shares.into_iter().map(|share| scope.spawn(move || all(share))).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or(false)).fold(true, |so_far, done| so_far && done)
+        workers.into_iter().all(|worker| worker.join().unwrap_or(false))
     })
 }
 

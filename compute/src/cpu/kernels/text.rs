@@ -59,7 +59,7 @@ pub unsafe fn gelu<V: Vector>(x: V) -> V {
     // SAFETY: features.
     unsafe {
         let bent = x.mul(x).fma(V::splat(0.044_715), V::splat(1.0)).mul(x);
-        x.div(V::splat(1.0).add(exp(bent.mul(V::splat(-1.595_769_1)))))
+        x.div(V::splat(1.0).add(exp(bent.mul(V::splat(-1.595_769)))))
     }
 }
 
