@@ -21,6 +21,8 @@ use crate::{
 use cairn_protocol::manifest::{Model, RopeScaling, Variations};
 use serde::Deserialize;
 
+mod real;
+
 /// What a reference says, and how far F32 arithmetic may be from it, relative to the logits' root mean square.
 const F32_TOLERANCE: f64 = 1e-4;
 /// The CPU engine keeps keys and values as halves, each rounded by up to 2⁻¹¹ of itself.
