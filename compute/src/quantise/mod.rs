@@ -8,6 +8,9 @@
 //! Not here: where bytes come from ([`TensorSource`]), and publishing.
 
 mod container;
+mod on_load;
+
+pub use on_load::{Quantising, as_loaded};
 
 use crate::{
     arch::{self, LayerRole, Role, StageError, StagePart},
@@ -34,6 +37,9 @@ use std::{
 
 /// Elements that are turned at once: 64 MB as F32.
 const PIECE_ELEMENTS: u64 = 16 << 20;
+
+/// What chooses experts stays exact: it is small, and a wrong choice is no rounding.
+const ROUTERS: [&str; 2] = ["ffn_gate_inp.weight", "mlp.gate.weight"];
 
 /// A type that matrices can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,7 +318,11 @@ impl Item {
 /// What a tensor becomes.
 fn becomes(name: &str, entry: &TensorEntry, target: Target, existing: Existing) -> Dtype {
     let (is_plain, k) = (entry.dtype.block_elements() == 1, entry.shape.last().copied().unwrap_or(0));
-    if entry.shape.len() < 2 || !name.ends_with(".weight") || name.contains("ffn_gate_inp") || name.contains("norm") {
+    if entry.shape.len() < 2
+        || !name.ends_with(".weight")
+        || ROUTERS.iter().any(|router| name.ends_with(router))
+        || name.contains("norm")
+    {
         let is_float = [Dtype::F16, Dtype::BF16].contains(&entry.dtype);
         return if is_float && entry.shape.len() < 2 { Dtype::F32 } else { entry.dtype };
     }
@@ -327,7 +337,7 @@ fn becomes(name: &str, entry: &TensorEntry, target: Target, existing: Existing) 
 }
 
 fn is_end(name: &str) -> bool {
-    name == "token_embd.weight" || name == "output.weight"
+    ["token_embd.weight", "output.weight", "model.embed_tokens.weight", "lm_head.weight"].contains(&name)
 }
 
 /// The embedding and the head keep more: they are a few tensors, and each error in them reaches every token.

@@ -174,3 +174,42 @@ fn a_tensor_is_cut_at_whole_heads_and_loses_nothing() {
     assert_eq!(pieces(&entry, 4).iter().map(|p| p.shape[0]).collect::<Vec<_>>(), [4, 1]);
     assert_eq!(paired_rows(&[0, 1, 2, 3, 10, 11, 12, 13], 8, 4), [0, 2, 1, 3, 10, 12, 11, 13]);
 }
+
+#[test]
+fn a_model_quantised_while_it_loads_is_the_one_that_was_quantised_before() {
+    let model = Model { naming: Naming::Gguf, rope_half_split: false, ..named_llama() };
+    let tiny = Tiny::new(model, 49, |_| Dtype::F16);
+    let (dir, path) = gguf_file(&tiny);
+    for target in ["q8_0", "q4_0", "q5_1"] {
+        let target: Target = target.parse().expect("known");
+        let made = dir.path().join(target.name());
+        quantise_file(&path, &made, target, Existing::Keep).expect("made");
+        let (full, quantised) = (ModelFiles::open(&path).expect("opens"), ModelFiles::open(&made).expect("opens"));
+        let whole = StagePart::whole(3);
+        let tensors = as_loaded(&full.tensors, target);
+        let memory = |tensors: &[TensorEntry]| arch::stage_memory(&full.model, tensors, &whole, 64).expect("memory");
+        assert_eq!(memory(&tensors), memory(&quantised.tensors));
+        assert!(memory(&tensors).weights < memory(&full.tensors).weights);
+
+        let stored = FileSourceOf(full.source().expect("opens"));
+        let mut while_loading = Quantising::new(stored, full.tensors.clone());
+        let loaded = weights::load(&full.model, &tensors, &whole, 8, &mut while_loading).expect("loads");
+        let mut source = quantised.source().expect("opens");
+        let before = weights::load(&quantised.model, &quantised.tensors, &whole, 8, &mut *source).expect("loads");
+        assert!(loaded.model.store.lines() > 0 && loaded.model.store.lines() == before.model.store.lines());
+        let lines = |loaded: &weights::Loaded| {
+            let store = &loaded.model.store;
+            crate::cpu::lines::Line::bytes(store.slice(0, store.lines())).to_vec()
+        };
+        assert!(lines(&loaded) == lines(&before), "{}", target.name());
+    }
+}
+
+/// A boxed source as a source.
+struct FileSourceOf(Box<dyn TensorSource>);
+
+impl TensorSource for FileSourceOf {
+    fn tensor(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, SourceError> {
+        self.0.tensor(entry)
+    }
+}
