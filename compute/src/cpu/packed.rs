@@ -13,7 +13,7 @@
 //! ```
 //!
 //! *Word* j of a block holds elements 4j..4j+4 of each of 16 rows, a byte an element. With eight bits, line j is word j.
-//! With fewer, lines 0 to 3 hold the low nibbles of words 0 to 3 and, above them, of words 4 to 7. Fifth bits fill
+//! With fewer, line i of the first four holds the low nibbles of word 2i and, above them, those of word 2i + 1. Fifth bits fill
 //! one line more (bit j of each byte belongs to word j), fifth and sixth bits two (bits 2i and 2i + 1 of line m to
 //! word 4m + i). So every word comes out of its lines by a shift and a mask, and nothing takes more room than in the file
 //! (but the scales of Q4_K and Q5_K: a byte each instead of six bits).
@@ -89,7 +89,7 @@ impl PackedFormat {
         [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::IQ4_NL, Self::Q4_K, Self::Q5_K, Self::Q6_K];
 
     /// The type in files whose blocks hold the same.
-    pub fn dtype(self) -> Dtype {
+    pub const fn dtype(self) -> Dtype {
         match self {
             Self::Q8_0 => Dtype::Q8_0,
             Self::Q4_0 => Dtype::Q4_0,
@@ -104,7 +104,7 @@ impl PackedFormat {
     }
 
     /// How its quants lie.
-    pub fn quants(self) -> Quants {
+    pub const fn quants(self) -> Quants {
         match self {
             Self::Q8_0 => Quants::Eight,
             Self::Q4_0 | Self::Q4_1 | Self::Q4_K => Quants::Four,
@@ -115,22 +115,22 @@ impl PackedFormat {
     }
 
     /// True when scales are a super-block's times a small one.
-    pub fn is_super(self) -> bool {
+    pub const fn is_super(self) -> bool {
         matches!(self, Self::Q4_K | Self::Q5_K | Self::Q6_K)
     }
 
     /// True when a minimum is added.
-    pub fn has_min(self) -> bool {
+    pub const fn has_min(self) -> bool {
         matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K)
     }
 
     /// Scales of a block.
-    pub fn scales_a_block(self) -> usize {
-        if self.quants() == Quants::Six { 2 } else { 1 }
+    pub const fn scales_a_block(self) -> usize {
+        if matches!(self, Self::Q6_K) { 2 } else { 1 }
     }
 
     /// What is taken from a stored quant to get its signed value.
-    pub fn offset(self) -> i32 {
+    pub const fn offset(self) -> i32 {
         match self {
             Self::Q8_0 | Self::IQ4_NL => 128,
             Self::Q4_0 => 8,
@@ -141,7 +141,7 @@ impl PackedFormat {
     }
 
     /// Packed lines of quants in a block of 16 rows: the bits of an element.
-    pub fn block_lines(self) -> usize {
+    pub const fn block_lines(self) -> usize {
         match self.quants() {
             Quants::Four | Quants::Table => 4,
             Quants::Five => 5,
@@ -261,7 +261,7 @@ impl<'a> Packed<'a> {
         if self.format.quants() == Quants::Eight {
             return byte(word);
         }
-        let nibble = byte(word % 4) >> (word / 4 * 4) & 15;
+        let nibble = byte(word / 2) >> (word % 2 * 4) & 15;
         match self.format.quants() {
             Quants::Table => TABLE[nibble as usize],
             Quants::Five => nibble | (byte(4) >> word & 1) << 4,
@@ -350,8 +350,8 @@ fn put_quants(quants: Quants, lines: &mut [Line], lane: usize, units: &[u8; BLOC
     if quants == Quants::Eight {
         return words.iter().enumerate().for_each(|(j, word)| put(j, *word));
     }
-    for j in 0..4 {
-        put(j, std::array::from_fn(|b| words[j][b] & 15 | words[j + 4][b] << 4));
+    for i in 0..4 {
+        put(i, std::array::from_fn(|b| words[2 * i][b] & 15 | words[2 * i + 1][b] << 4));
     }
     match quants {
         Quants::Five => put(4, std::array::from_fn(|b| (0..8).fold(0, |bits, j| bits | words[j][b] >> 4 << j))),

@@ -117,7 +117,7 @@ pub trait Dot: Sized {
     /// As in [`Ints`].
     unsafe fn dot(acc: [__m256i; 2], word: [__m256i; 2], x: *const i32, j: usize) -> [__m256i; 2];
     /// As in [`Ints`].
-    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post);
+    unsafe fn tile<const F: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post);
 }
 
 /// Products of 16 bits, since those of bytes would saturate: `vpmaddwd` takes pairs of whole quants, so both planes cost
@@ -144,10 +144,11 @@ impl Dot for Madd {
         }
     }
 
+    #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
+    unsafe fn tile<const F: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
         // SAFETY: as the contract.
-        unsafe { product::tile::<Halves<Self>, Q, G, T>(s, out, post) }
+        unsafe { product::tile::<Halves<Self>, F, G, T>(s, out, post) }
     }
 }
 
@@ -245,9 +246,9 @@ impl<D: Dot> Ints for Halves<D> {
         unsafe { Self::new(D::dot(self.0, word.0, x, j)) }
     }
     #[inline(always)]
-    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
+    unsafe fn tile<const F: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
         // SAFETY: see above.
-        unsafe { D::tile::<Q, G, T>(s, out, post) }
+        unsafe { D::tile::<F, G, T>(s, out, post) }
     }
 }
 

@@ -188,10 +188,11 @@ impl Ints for Whole {
         // SAFETY: see above.
         unsafe { Self(_mm512_dpbusd_epi32(self.0, word.0, _mm512_set1_epi32(*x.add(j)))) }
     }
+    #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
+    unsafe fn tile<const F: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
         // SAFETY: as the contract.
-        unsafe { product::tile::<Self, Q, G, T>(s, out, post) }
+        unsafe { product::tile::<Self, F, G, T>(s, out, post) }
     }
 }
 

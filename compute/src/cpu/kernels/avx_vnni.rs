@@ -47,9 +47,10 @@ impl Dot for Vnni {
         }
     }
 
+    #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
+    unsafe fn tile<const F: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
         // SAFETY: as the contract.
-        unsafe { product::tile::<Halves<Self>, Q, G, T>(s, out, post) }
+        unsafe { product::tile::<Halves<Self>, F, G, T>(s, out, post) }
     }
 }

@@ -1,4 +1,4 @@
-//! The products of packed weights, written once over [`Ints`] and compiled for every level and every layout of quants.
+//! The products of packed weights, written once over [`Ints`] and compiled for every level and every format.
 //!
 //! Integers are exact in any order; what a level chooses is how it multiplies them and how many rows and tokens it
 //! takes at once. The F32 sums run over blocks in order, in the lane of their row: scale first (twice where a block has
@@ -14,11 +14,12 @@ use super::{
     super::{
         acts::{Acts, Planes},
         lines::LINE_BYTES,
-        packed::{BLOCK, LANES, Packed, Quants, SUPER_BLOCKS, Scales, TABLE},
+        packed::{BLOCK, LANES, Packed, PackedFormat, Quants, SUPER_BLOCKS, Scales, TABLE},
     },
     Post, text,
     vector::Vector,
 };
+use std::arch::asm;
 
 /// Sixteen lanes of 32 bits, in the instructions of a level.
 ///
@@ -52,7 +53,7 @@ pub trait Ints: Copy {
     /// Adds the products of the unsigned bytes of `word` and word `j` of the activations at `x`.
     unsafe fn dot(self, word: Self, x: *const i32, j: usize) -> Self;
     /// [`tile`], in a function that enables the level's features.
-    unsafe fn tile<const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post);
+    unsafe fn tile<const F: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post);
 }
 
 /// With more passes over a strip than this, computing hides all fetching.
@@ -66,9 +67,6 @@ pub struct Source<'a, const G: usize> {
     groups: [*const u8; G],
     quants: usize,
     scales: Scales,
-    is_super: bool,
-    has_min: bool,
-    offset: i32,
     shape: &'a Acts,
     acts: *const i32,
     fetch: Fetch<G>,
@@ -90,18 +88,22 @@ struct Fetch<const G: usize> {
 pub unsafe fn product<I: Ints>(w: Packed, first: usize, count: usize, acts: &Acts, out: &mut [f32], post: Post) {
     // SAFETY: as the contract.
     unsafe {
-        match w.format.quants() {
-            Quants::Four => strips::<I, { Quants::Four as u8 }>(w, first, count, acts, out, post),
-            Quants::Table => strips::<I, { Quants::Table as u8 }>(w, first, count, acts, out, post),
-            Quants::Five => strips::<I, { Quants::Five as u8 }>(w, first, count, acts, out, post),
-            Quants::Six => strips::<I, { Quants::Six as u8 }>(w, first, count, acts, out, post),
-            Quants::Eight => strips::<I, { Quants::Eight as u8 }>(w, first, count, acts, out, post),
+        match w.format {
+            PackedFormat::Q8_0 => strips::<I, { PackedFormat::Q8_0 as u8 }>(w, first, count, acts, out, post),
+            PackedFormat::Q4_0 => strips::<I, { PackedFormat::Q4_0 as u8 }>(w, first, count, acts, out, post),
+            PackedFormat::Q4_1 => strips::<I, { PackedFormat::Q4_1 as u8 }>(w, first, count, acts, out, post),
+            PackedFormat::Q5_0 => strips::<I, { PackedFormat::Q5_0 as u8 }>(w, first, count, acts, out, post),
+            PackedFormat::Q5_1 => strips::<I, { PackedFormat::Q5_1 as u8 }>(w, first, count, acts, out, post),
+            PackedFormat::IQ4_NL => strips::<I, { PackedFormat::IQ4_NL as u8 }>(w, first, count, acts, out, post),
+            PackedFormat::Q4_K => strips::<I, { PackedFormat::Q4_K as u8 }>(w, first, count, acts, out, post),
+            PackedFormat::Q5_K => strips::<I, { PackedFormat::Q5_K as u8 }>(w, first, count, acts, out, post),
+            PackedFormat::Q6_K => strips::<I, { PackedFormat::Q6_K as u8 }>(w, first, count, acts, out, post),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn strips<I: Ints, const Q: u8>(
+unsafe fn strips<I: Ints, const F: u8>(
     w: Packed,
     first: usize,
     count: usize,
@@ -117,15 +119,15 @@ unsafe fn strips<I: Ints, const Q: u8>(
         unsafe {
             let out = out[at..].as_mut_ptr();
             if I::GROUPS == 2 && count - g >= 2 {
-                strip::<I, Q, 2>(w, first + g, acts, out, post);
+                strip::<I, F, 2>(w, first + g, acts, out, post);
                 g += 2;
                 continue;
             }
             match post {
                 // A lone group of a pair: the gate is stored, and up is what multiplies its silu.
-                Post::SwiGlu if g % 2 == 0 => strip::<I, Q, 1>(w, first + g, acts, out, Post::Store),
-                Post::SwiGlu => strip::<I, Q, 1>(w, first + g, acts, out, Post::Gate),
-                _ => strip::<I, Q, 1>(w, first + g, acts, out, post),
+                Post::SwiGlu if g % 2 == 0 => strip::<I, F, 1>(w, first + g, acts, out, Post::Store),
+                Post::SwiGlu => strip::<I, F, 1>(w, first + g, acts, out, Post::Gate),
+                _ => strip::<I, F, 1>(w, first + g, acts, out, post),
             }
             g += 1;
         }
@@ -134,7 +136,7 @@ unsafe fn strips<I: Ints, const Q: u8>(
 
 /// `G` groups of rows by all tokens, a few tokens at a time.
 #[inline(always)]
-unsafe fn strip<I: Ints, const Q: u8, const G: usize>(w: Packed, g: usize, acts: &Acts, out: *mut f32, post: Post) {
+unsafe fn strip<I: Ints, const F: u8, const G: usize>(w: Packed, g: usize, acts: &Acts, out: *mut f32, post: Post) {
     let groups: [*const u8; G] = std::array::from_fn(|r| w.group(g + r).as_ptr().cast::<u8>());
     let passes = acts.tokens.div_ceil(I::TOKENS);
     let mut t = 0;
@@ -146,21 +148,18 @@ unsafe fn strip<I: Ints, const Q: u8, const G: usize>(w: Packed, g: usize, acts:
                 groups,
                 quants: w.scale_lines * LINE_BYTES,
                 scales: Scales::of(w.format, w.blocks),
-                is_super: w.format.is_super(),
-                has_min: w.format.has_min(),
-                offset: w.format.offset(),
                 shape: acts,
                 acts: acts.words.as_ptr().add(t * acts.stride),
                 fetch: Fetch::of(&w, groups, pass, passes),
             };
             let out = out.add(t * LANES);
             match tokens {
-                1 => I::tile::<Q, G, 1>(&s, out, post),
-                2 => I::tile::<Q, G, 2>(&s, out, post),
-                3 => I::tile::<Q, G, 3>(&s, out, post),
-                4 => I::tile::<Q, G, 4>(&s, out, post),
-                5 => I::tile::<Q, G, 5>(&s, out, post),
-                _ => I::tile::<Q, G, 6>(&s, out, post),
+                1 => I::tile::<F, G, 1>(&s, out, post),
+                2 => I::tile::<F, G, 2>(&s, out, post),
+                3 => I::tile::<F, G, 3>(&s, out, post),
+                4 => I::tile::<F, G, 4>(&s, out, post),
+                5 => I::tile::<F, G, 5>(&s, out, post),
+                _ => I::tile::<F, G, 6>(&s, out, post),
             }
         }
         t += tokens;
@@ -209,24 +208,14 @@ fn prefetch<const NEAR: bool>(line: *const u8) {
     let _ = line;
 }
 
-const TABLE_QUANTS: u8 = Quants::Table as u8;
-const FIVE: u8 = Quants::Five as u8;
-const SIX: u8 = Quants::Six as u8;
-const EIGHT: u8 = Quants::Eight as u8;
-
-/// Words under one scale.
-const fn words(q: u8) -> usize {
-    if q == SIX { 4 } else { 8 }
+/// The format that a number stands for where it is a parameter of the code.
+const fn format(f: u8) -> PackedFormat {
+    PackedFormat::ALL[f as usize]
 }
 
-/// Lines of a block.
-const fn lines(q: u8) -> usize {
-    match q {
-        FIVE => 5,
-        SIX => 6,
-        EIGHT => 8,
-        _ => 4,
-    }
+/// Words under one scale.
+const fn words(f: u8) -> usize {
+    8 / format(f).scales_a_block()
 }
 
 /// `G` groups of rows by `T` tokens, all sums in registers.
@@ -234,7 +223,7 @@ const fn lines(q: u8) -> usize {
 /// # Safety
 /// Features; the source holds its groups and `T` records, `out` the panels of these groups from the first token on.
 #[inline(always)]
-pub unsafe fn tile<I: Ints, const Q: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
+pub unsafe fn tile<I: Ints, const F: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post) {
     // SAFETY: all reads are of blocks below the number of blocks.
     unsafe {
         let (blocks, stride) = (s.shape.blocks, s.shape.stride);
@@ -242,11 +231,12 @@ pub unsafe fn tile<I: Ints, const Q: u8, const G: usize, const T: usize>(s: &Sou
         for b in 0..blocks {
             s.fetch.block(b);
             let rest = s.acts.add(s.shape.head() + b);
-            for part in 0..8 / words(Q) {
-                let ints = part_ints::<I, Q, G, T>(s, b, part, rest);
+            for part in 0..8 / words(F) {
+                let mut ints = [[I::splat(0); T]; G];
+                part_ints::<I, F, G, T>(s, b, part, rest, &mut ints);
                 let mut d = [I::Floats::splat(0.0); G];
                 for r in 0..G {
-                    d[r] = s.scale::<I::Floats, Q>(r, b, part);
+                    d[r] = s.scale::<I::Floats, F>(r, b, part);
                 }
                 for t in 0..T {
                     let dx = I::Floats::splat(f32::from_bits(*rest.add(t * stride) as u32));
@@ -255,10 +245,10 @@ pub unsafe fn tile<I: Ints, const Q: u8, const G: usize, const T: usize>(s: &Sou
                     }
                 }
             }
-            if s.has_min {
+            if const { format(F).has_min() } {
                 let mut m = [I::Floats::splat(0.0); G];
                 for r in 0..G {
-                    m[r] = s.min::<I::Floats>(r, b);
+                    m[r] = s.min::<I::Floats, F>(r, b);
                 }
                 for t in 0..T {
                     let sx = I::Floats::splat(f32::from_bits(*rest.add(2 * blocks + t * stride) as u32));
@@ -272,22 +262,22 @@ pub unsafe fn tile<I: Ints, const Q: u8, const G: usize, const T: usize>(s: &Sou
     }
 }
 
-/// The integer products of a part of block `b`: all planes, the offset taken back.
+/// Adds the integer products of a part of block `b`: all planes, the offset taken back.
 #[inline(always)]
-unsafe fn part_ints<I: Ints, const Q: u8, const G: usize, const T: usize>(
+unsafe fn part_ints<I: Ints, const F: u8, const G: usize, const T: usize>(
     s: &Source<G>,
     b: usize,
     part: usize,
     rest: *const i32,
-) -> [[I; T]; G] {
+    acc: &mut [[I; T]; G],
+) {
     // SAFETY: as the caller's contract.
     unsafe {
         let (blocks, stride) = (s.shape.blocks, s.shape.stride);
-        let mut acc = [[I::splat(0); T]; G];
-        let words = if I::PAIRS { BLOCK / 2 } else { BLOCK / 4 };
-        let mut x = s.acts.add(b * words);
+        let room = if I::PAIRS { BLOCK / 2 } else { BLOCK / 4 };
+        let mut x = s.acts.add(b * room);
         if !I::PAIRS && s.shape.planes == Planes::Two {
-            dots::<I, Q, G, T>(s, b, part, x, &mut acc);
+            dots::<I, F, G, T>(s, b, part, x, acc);
             for r in 0..G {
                 for t in 0..T {
                     acc[r][t] = acc[r][t].next_plane();
@@ -295,69 +285,81 @@ unsafe fn part_ints<I: Ints, const Q: u8, const G: usize, const T: usize>(
             }
             x = x.add(s.shape.k / 4);
         }
-        if s.offset != 0 {
+        let offset = const { format(F).offset() };
+        if offset != 0 {
             for t in 0..T {
                 let rest = rest.add(t * stride);
-                let less = match (Q == SIX, part) {
-                    (false, _) => *rest.add(blocks),
-                    (true, 0) => *rest.add(3 * blocks),
-                    (true, _) => *rest.add(blocks) - *rest.add(3 * blocks),
+                let less = match (words(F), part) {
+                    (8, _) => *rest.add(blocks),
+                    (_, 0) => *rest.add(3 * blocks),
+                    (_, _) => *rest.add(blocks) - *rest.add(3 * blocks),
                 };
-                let less = I::splat(less * s.offset);
+                let less = I::splat(less * offset);
                 for r in 0..G {
                     acc[r][t] = acc[r][t].add(less);
                 }
             }
         }
-        dots::<I, Q, G, T>(s, b, part, x, &mut acc);
-        acc
+        dots::<I, F, G, T>(s, b, part, x, acc);
     }
 }
 
 /// Adds the dot products of a part of block `b` with the activations at `x`, token by token.
 #[inline(always)]
-unsafe fn dots<I: Ints, const Q: u8, const G: usize, const T: usize>(
+unsafe fn dots<I: Ints, const F: u8, const G: usize, const T: usize>(
     s: &Source<G>,
     b: usize,
     part: usize,
     x: *const i32,
     acc: &mut [[I; T]; G],
 ) {
-    let at = s.quants + b * lines(Q) * LINE_BYTES;
+    let at = s.quants + b * format(F).block_lines() * LINE_BYTES;
+    let lines = s.groups.map(|group| group.wrapping_add(at));
     // SAFETY: word j of the block.
     unsafe {
-        if Q == SIX && part == 1 {
-            return four_words::<I, Q, G, T, 4>(s, at, x, acc);
+        if words(F) == 4 && part == 1 {
+            return four_words::<I, F, G, T, 4>(lines, x, s.shape.stride, acc);
         }
-        four_words::<I, Q, G, T, 0>(s, at, x, acc);
-        if Q != SIX {
-            four_words::<I, Q, G, T, 4>(s, at, x, acc);
+        four_words::<I, F, G, T, 0>(lines, x, s.shape.stride, acc);
+        if words(F) == 8 {
+            four_words::<I, F, G, T, 4>(lines, x, s.shape.stride, acc);
         }
     }
 }
 
 /// Words `J` to `J + 3`, written out, so that shifts are constants and what words share is made once.
 #[inline(always)]
-unsafe fn four_words<I: Ints, const Q: u8, const G: usize, const T: usize, const J: usize>(
-    s: &Source<G>,
-    at: usize,
+unsafe fn four_words<I: Ints, const F: u8, const G: usize, const T: usize, const J: usize>(
+    lines: [*const u8; G],
     x: *const i32,
+    stride: usize,
     acc: &mut [[I; T]; G],
 ) {
     // SAFETY: as the caller's contract.
     unsafe {
-        word_dots::<I, Q, G, T>(s, at, x, J, acc);
-        word_dots::<I, Q, G, T>(s, at, x, J + 1, acc);
-        word_dots::<I, Q, G, T>(s, at, x, J + 2, acc);
-        word_dots::<I, Q, G, T>(s, at, x, J + 3, acc);
+        let lines = lines.map(opaque);
+        word_dots::<I, F, G, T>(lines, x, stride, J, acc);
+        word_dots::<I, F, G, T>(lines, x, stride, J + 1, acc);
+        let lines = lines.map(opaque);
+        word_dots::<I, F, G, T>(lines, x, stride, J + 2, acc);
+        word_dots::<I, F, G, T>(lines, x, stride, J + 3, acc);
     }
 }
 
+/// The same pointer, of which the compiler knows nothing: else it would load all words of a block at once, for both planes,
+/// and there are not as many registers.
 #[inline(always)]
-unsafe fn word_dots<I: Ints, const Q: u8, const G: usize, const T: usize>(
-    s: &Source<G>,
-    at: usize,
+fn opaque(mut pointer: *const u8) -> *const u8 {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
+}
+
+#[inline(always)]
+unsafe fn word_dots<I: Ints, const F: u8, const G: usize, const T: usize>(
+    lines: [*const u8; G],
     x: *const i32,
+    stride: usize,
     j: usize,
     acc: &mut [[I; T]; G],
 ) {
@@ -365,11 +367,11 @@ unsafe fn word_dots<I: Ints, const Q: u8, const G: usize, const T: usize>(
     unsafe {
         let mut w = [I::splat(0); G];
         for r in 0..G {
-            w[r] = word::<I, Q>(s.groups[r].add(at), j);
+            w[r] = word::<I, F>(lines[r], j);
         }
         for t in 0..T {
             for r in 0..G {
-                acc[r][t] = acc[r][t].dot(w[r], x.add(t * s.shape.stride), j);
+                acc[r][t] = acc[r][t].dot(w[r], x.add(t * stride), j);
             }
         }
     }
@@ -377,23 +379,24 @@ unsafe fn word_dots<I: Ints, const Q: u8, const G: usize, const T: usize>(
 
 /// Word `j` of the block at `lines`: four elements of each row, as unsigned bytes.
 #[inline(always)]
-unsafe fn word<I: Ints, const Q: u8>(lines: *const u8, j: usize) -> I {
+unsafe fn word<I: Ints, const F: u8>(lines: *const u8, j: usize) -> I {
     // SAFETY: lines of the block.
     unsafe {
         let line = |i: usize| I::load(lines.add(i * LINE_BYTES));
-        if Q == EIGHT {
+        let quants = const { format(F).quants() };
+        if quants == Quants::Eight {
             return line(j);
         }
         let bytes = |x: i32| I::splat(x * 0x0101_0101);
-        let both = line(j % 4);
-        let nibbles = if j < 4 { both } else { both.right(4) }.and(bytes(15));
+        let both = line(j / 2);
+        let nibbles = if j % 2 == 0 { both } else { both.right(4) }.and(bytes(15));
         // Bits `from` of a line's bytes to bit 4.
         let above = |line: I, from: i32| if from < 4 { line.left(4 - from) } else { line.right(from - 4) };
-        match Q {
-            TABLE_QUANTS => nibbles.look_up(&TABLE),
-            FIVE => above(line(4), j as i32).and(bytes(16)).or(nibbles),
-            SIX => above(line(4 + j / 4), 2 * (j % 4) as i32).and(bytes(48)).or(nibbles),
-            _ => nibbles,
+        match quants {
+            Quants::Table => nibbles.look_up(&TABLE),
+            Quants::Five => above(line(4), j as i32).and(bytes(16)).or(nibbles),
+            Quants::Six => above(line(4 + j / 4), 2 * (j % 4) as i32).and(bytes(48)).or(nibbles),
+            Quants::Four | Quants::Eight => nibbles,
         }
     }
 }
@@ -401,26 +404,26 @@ unsafe fn word<I: Ints, const Q: u8>(lines: *const u8, j: usize) -> I {
 impl<const G: usize> Source<'_, G> {
     /// Scales of a part of block `b` of group `r`.
     #[inline(always)]
-    unsafe fn scale<V: Vector, const Q: u8>(&self, r: usize, b: usize, part: usize) -> V {
+    unsafe fn scale<V: Vector, const F: u8>(&self, r: usize, b: usize, part: usize) -> V {
         // SAFETY: block b of the group.
         unsafe {
             let group = self.groups[r];
-            if !self.is_super {
+            if const { !format(F).is_super() } {
                 return V::load_f16(group.add(b * LANES * 2).cast());
             }
             let d = V::load_f16(group.add(b / SUPER_BLOCKS * LANES * 2).cast());
-            let small = self.scales.small + (b * 8 / words(Q) + part) * LANES;
+            let small = self.scales.small + (b * 8 / words(F) + part) * LANES;
             d.mul(V::load_i8(group.add(small).cast()))
         }
     }
 
     /// Minima of block `b` of group `r`.
     #[inline(always)]
-    unsafe fn min<V: Vector>(&self, r: usize, b: usize) -> V {
+    unsafe fn min<V: Vector, const F: u8>(&self, r: usize, b: usize) -> V {
         // SAFETY: block b of the group.
         unsafe {
             let mins = self.groups[r].add(self.scales.mins);
-            if !self.is_super {
+            if const { !format(F).is_super() } {
                 return V::load_f16(mins.add(b * LANES * 2).cast());
             }
             let least = V::load_f16(mins.add(b / SUPER_BLOCKS * LANES * 2).cast());
