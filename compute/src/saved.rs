@@ -43,7 +43,8 @@ pub trait Saves: Send {
 pub(crate) fn fingerprint(model: &Model, part: &StagePart, wanted: &[Wanted]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&LAYOUT.to_le_bytes());
-    hasher.update(format!("{part:?} {} {}", model.architecture, model.rope_half_split).as_bytes());
+    let rotated = (model.rope_half_split, model.head_width, model.variations.rotary_width);
+    hasher.update(format!("{part:?} {} {rotated:?}", model.architecture).as_bytes());
     for Wanted { role, entry } in wanted {
         let held = crate::weights::held(entry.dtype);
         hasher.update(format!("\n{role:?} {} {:?} {held:?} {}", entry.dtype, entry.shape, entry.offset).as_bytes());
