@@ -334,9 +334,7 @@ impl<'a> Loader<'a> {
 
     /// Where the row that stands at `row` among neighbouring pairs is stored.
     fn source_row(&self, row: usize) -> usize {
-        let Some(width) = self.half_split else { return row };
-        let (head, at) = (row / width, row % width);
-        head * width + at / 2 + if at.is_multiple_of(2) { 0 } else { width / 2 }
+        self.half_split.map_or(row, |width| half_split_row(row, width))
     }
 
     fn bytes(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, WeightsError> {
@@ -366,6 +364,12 @@ impl<'a> Loader<'a> {
             }
         }
     }
+}
+
+/// Where the row that stands at `row` among neighbouring pairs of heads of `width` is stored among half-split ones.
+pub(crate) fn half_split_row(row: usize, width: usize) -> usize {
+    let (head, at) = (row / width, row % width);
+    head * width + at / 2 + if at.is_multiple_of(2) { 0 } else { width / 2 }
 }
 
 /// A row in the form that is held, and room to make it in.

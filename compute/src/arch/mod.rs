@@ -24,7 +24,7 @@ pub(crate) use shape::shape;
 pub use shape::{ShapeError, is_served};
 #[cfg(test)]
 pub(crate) use tensors::all_roles;
-pub(crate) use tensors::{LayerRole, Role, Wanted, name as tensor_name, wanted};
+pub(crate) use tensors::{LayerRole, Role, Wanted, layer_dimensions, name as tensor_name, wanted};
 pub use tensors::{StageError, stage_tensors};
 
 use cairn_protocol::layers::LayerRange;

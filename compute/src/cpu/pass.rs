@@ -6,6 +6,7 @@
 
 use super::{
     acts::Planes,
+    adapters::{Low, Read, Site},
     cache::Cache,
     kernels::{self, HEAD_WIDTH_MAX, KvHead, Norm, Post, SHARE, View, padded_head},
     level::Level,
@@ -115,7 +116,7 @@ impl Pass<'_> {
     pub fn walk(&self, work: &mut Work, caches: &mut [&mut Cache]) {
         for (index, layer) in self.model.layers.iter().enumerate() {
             self.attention(work, caches, index, layer);
-            self.feed_forward(work, layer);
+            self.feed_forward(work, index, layer);
         }
     }
 
@@ -149,12 +150,14 @@ impl Pass<'_> {
         let (n, s) = (self.tokens(), self.shape());
         let norm = Norm { weights: &layer.attention_norm, epsilon: s.epsilon };
         self.feed(&mut work.narrow, &layer.qkv, Columns::Panel(&work.x), s.width, Some(norm));
-        let qkv = &mut work.qkv[..s.qkv_rows()[3] * n];
+        self.project(&mut work.low, (index, Site::Qkv), Columns::Panel(&work.x), s.width, Some(norm));
+        let (qkv, low) = (&mut work.qkv[..s.qkv_rows()[3] * n], &work.low);
         let shared = &*caches;
         self.pool.split(qkv, n * LANES, |g, part| {
             let groups = part.len() / (n * LANES);
             self.near(shared, index, g..g + groups, layer.qkv.groups());
             layer.qkv.product(self.level, &self.model.store, g, &work.narrow, part, Post::Store);
+            low.add(self.level, 0, g, n, part);
             if let Some(bias) = &layer.bias {
                 add_bias(&bias[g * LANES..], n, part);
             }
@@ -163,15 +166,21 @@ impl Pass<'_> {
         self.mix(&work.qkv, caches, index, &mut work.mixed);
         let (columns, k) = (self.attended(&mut work.compact, &work.mixed), s.heads * s.head_width);
         self.feed(&mut work.attended, &layer.out, columns, k, None);
+        self.project(&mut work.low, (index, Site::Out), columns, k, None);
         let x = &mut work.x[..s.width.next_multiple_of(LANES) * n];
-        self.product(&layer.out, &work.attended, n, x, Post::Add);
+        self.adapted_product(&layer.out, &work.attended, &work.low, x, Post::Add);
     }
 
-    fn feed_forward(&self, work: &mut Work, layer: &Layer) {
+    fn feed_forward(&self, work: &mut Work, index: usize, layer: &Layer) {
         let (n, s) = (self.tokens(), self.shape());
         let norm = Norm { weights: &layer.feed_forward_norm, epsilon: s.epsilon };
         let hidden = &mut work.hidden[..s.feed_forward.next_multiple_of(LANES) * n];
         match &layer.gate_up {
+            both if work.low.touches(index, Site::GateUp) => {
+                both.parts().for_each(|m| self.feed(&mut work.narrow, m, Columns::Panel(&work.x), s.width, Some(norm)));
+                self.project(&mut work.low, (index, Site::GateUp), Columns::Panel(&work.x), s.width, Some(norm));
+                self.adapted_gate_up(both, &work.narrow, &work.low, hidden);
+            }
             GateUp::Paired(both) => {
                 self.feed(&mut work.narrow, both, Columns::Panel(&work.x), s.width, Some(norm));
                 self.product(both, &work.narrow, n, hidden, Post::SwiGlu);
@@ -184,8 +193,9 @@ impl Pass<'_> {
             }
         }
         self.feed(&mut work.wide, &layer.down, Columns::Panel(&work.hidden), s.feed_forward, None);
+        self.project(&mut work.low, (index, Site::Down), Columns::Panel(&work.hidden), s.feed_forward, None);
         let x = &mut work.x[..s.width.next_multiple_of(LANES) * n];
-        self.product(&layer.down, &work.wide, n, x, Post::Add);
+        self.adapted_product(&layer.down, &work.wide, &work.low, x, Post::Add);
     }
 
     fn product(&self, matrix: &Fused, feed: &Feed, tokens: usize, out: &mut [f32], post: Post) {
@@ -193,6 +203,12 @@ impl Pass<'_> {
         self.pool.split(out, tokens * LANES, |g, part| {
             matrix.product(self.level, &self.model.store, g * per, feed, part, post);
         });
+    }
+
+    /// Computes what adapters need of a product's input.
+    fn project(&self, low: &mut Low, (layer, site): (usize, Site), from: Columns, k: usize, norm: Option<Norm>) {
+        let n = self.tokens();
+        low.project(self.pool, self.level, Read { layer, site, k, norm, view: |t| from.view(t, n) });
     }
 
     /// Brings all columns into the forms that `reader` reads, on this thread when there are few.

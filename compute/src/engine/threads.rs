@@ -4,17 +4,22 @@
 
 use super::{
     LoadError, LoadReport, Share,
+    adapter::AdapterHandle,
     handle::{Parts, StageHandle},
     sessions::Sessions,
 };
 use crate::{
-    arch::StagePart,
+    adapter::{self, AdapterSpec},
+    arch::{self, StagePart},
     cpu::acts::Planes,
     sample::Sampling,
-    stage::{CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
+    stage::{Adapter, CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
     weights::{self, Loaded, TensorSource},
 };
-use cairn_protocol::manifest::{Model, TensorEntry};
+use cairn_protocol::{
+    id::RevisionId,
+    manifest::{Model, TensorEntry},
+};
 use candle_core::Device;
 use std::{
     any::Any,
@@ -103,6 +108,10 @@ pub(super) enum Command {
         session: SessionId,
         ids: Vec<u32>,
     },
+    Adapter {
+        session: SessionId,
+        adapter: Option<Arc<Adapter>>,
+    },
     /// Look at the flags: a handle was dropped, or the engine is to stop.
     Sweep,
 }
@@ -119,6 +128,24 @@ pub(super) struct LoadJob {
     pub source: Box<dyn TensorSource>,
     pub share: Share,
     pub answer: LoadAnswer,
+}
+
+/// What the loader thread is asked for an adapter.
+pub(super) struct AdapterJob {
+    pub model: Model,
+    pub spec: AdapterSpec,
+    pub revision: RevisionId,
+    pub tensors: Vec<TensorEntry>,
+    pub part: StagePart,
+    pub source: Box<dyn TensorSource>,
+    pub share: Share,
+    pub answer: Answer<AdapterHandle, LoadError>,
+}
+
+/// Either.
+pub(super) enum Job {
+    Stage(Box<LoadJob>),
+    Adapter(Box<AdapterJob>),
 }
 
 /// The engine thread: takes what it is asked and computes pass after pass, until it is stopped or nobody can ask any more.
@@ -155,25 +182,45 @@ fn gather(sessions: &mut Sessions, queue: &Receiver<Command>) -> bool {
     true
 }
 
-/// The loader thread: loads one stage after the other until nobody can ask for any.
-pub(super) fn load(jobs: &Receiver<LoadJob>, commands: &SyncSender<Command>) {
+/// The loader thread: loads one stage or adapter after the other until nobody can ask for any.
+pub(super) fn load(jobs: &Receiver<Job>, commands: &SyncSender<Command>) {
     for job in jobs.iter() {
-        let LoadJob { model, tensors, part, context, planes, device, source, share, answer } = job;
-        // The source goes in: it belongs to whoever asked, and may panic when it is dropped, too.
-        let loaded = catch_unwind(AssertUnwindSafe(move || -> Result<_, LoadError> {
-            let mut source = source;
-            let source = &mut *source;
-            match device {
-                None => Ok(on_cpu(weights::load(&model, &tensors, &part, context, source)?, planes, context)),
-                Some(device) => Ok(on_gpu(GpuWeights::load(&model, &tensors, &part, context, source, device)?)),
-            }
-        }));
-        answer.give(match loaded {
-            Ok(Ok((kind, report))) => open(kind, report, context, share, commands),
-            Ok(Err(error)) => Err(error),
-            Err(panic) => Err(LoadError::Panicked(said(&*panic))),
-        });
+        match job {
+            Job::Stage(job) => load_stage(*job, commands),
+            Job::Adapter(job) => load_adapter(*job),
+        }
     }
+}
+
+fn load_stage(job: LoadJob, commands: &SyncSender<Command>) {
+    let LoadJob { model, tensors, part, context, planes, device, source, share, answer } = job;
+    let loaded = guarded(source, move |source| match device {
+        None => Ok(on_cpu(weights::load(&model, &tensors, &part, context, source)?, planes, context)),
+        Some(device) => Ok(on_gpu(GpuWeights::load(&model, &tensors, &part, context, source, device)?)),
+    });
+    answer.give(loaded.and_then(|(kind, report)| open(kind, report, context, share, commands)));
+}
+
+fn load_adapter(job: AdapterJob) {
+    let AdapterJob { model, spec, revision, tensors, part, source, share, answer } = job;
+    let loaded = guarded(source, move |source| {
+        let fitted = adapter::fit(&model, &spec, &tensors, &part)?;
+        let weights = Arc::new(adapter::load(&fitted, &spec, &part, source)?);
+        Ok(AdapterHandle::new(Adapter { revision, weights, shape: arch::shape(&model)?, share }))
+    });
+    answer.give(loaded);
+}
+
+/// Loads from a source. It belongs to whoever asked, and may panic, even when it is dropped.
+fn guarded<T>(
+    source: Box<dyn TensorSource>,
+    load: impl FnOnce(&mut dyn TensorSource) -> Result<T, LoadError>,
+) -> Result<T, LoadError> {
+    let loaded = catch_unwind(AssertUnwindSafe(move || {
+        let mut source = source;
+        load(&mut *source)
+    }));
+    loaded.unwrap_or_else(|panic| Err(LoadError::Panicked(said(&*panic))))
 }
 
 fn on_cpu(loaded: Loaded, planes: Planes, context: usize) -> (Kind, LoadReport) {
