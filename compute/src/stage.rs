@@ -276,10 +276,11 @@ impl Session {
         self.held = self.held.min(len);
     }
 
-    /// Computes with an adapter that fits the weights, or with none, from position 0 on: keys and values of another are
-    /// forgotten.
+    /// Computes with an adapter that fits the weights, or with none. Positions that were computed with another are forgotten.
     pub fn set_adapter(&mut self, adapter: Option<Arc<Adapter>>) {
-        self.held = 0;
+        if self.adapter() != adapter.as_ref().map(|adapter| adapter.revision) {
+            self.held = 0;
+        }
         self.adapter = adapter;
     }
 

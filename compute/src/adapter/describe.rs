@@ -137,11 +137,14 @@ fn text<'a>(config: &'a Map<String, Value>, name: &str) -> &'a str {
 /// A table from modules to numbers. Keys are patterns to PEFT; plain names are what is read here.
 fn numbers(config: &Map<String, Value>, name: &'static str) -> Result<Vec<(String, f64)>, AdapterError> {
     let Some(table) = config.get(name).filter(|value| is_set(value)) else { return Ok(Vec::new()) };
-    let table = table.as_object().filter(|table| table.len() <= ADAPTER_PATTERNS_MAX).ok_or(AdapterError::Field(name))?;
+    let table =
+        table.as_object().filter(|table| table.len() <= ADAPTER_PATTERNS_MAX).ok_or(AdapterError::Field(name))?;
     let one = |(module, number): (&String, &Value)| {
         let is_plain = module.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
         if module.is_empty() || !is_plain {
-            return Err(AdapterError::Unserved(format!("the pattern {module:?} in {name} (names of modules are read)")));
+            return Err(AdapterError::Unserved(format!(
+                "the pattern {module:?} in {name} (names of modules are read)"
+            )));
         }
         Ok((module.clone(), number.as_f64().ok_or(AdapterError::Field(name))?))
     };
@@ -150,9 +153,8 @@ fn numbers(config: &Map<String, Value>, name: &'static str) -> Result<Vec<(Strin
 
 /// What a table says of a module: entries that name it in whole or by its end, which must agree.
 fn of_module(table: &[(String, f64)], module: &str) -> Result<Option<f64>, AdapterError> {
-    let is_named = |name: &str| {
-        module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
-    };
+    let is_named =
+        |name: &str| module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'));
     let mut found = table.iter().filter(|(name, _)| is_named(name)).map(|(_, number)| *number);
     let first = found.next();
     match found.find(|other| Some(*other) != first) {
@@ -190,9 +192,8 @@ impl AdapterSpec {
             Some(other) => return Err(AdapterError::Format(other.chars().take(64).collect())),
             None => return Err(AdapterError::Undescribed),
         }
-        let number = |key: &'static str| {
-            find(key).and_then(|text| text.parse::<f64>().ok()).ok_or(AdapterError::Field(key))
-        };
+        let number =
+            |key: &'static str| find(key).and_then(|text| text.parse::<f64>().ok()).ok_or(AdapterError::Field(key));
         let alphas = metadata.iter().filter_map(|(key, value)| Some((key.strip_prefix(MODULE_ALPHA)?, value)));
         let alpha = |(module, value): (&str, &String)| {
             value.parse().map(|alpha| (module.to_owned(), alpha)).map_err(|_| AdapterError::Field(MODULE_ALPHA))

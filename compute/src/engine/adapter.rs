@@ -107,8 +107,7 @@ pub struct WantedAdapter {
 }
 
 impl StageHandle {
-    /// Computes with an adapter, or with none, from position 0 on, after the steps before: what the session held is
-    /// forgotten.
+    /// Computes with an adapter, or with none, after the steps before. Positions that were computed with another are forgotten.
     pub fn set_adapter(&self, adapter: Option<&AdapterHandle>) -> Result<(), SetAdapterError> {
         let adapter = adapter.map(|adapter| adapter.adapter().clone());
         if adapter.as_ref().is_some_and(|adapter| !self.weights().takes(adapter)) {
