@@ -8,18 +8,18 @@
 
 use std::{io::ErrorKind, path::PathBuf, sync::Arc, time::SystemTime};
 
-use cairn_compute::arch;
+use cairn_compute::{adapter, arch};
 use cairn_protocol::{
     api,
     id::RevisionId,
     manifest::ManifestError,
-    name::{Handle, Publisher, RefName, RepoId, RepoPath},
+    name::{Handle, Publisher, RefName, RepoId, RepoKind, RepoPath},
     record::{Keypair, Profile, Record, RecordError},
     refusal::{Reason, Refusal},
 };
 use cairn_registry::{
-    Committed, FolderError, ImportError, InsertError, ModelSources, NextHead, PrepareOptions, Prepared, PublishError,
-    Transfer,
+    Committed, Description, FolderError, ImportError, InsertError, ModelSources, NextHead, PrepareOptions, Prepared,
+    PublishError, Transfer,
 };
 use tokio::sync::mpsc::Sender;
 
@@ -203,7 +203,10 @@ async fn prepare(
         parents: parent(node, &repo).await?.into_iter().collect(),
         created_ms: now_ms(),
         metadata: Vec::new(),
-        describe: Box::new(describe),
+        describe: match repo.kind {
+            RepoKind::Adapter => Box::new(describe_adapter),
+            _ => Box::new(describe),
+        },
     };
     let item = wish.path.to_string();
     let progress = move |read: cairn_registry::Progress| {
@@ -226,9 +229,17 @@ async fn parent(node: &Node, repo: &RepoId) -> Result<Option<RevisionId>, Publis
     Ok(main.and_then(|state| state.head).map(|head| head.revision))
 }
 
-fn describe(sources: &ModelSources<'_>) -> Result<Option<cairn_protocol::manifest::Model>, String> {
-    arch::describe(sources.config_json, sources.generation_config, sources.gguf, sources.tensors)
-        .map_err(|error| error.to_string())
+fn describe(sources: &ModelSources<'_>) -> Result<Description, String> {
+    let model = arch::describe(sources.config_json, sources.generation_config, sources.gguf, sources.tensors)
+        .map_err(|error| error.to_string())?;
+    Ok(Description { model, ..Description::default() })
+}
+
+/// A PEFT folder. What holds no `adapter_config.json` is stored and shared like anything, and not computed.
+fn describe_adapter(sources: &ModelSources<'_>) -> Result<Description, String> {
+    let Some(config) = sources.adapter_config else { return Ok(Description::default()) };
+    let metadata = adapter::describe(config, sources.tensors).map_err(|error| error.to_string())?;
+    Ok(Description { metadata, ..Description::default() })
 }
 
 fn sign(
