@@ -7,7 +7,9 @@ mod house;
 use std::fs;
 
 use cairn_protocol::{FilePath, RefName};
-use cairn_registry::{Committed, Description, ImportError, PrepareOptions, Prepared, Problem, PublishError, Transfer, sums_of};
+use cairn_registry::{
+    Committed, Description, ImportError, PrepareOptions, Prepared, Problem, PublishError, Transfer, sums_of,
+};
 use house::{House, bytes, key, repo, safetensors, sign};
 
 /// Sizes that take different ways through the store, with why.

@@ -282,7 +282,7 @@ impl Drive {
                     }
                     Input::StageProgress { epoch, index }
                 }
-                stage_event::Event::Ready(ready) => match self.job.refuse_other_adapter(&ready) {
+                stage_event::Event::Ready(ready) => match super::without_adapter(self.job.adapter_revision(), &ready) {
                     Some(refused) => {
                         let refusal = self.refusal(index, refused);
                         Input::StageRefused { epoch, index, refusal }

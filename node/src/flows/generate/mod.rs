@@ -173,14 +173,9 @@ fn sampling(request: &api::GenerateRequest, seed: u64) -> Result<Sampling, Refus
 }
 
 impl Job {
-    /// A stage that is ready without the session's adapter: a node of before passes over what it does not know of an
-    /// opening, and would compute the model alone.
-    fn refuse_other_adapter(&self, ready: &peer_pb::StageReady) -> Option<peer_pb::Refused> {
-        let wanted = self.adapter.as_ref().map_or(&[][..], |adapter| adapter.revision.as_bytes());
-        (ready.adapter != wanted).then(|| peer_pb::Refused {
-            reason: Reason::Unsupported.code().to_owned(),
-            why: "it is ready without the adapter that was asked for: its version does not know adapters".to_owned(),
-        })
+    /// The adapter's revision, if there is one.
+    fn adapter_revision(&self) -> Option<RevisionId> {
+        self.adapter.as_ref().map(|adapter| adapter.revision)
     }
 
     /// The machine of this generation.
@@ -201,6 +196,16 @@ impl Job {
     }
 }
 
+/// Takes a stage that is ready without the session's adapter for one that refused: a node of before passes over what it does
+/// not know of an opening, and would compute the model alone.
+fn without_adapter(wanted: Option<RevisionId>, ready: &peer_pb::StageReady) -> Option<peer_pb::Refused> {
+    let wanted = wanted.map_or_else(Vec::new, |revision| revision.to_vec());
+    (ready.adapter != wanted).then(|| peer_pb::Refused {
+        reason: Reason::Unsupported.code().to_owned(),
+        why: "it is ready without the adapter that was asked for: its version does not know adapters".to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +217,18 @@ mod tests {
         assert_eq!(context(3, 5, 256).unwrap(), 256);
         assert_eq!(context(5000, 5000, 8192).unwrap(), 8192);
         assert_eq!(context(512, 5, 512).unwrap_err().reason, Reason::Limit);
+    }
+
+    #[test]
+    fn a_stage_that_passed_over_the_adapter_is_taken_for_one_that_refused() {
+        let wanted = Some(RevisionId::from([7; 32]));
+        let ready = |adapter: &[u8]| peer_pb::StageReady { adapter: adapter.to_vec(), ..Default::default() };
+        assert_eq!(without_adapter(wanted, &ready(&[7; 32])), None);
+        assert_eq!(without_adapter(None, &ready(&[])), None);
+        for (wanted, ready) in [(wanted, ready(&[])), (wanted, ready(&[8; 32])), (None, ready(&[7; 32]))] {
+            let refused = without_adapter(wanted, &ready).unwrap();
+            assert_eq!(refused.reason, Reason::Unsupported.code());
+        }
     }
 
     #[test]
