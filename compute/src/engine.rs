@@ -10,6 +10,7 @@
 //! answered `Busy` at once. Callbacks run on the engine's threads and must not block. A panic while computing
 //! loses that stage only: its session answers `Lost` from then on, and the engine goes on.
 
+mod adapter;
 mod deal;
 mod device;
 mod handle;
@@ -17,11 +18,13 @@ mod sessions;
 mod threads;
 
 pub use crate::cpu::level::{Level, UnknownLevel};
+pub use adapter::{AdapterDone, AdapterHandle, SetAdapterError, WantedAdapter};
 pub use device::DeviceError;
 pub use handle::StageHandle;
 
 use crate::{
-    arch::{self, StageError, StagePart},
+    adapter::AdapterError,
+    arch::{self, ShapeError, StageError, StagePart},
     cpu::{
         acts::Planes,
         pool::{self, Pool},
@@ -40,7 +43,7 @@ use std::{
     },
     thread,
 };
-use threads::{Answer, Command, LoadJob};
+use threads::{Answer, Command, Job, LoadJob};
 
 /// Steps and session changes that may wait for the engine thread: far more than sessions times what each has in flight.
 const COMMANDS_MAX: usize = 256;
@@ -123,6 +126,9 @@ pub enum LoadError {
         /// The ceiling.
         max: u64,
     },
+    /// It does not fit the model, or could not be read.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// A longer session than its weights were loaded for.
     #[error("a session of {asked} positions needs the stage loaded for as many, it was for {loaded}")]
     Context {
@@ -140,6 +146,12 @@ pub enum LoadError {
     /// Loading panicked; nothing is held.
     #[error("loading failed: {0}")]
     Panicked(String),
+}
+
+impl From<ShapeError> for LoadError {
+    fn from(error: ShapeError) -> Self {
+        Self::Stage(error.into())
+    }
 }
 
 impl From<GpuError> for LoadError {
@@ -208,7 +220,7 @@ struct Inner {
     device: Option<Device>,
     threads: usize,
     memory: Arc<Memory>,
-    loads: SyncSender<LoadJob>,
+    loads: SyncSender<Job>,
     commands: SyncSender<Command>,
     stop: Arc<AtomicBool>,
 }
@@ -272,7 +284,7 @@ impl Engine {
         let device = self.inner.device.clone();
         let answer = Answer::new(done, || LoadError::Stopped);
         let job = LoadJob { model, tensors, part, context, planes, device, source, share, answer };
-        if let Err(TrySendError::Full(job)) = self.inner.loads.try_send(job) {
+        if let Err(TrySendError::Full(Job::Stage(job))) = self.inner.loads.try_send(Job::Stage(Box::new(job))) {
             job.answer.give(Err(LoadError::Busy));
         }
     }

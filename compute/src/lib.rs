@@ -2,6 +2,7 @@
 //!
 //! Not a network and not a disk: a model reaches this crate as a shape and a source of tensor bytes. No async runtime; the engine's threads are its own.
 
+pub mod adapter;
 pub mod arch;
 pub mod bench;
 mod cpu;
@@ -25,7 +26,7 @@ pub mod train;
 mod weights;
 
 pub use arch::StagePart;
-pub use engine::{Engine, EngineConfig, LoadError, LoadOptions, LoadReport, StageHandle};
+pub use engine::{AdapterHandle, Engine, EngineConfig, LoadError, LoadOptions, LoadReport, StageHandle, WantedAdapter};
 pub use saved::Saves;
 pub use stage::{StepError, StepInput, StepOutput};
 pub use weights::{Conversion, SourceError, TensorSource, WeightsError};

@@ -5,9 +5,11 @@
 //! tests trust, the CPU engine, and candle's path for GPUs on its CPU device.
 
 use crate::{
+    adapter::{self, AdapterSpec},
     arch::{self, Description, StagePart},
     cpu::{
         acts::Planes,
+        adapters::Adapter,
         cache::Cache,
         level::Level,
         pass::{Pass, Slot},
@@ -16,10 +18,14 @@ use crate::{
     },
     stage::{Checked, GpuWeights, Run},
     tiny::{self, Tiny},
-    weights,
+    weights::{self, SourceError, TensorSource},
 };
-use cairn_protocol::manifest::{Model, RopeScaling, Variations};
+use cairn_protocol::{
+    dtype::Dtype,
+    manifest::{Model, RopeScaling, TensorEntry, Variations},
+};
 use serde::Deserialize;
+use std::{collections::BTreeMap, sync::Arc};
 
 mod real;
 
@@ -120,6 +126,10 @@ fn what_the_cpu_engine_is_off_by_comes_of_keeping_keys_and_values_as_halves() {
 
 /// The logits after the last of `ids`, in one pass.
 fn on_cpu(tiny: &Tiny, ids: &[u32]) -> Vec<f64> {
+    computed(tiny, ids, None)
+}
+
+fn computed(tiny: &Tiny, ids: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<f64> {
     let whole = StagePart::whole(tiny.model.layers);
     let loaded = weights::load(&tiny.model, &tiny.tensors, &whole, 128, &mut *tiny.source()).expect("loads");
     let (model, pool) = (loaded.model, Pool::new(1).expect("pool"));
@@ -128,9 +138,58 @@ fn on_cpu(tiny: &Tiny, ids: &[u32]) -> Vec<f64> {
     let mut work = Work::new(&model, Planes::Two, ids.len(), 1);
     let mut cache = Cache::new(model.layers.len(), model.shape.kv_heads, model.shape.head_width, 128);
     pass.embed(&mut work, ids.iter().copied());
+    work.low.gather(&[adapter], &slots);
     pass.walk(&mut work, &mut [&mut cache]);
     pass.logits(&mut work, &[ids.len() - 1]);
     pass.column(&mut work, 0, 1).iter().map(|logit| f64::from(*logit)).collect()
+}
+
+#[derive(Deserialize)]
+struct AdapterReference {
+    #[serde(flatten)]
+    base: Reference,
+    adapter_config: serde_json::Value,
+    adapter_tensors: BTreeMap<String, Vec<u64>>,
+}
+
+/// The tensors of an adapter whose values follow from their names.
+struct Named(BTreeMap<String, Vec<u64>>);
+
+impl Named {
+    fn entries(&self) -> Vec<TensorEntry> {
+        let entry = |(name, shape): (&String, &Vec<u64>)| {
+            let length = shape.iter().product::<u64>() * 4;
+            TensorEntry { name: name.clone(), file: 0, offset: 0, length, dtype: Dtype::F32, shape: shape.clone() }
+        };
+        self.0.iter().map(entry).collect()
+    }
+}
+
+impl TensorSource for Named {
+    fn tensor(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, SourceError> {
+        Ok(tiny::named_values(&entry.name, &entry.shape).into_iter().flat_map(f32::to_le_bytes).collect())
+    }
+}
+
+#[test]
+fn an_adapter_on_the_cpu_engine_gives_the_logits_of_peft() {
+    let reference: AdapterReference = serde_json::from_str(include_str!("references/lora.json")).expect("a reference");
+    let model = Model { tied_embeddings: false, eos_tokens: Vec::new(), bos_token: None, ..tiny::llama() };
+    let tiny = Tiny::of_names(model);
+    let (mut named, whole) = (Named(reference.adapter_tensors), StagePart::whole(tiny.model.layers));
+    let entries = named.entries();
+    let metadata = adapter::describe(reference.adapter_config.to_string().as_bytes(), &entries).expect("described");
+    let spec = AdapterSpec::from_metadata(&metadata).expect("read");
+    let fitted = adapter::fit(&tiny.model, &spec, &entries, &whole).expect("fits");
+    let loaded = Arc::new(adapter::load(&fitted, &spec, &whole, &mut named).expect("loads"));
+    for (n, want) in reference.base.prefixes.iter().zip(&reference.base.logits) {
+        let ids = &reference.base.ids[..*n];
+        let off = relative(want, computed(&tiny, ids, Some(&loaded)).into_iter());
+        println!("an adapter, {n} positions: {off:.1e} from {}", reference.base.by);
+        assert!(off <= HALVES_TOLERANCE, "{n} positions: off by {off} from {}", reference.base.by);
+        let without = relative(want, on_cpu(&tiny, ids).into_iter());
+        assert!(without > 0.1, "{n} positions: without the adapter only {without} off");
+    }
 }
 
 #[test]

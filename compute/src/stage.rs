@@ -7,9 +7,11 @@
 //! Invariant: until a step is finished, the session holds the positions it held before, so a step that failed may be sent
 //! again.
 
+mod adapter;
 mod cpu;
 mod gpu;
 
+pub(crate) use adapter::Adapter;
 pub(crate) use cpu::CpuWeights;
 pub(crate) use gpu::{GpuError, GpuWeights};
 
@@ -18,6 +20,7 @@ use crate::{
     engine::Share,
     sample::{self, Sampling},
 };
+use cairn_protocol::id::RevisionId;
 use cpu::{CpuStage, Piece, Wants};
 use gpu::GpuStage;
 use std::{
@@ -171,6 +174,14 @@ impl Weights {
         }
     }
 
+    /// Whether an adapter was loaded for just such weights.
+    pub fn takes(&self, adapter: &Adapter) -> bool {
+        match &self.kind {
+            Kind::Cpu(weights) => weights.takes(adapter),
+            Kind::Gpu(_) => false,
+        }
+    }
+
     /// Whether sessions on them share passes.
     pub fn shares_passes(&self) -> bool {
         matches!(self.kind, Kind::Cpu(_))
@@ -234,6 +245,8 @@ pub(crate) struct Session {
     sampling: Sampling,
     /// Ids by position, as far as they are known: what a penalty reads.
     history: Vec<u32>,
+    /// What it adds to the weights.
+    adapter: Option<Arc<Adapter>>,
     /// What it computes with; keeps their memory reserved.
     weights: Arc<Weights>,
 }
@@ -245,7 +258,7 @@ impl Session {
         let context = context.min(facts.context);
         let seat = weights.open(context)?;
         let (sampling, history) = (Sampling::GREEDY, Vec::new());
-        Ok(Self { seat, facts, held: 0, context, sampling, history, weights })
+        Ok(Self { seat, facts, held: 0, context, sampling, history, adapter: None, weights })
     }
 
     pub fn set_sampling(&mut self, sampling: Sampling) {
@@ -261,6 +274,19 @@ impl Session {
     /// Forgets positions from `len` on. More than are held changes nothing.
     pub fn truncate(&mut self, len: usize) {
         self.held = self.held.min(len);
+    }
+
+    /// Computes with an adapter that fits the weights, or with none. Positions that were computed with another are forgotten.
+    pub fn set_adapter(&mut self, adapter: Option<Arc<Adapter>>) {
+        if self.adapter() != adapter.as_ref().map(|adapter| adapter.revision) {
+            self.held = 0;
+        }
+        self.adapter = adapter;
+    }
+
+    /// The revision of its adapter: what keys and values depend on beside tokens and weights.
+    pub fn adapter(&self) -> Option<RevisionId> {
+        self.adapter.as_ref().map(|adapter| adapter.revision)
     }
 
     /// The weights it computes with.
@@ -417,7 +443,9 @@ pub(crate) fn compute(hands: &Hands, turns: &mut [Turn]) -> Result<(), StepError
 
 impl Turn<'_> {
     fn piece(&mut self) -> Option<Piece<'_>> {
-        let (Session { seat, facts, held, sampling, history, .. }, step) = (&mut *self.session, &mut *self.step);
+        let (Session { seat, facts, held, sampling, history, adapter, .. }, step) =
+            (&mut *self.session, &mut *self.step);
+        let adapter = adapter.as_ref().map(|adapter| &adapter.weights);
         let Seat::Cpu(stage) = seat else { return None };
         let (from, to) = (step.done, step.done + self.count);
         let input = match &step.input {
@@ -430,7 +458,7 @@ impl Turn<'_> {
             true if step.sample && to == step.count => Wants::Token { sampling, history, token: &mut step.token },
             true => Wants::Nothing,
         };
-        Some(Piece { stage, input, first: *held + from, count: self.count, wants })
+        Some(Piece { stage, adapter, input, first: *held + from, count: self.count, wants })
     }
 
     fn compute_alone(&mut self) -> Result<(), StepError> {

@@ -430,7 +430,7 @@ impl Tiny {
 }
 
 /// FNV-1a of the name, then splitmix64 of that plus the index; sixteen bits, so that every language makes the same floats.
-fn named_values(name: &str, dimensions: &[u64]) -> Vec<f32> {
+pub fn named_values(name: &str, dimensions: &[u64]) -> Vec<f32> {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
     let (centre, spread) = match (dimensions.len(), name) {

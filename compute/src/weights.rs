@@ -472,12 +472,7 @@ impl<'a> Loader<'a> {
 
     /// Where the row that stands at `row` among neighbouring pairs is stored. What is not rotated stays.
     fn source_row(&self, row: usize) -> usize {
-        let Some((width, rotated)) = self.half_split else { return row };
-        let (head, at) = (row / width, row % width);
-        if at >= rotated {
-            return row;
-        }
-        head * width + at / 2 + if at.is_multiple_of(2) { 0 } else { rotated / 2 }
+        self.half_split.map_or(row, |widths| half_split_row(row, widths))
     }
 
     /// The bytes of a part's tensor, which are kept for the layer's other parts of it.
@@ -518,6 +513,16 @@ impl<'a> Loader<'a> {
             }
         }
     }
+}
+
+/// Where the row that stands at `row` among neighbouring pairs is stored among half-split ones, in heads of `width` of which
+/// the first `rotated` are rotated.
+pub(crate) fn half_split_row(row: usize, (width, rotated): (usize, usize)) -> usize {
+    let (head, at) = (row / width, row % width);
+    if at >= rotated {
+        return row;
+    }
+    head * width + at / 2 + if at.is_multiple_of(2) { 0 } else { rotated / 2 }
 }
 
 /// A row in the form that is held, and room to make it in.

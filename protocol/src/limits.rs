@@ -86,6 +86,13 @@ pub const ROPE_CONTEXT_MAX: u32 = 1 << 30;
 /// End-of-sequence tokens of a model.
 pub const EOS_TOKENS_MAX: usize = 64;
 
+/// Rank of an adapter: twice the largest in use.
+pub const ADAPTER_RANK_MAX: u64 = 512;
+/// Bytes of an adapter's tensors: rank 64 on every matrix of a model of 70 thousand million parameters is under this.
+pub const ADAPTER_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+/// Modules of an adapter with a factor of their own.
+pub const ADAPTER_PATTERNS_MAX: usize = 1024;
+
 /// Addresses of one sort in an advert.
 pub const ADVERT_ADDRESSES_MAX: usize = 16;
 /// Bytes of one address.

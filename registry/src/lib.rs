@@ -67,7 +67,7 @@ pub use holding::{HoldError, Holding, PinClass};
 pub use import::{ImportError, Transfer};
 pub use index::IndexError;
 pub use listing::{RefState, RepoSummary, Stats};
-pub use prepare::{Describe, ModelSources, PrepareOptions, Prepared, Progress};
+pub use prepare::{Describe, Description, ModelSources, PrepareOptions, Prepared, Progress};
 pub use records::{InsertError, Inserted};
 pub use registry::{OpenError, Registry};
 pub use resolve::{ResolveError, Resolved};

@@ -41,14 +41,25 @@ pub struct ModelSources<'a> {
     pub config_json: Option<&'a [u8]>,
     /// `generation_config.json` of the outermost folder.
     pub generation_config: Option<&'a [u8]>,
+    /// `adapter_config.json` of the outermost folder.
+    pub adapter_config: Option<&'a [u8]>,
     /// The header of the GGUF file whose tensors are indexed.
     pub gguf: Option<&'a GgufHeader>,
     /// The tensors that are indexed.
     pub tensors: &'a [TensorEntry],
 }
 
-/// Tells a model's shape from its files: `Ok(None)` when there is no model that it knows.
-pub type Describe = Box<dyn Fn(&ModelSources<'_>) -> Result<Option<Model>, String> + Send + Sync>;
+/// What is told of a revision from its files.
+#[derive(Debug, Default)]
+pub struct Description {
+    /// The shape of a model that is known.
+    pub model: Option<Model>,
+    /// Further metadata.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Tells what a revision's files hold: nothing when there is nothing that it knows.
+pub type Describe = Box<dyn Fn(&ModelSources<'_>) -> Result<Description, String> + Send + Sync>;
 
 /// What a publisher says beside the files.
 pub struct PrepareOptions {
@@ -62,7 +73,7 @@ pub struct PrepareOptions {
     pub created_ms: i64,
     /// Free key-value pairs.
     pub metadata: Vec<(String, String)>,
-    /// Tells the model's shape.
+    /// Tells what the files hold.
     pub describe: Describe,
 }
 
@@ -74,7 +85,7 @@ impl Default for PrepareOptions {
             parents: Vec::new(),
             created_ms: 0,
             metadata: Vec::new(),
-            describe: Box::new(|_| Ok(None)),
+            describe: Box::new(|_| Ok(Description::default())),
         }
     }
 }
@@ -160,7 +171,7 @@ impl Registry {
         let (index, header_bytes) = TensorIndex::build(headers);
         let imported = self.import_all(&files, options.transfer, progress).await?;
         self.check_headers(&files, &imported, &seen).await?;
-        let model = self.describe(&files, &imported, &index, &options.describe).await?;
+        let Description { model, metadata } = self.describe(&files, &imported, &index, &options.describe).await?;
         let manifest = Manifest {
             realm: self.realm(),
             repo,
@@ -170,7 +181,7 @@ impl Registry {
             model,
             message: options.message,
             created_ms: options.created_ms,
-            metadata: options.metadata,
+            metadata: options.metadata.into_iter().chain(metadata).collect(),
         };
         let (revision, bytes) = manifest.seal()?;
         let manifest_bytes = bytes.len() as u64;
@@ -223,12 +234,14 @@ impl Registry {
         imported: &[Imported],
         index: &TensorIndex,
         describe: &Describe,
-    ) -> Result<Option<Model>, PublishError> {
+    ) -> Result<Description, PublishError> {
         let config_json = self.small_file(files, imported, "config.json").await?;
         let generation_config = self.small_file(files, imported, "generation_config.json").await?;
+        let adapter_config = self.small_file(files, imported, "adapter_config.json").await?;
         let sources = ModelSources {
             config_json: config_json.as_deref(),
             generation_config: generation_config.as_deref(),
+            adapter_config: adapter_config.as_deref(),
             gguf: index.gguf.as_ref(),
             tensors: &index.tensors,
         };

@@ -7,7 +7,9 @@ mod house;
 use std::fs;
 
 use cairn_protocol::{FilePath, RefName};
-use cairn_registry::{Committed, ImportError, PrepareOptions, Prepared, Problem, PublishError, Transfer, sums_of};
+use cairn_registry::{
+    Committed, Description, ImportError, PrepareOptions, Prepared, Problem, PublishError, Transfer, sums_of,
+};
 use house::{House, bytes, key, repo, safetensors, sign};
 
 /// Sizes that take different ways through the store, with why.
@@ -132,7 +134,9 @@ async fn a_gguf_file_is_indexed_and_its_header_is_shown_to_whoever_describes_the
     let source = house.source("g", &[("a.gguf", gguf("x")), ("b.gguf", gguf("x")), ("config.json", b"{}".to_vec())]);
     let options = PrepareOptions {
         describe: Box::new(|sources| match (sources.gguf, sources.config_json) {
-            (Some(gguf), Some(b"{}")) if gguf.tensors.len() == 1 && sources.tensors.len() == 1 => Ok(None),
+            (Some(gguf), Some(b"{}")) if gguf.tensors.len() == 1 && sources.tensors.len() == 1 => {
+                Ok(Description::default())
+            }
             _ => Err(format!("{sources:?}")),
         }),
         ..PrepareOptions::default()

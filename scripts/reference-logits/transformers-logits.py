@@ -3,8 +3,9 @@
 
     scripts/reference-logits/transformers-logits.py compute/src/references
 
-Writes linear.json (scaled rotary frequencies, which candle has not), and prints how far transformers is from what candle
-wrote for Mistral. Needs torch and transformers 4.35 (Debian's python3-torch 1.13 and pip's transformers==4.35.2 go together).
+Writes linear.json (scaled rotary frequencies, which candle has not) and lora.json (a Llama with an adapter, by PEFT), and
+prints how far transformers is from what candle wrote for Mistral. Needs torch, transformers 4.35 and peft 0.7 (Debian's
+python3-torch 1.13 goes with pip's transformers==4.35.2 and peft==0.7.1).
 """
 
 import json
@@ -12,6 +13,7 @@ import pathlib
 import sys
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 PREFIXES = [1, 20, 65, 96]
@@ -44,7 +46,31 @@ def logits(model):
         return [model(torch.tensor([PROMPT[:n]])).logits[0, -1].tolist() for n in PREFIXES]
 
 
+def lora(folder):
+    """Every matrix with an adapter, whose ranks and factors differ by module; its tensors follow from their names, too."""
+    named = dict(r=4, lora_alpha=6, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+                 rank_pattern={"down_proj": 3, "layers.1.mlp.up_proj": 20},
+                 alpha_pattern={"down_proj": 9, "layers.1.mlp.up_proj": 10})
+    base = LlamaForCausalLM(LlamaConfig(**BASE))
+    base.load_state_dict({name: values(name, w.shape) for name, w in base.state_dict().items()})
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **named))
+    tensors = {}
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            saved = name.replace(".default.", ".")
+            weight.data.copy_(values(saved, weight.shape))
+            tensors[saved] = list(weight.shape)
+    model = model.eval()
+    with torch.no_grad():
+        made = [model(torch.tensor([PROMPT[:n]])).logits[0, -1].tolist() for n in PREFIXES]
+    config = dict(model_type="llama", **BASE)
+    adapter = dict(peft_type="LORA", bias="none", **named)
+    file = dict(by="peft 0.7.1", config=config, adapter_config=adapter, adapter_tensors=tensors, ids=PROMPT, prefixes=PREFIXES, logits=made)
+    (folder / "lora.json").write_text(json.dumps(file) + "\n")
+
+
 def main(folder):
+    lora(folder)
     scaling = {"type": "linear", "factor": 4.0}
     made = logits(LlamaForCausalLM(LlamaConfig(**BASE, rope_scaling=scaling)))
     config = dict(model_type="llama", **BASE, rope_scaling=scaling)

@@ -10,5 +10,5 @@ mod net;
 
 pub use generation::{Generation, greedy};
 pub use memory::Memory;
-pub use models::{full_precision_model, real_model, tiny_model};
+pub use models::{full_precision_model, random_adapter, real_model, tiny_model};
 pub use net::{PATIENCE, Testnet, wait_until};

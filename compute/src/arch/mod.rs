@@ -28,7 +28,9 @@ pub(crate) use shape::shape;
 pub use shape::{ShapeError, is_served};
 #[cfg(test)]
 pub(crate) use tensors::all_roles;
-pub(crate) use tensors::{LayerRole, Projection, ROPE_FACTORS, Role, Wanted, name as tensor_name, sections, wanted};
+pub(crate) use tensors::{
+    LayerRole, Projection, ROPE_FACTORS, Role, Wanted, layer_dimensions, name as tensor_name, sections, wanted,
+};
 pub use tensors::{StageError, stage_tensors};
 
 use cairn_protocol::layers::LayerRange;

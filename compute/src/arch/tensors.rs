@@ -233,6 +233,11 @@ fn found<'a>(
     }
 }
 
+/// Rows and columns of a layer's matrix.
+pub(crate) fn layer_dimensions(s: &Shape, role: LayerRole) -> Vec<u64> {
+    dimensions(s, Role::Layer(0, role))
+}
+
 fn dimensions(s: &Shape, role: Role) -> Vec<u64> {
     use LayerRole::*;
     let (queries, keys) = (s.heads * s.head_width, s.kv_heads * s.head_width);

@@ -6,6 +6,7 @@
 //! whom it shares them with.
 
 use super::{
+    adapters::{Low, Site},
     kernels::{self, Norm, Post, View},
     matrix::{Feed, Fused},
     model::{Activation, Block, Experts, FeedForward, GateUp, Layer, Routing},
@@ -20,10 +21,12 @@ pub(super) struct Stream<'w> {
     pub x: &'w mut [f32],
     pub branch: &'w mut [f32],
     pub normed: &'w mut [f32],
+    /// What adapters add to the product that is joined.
+    pub low: &'w Low,
 }
 
 impl Pass<'_> {
-    pub(super) fn feed_forward(&self, work: &mut Work, layer: &Layer) {
+    pub(super) fn feed_forward(&self, work: &mut Work, index: usize, layer: &Layer) {
         let s = self.shape();
         let norm = Norm { weights: &layer.feed_forward_norm, epsilon: s.epsilon };
         let packed = layer.feed_forward.readers().find(|reader| reader.reads_acts());
@@ -32,20 +35,27 @@ impl Pass<'_> {
             self.feed(&mut work.narrow, reader, Columns::Panel(&work.x), s.width, Some(norm));
         }
         match &layer.feed_forward {
-            FeedForward::Block(block) => self.block(work, layer, block),
+            FeedForward::Block(block) => self.block(work, index, layer, block),
             FeedForward::Experts(experts) => self.experts(work, experts),
         }
     }
 
-    fn block(&self, work: &mut Work, layer: &Layer, block: &Block) {
+    fn block(&self, work: &mut Work, index: usize, layer: &Layer, block: &Block) {
         let (n, s) = (self.tokens(), self.shape());
         let hidden = &mut work.hidden[..s.feed_forward.next_multiple_of(LANES) * n];
-        for (matrix, post) in self.steps(&block.gate_up).into_iter().flatten() {
-            self.product(matrix, &work.narrow, n, hidden, post);
+        if work.low.touches(index, Site::GateUp) {
+            let norm = Norm { weights: &layer.feed_forward_norm, epsilon: s.epsilon };
+            self.project(&mut work.low, (index, Site::GateUp), Columns::Panel(&work.x), s.width, Some(norm));
+            self.adapted_gate_up(&block.gate_up, &work.narrow, &work.low, hidden);
+        } else {
+            for (matrix, post) in self.steps(&block.gate_up).into_iter().flatten() {
+                self.product(matrix, &work.narrow, n, hidden, post);
+            }
         }
         self.feed(&mut work.wide, &block.down, Columns::Panel(&work.hidden), s.feed_forward, None);
+        self.project(&mut work.low, (index, Site::Down), Columns::Panel(&work.hidden), s.feed_forward, None);
         let norm = layer.post_norms.as_ref().map(|[_, norm]| &norm[..]);
-        let stream = Stream { x: &mut work.x, branch: &mut work.branch, normed: &mut work.normed };
+        let stream = Stream { x: &mut work.x, branch: &mut work.branch, normed: &mut work.normed, low: &work.low };
         self.join(stream, &block.down, &work.wide, norm);
     }
 
@@ -63,9 +73,9 @@ impl Pass<'_> {
         let (n, s) = (self.tokens(), self.shape());
         let padded = s.width.next_multiple_of(LANES);
         let x = &mut stream.x[..padded * n];
-        let Some(weights) = norm else { return self.product(matrix, feed, n, x, Post::Add) };
+        let Some(weights) = norm else { return self.adapted_product(matrix, feed, stream.low, x, Post::Add) };
         let (branch, normed) = (&mut stream.branch[..padded * n], &mut stream.normed[..padded * n]);
-        self.product(matrix, feed, n, branch, Post::Store);
+        self.adapted_product(matrix, feed, stream.low, branch, Post::Store);
         self.normalised(branch, weights, normed);
         let normed = &*normed;
         let add = |first: usize, groups: &mut [f32]| {

@@ -69,6 +69,12 @@ impl Matrix {
         }
     }
 
+    /// Multiplies groups from `first` on of a plain matrix by rows; `out` is their panel. (A packed one reads no rows.)
+    pub fn product_rows(&self, level: Level, store: &Store, first: usize, rows: &Rows, out: &mut [f32]) {
+        let MatrixView::Plain(w) = self.view(store) else { return };
+        kernels::product_plain(level, w, first, rows, out, Post::Store);
+    }
+
     fn view<'a>(&self, store: &'a Store) -> MatrixView<'a> {
         let lines = store.slice(self.from, self.groups * self.format.group_lines(self.k));
         match self.format {

@@ -5,6 +5,7 @@
 //! It knows nothing of files, names or sessions: `weights` fills it, `stage` drives it.
 
 pub mod acts;
+pub mod adapters;
 pub mod cache;
 pub mod cores;
 mod feed_forward;

@@ -6,6 +6,7 @@
 
 use super::{
     acts::Planes,
+    adapters::{Low, Read, Site},
     cache::Cache,
     feed_forward::{Stream, groups_read},
     kernels::{self, HEAD_WIDTH_MAX, KvHead, Norm, Post, SHARE, View, padded_head},
@@ -120,7 +121,7 @@ impl Pass<'_> {
     pub fn walk(&self, work: &mut Work, caches: &mut [&mut Cache]) {
         for (index, layer) in self.model.layers.iter().enumerate() {
             self.attention(work, caches, index, layer);
-            self.feed_forward(work, layer);
+            self.feed_forward(work, index, layer);
         }
     }
 
@@ -154,12 +155,14 @@ impl Pass<'_> {
         let (n, s) = (self.tokens(), self.shape());
         let norm = Norm { weights: &layer.attention_norm, epsilon: s.epsilon };
         self.feed(&mut work.narrow, &layer.qkv, Columns::Panel(&work.x), s.width, Some(norm));
-        let qkv = &mut work.qkv[..s.qkv_rows()[3] * n];
+        self.project(&mut work.low, (index, Site::Qkv), Columns::Panel(&work.x), s.width, Some(norm));
+        let (qkv, low) = (&mut work.qkv[..s.qkv_rows()[3] * n], &work.low);
         let shared = &*caches;
         self.pool.split(qkv, n * LANES, |g, part| {
             let groups = part.len() / (n * LANES);
             self.near(shared, index, g..g + groups, layer.qkv.groups());
             layer.qkv.product(self.level, &self.model.store, g, &work.narrow, part, Post::Store);
+            low.add(self.level, 0, g, n, part);
             if let Some(bias) = &layer.bias {
                 add_bias(&bias[g * LANES..], n, part);
             }
@@ -168,8 +171,9 @@ impl Pass<'_> {
         self.mix(&work.qkv, caches, index, &mut work.mixed);
         let (columns, k) = (self.attended(&mut work.compact, &work.mixed), s.heads * s.head_width);
         self.feed(&mut work.attended, &layer.out, columns, k, None);
+        self.project(&mut work.low, (index, Site::Out), columns, k, None);
         let norm = layer.post_norms.as_ref().map(|[norm, _]| &norm[..]);
-        let stream = Stream { x: &mut work.x, branch: &mut work.branch, normed: &mut work.normed };
+        let stream = Stream { x: &mut work.x, branch: &mut work.branch, normed: &mut work.normed, low: &work.low };
         self.join(stream, &layer.out, &work.attended, norm);
     }
 
@@ -177,6 +181,19 @@ impl Pass<'_> {
         self.pool.split(out, tokens * LANES, |g, part| {
             matrix.product(self.level, &self.model.store, g * groups_read(post), feed, part, post);
         });
+    }
+
+    /// Computes what adapters need of a product's input.
+    pub(super) fn project(
+        &self,
+        low: &mut Low,
+        (layer, site): (usize, Site),
+        from: Columns,
+        k: usize,
+        norm: Option<Norm>,
+    ) {
+        let n = self.tokens();
+        low.project(self.pool, self.level, Read { layer, site, k, norm, view: |t| from.view(t, n) });
     }
 
     /// Brings all columns of the pass into the forms that `reader` reads.

@@ -2,6 +2,7 @@
 
 use super::{
     acts::{Acts, Planes, Rows},
+    adapters::Low,
     kernels::padded_head,
     matrix::{Feed, Fused},
     model::Model,
@@ -48,6 +49,8 @@ pub struct Work {
     pub wide: Feed,
     /// Normalised residual stream of the wanted tokens, for the head.
     pub last: Feed,
+    /// What adapters of some columns add; empty for a pass without.
+    pub low: Low,
     /// Logits, a panel.
     pub logits: Vec<f32>,
     /// The logits of one token of several.
@@ -92,6 +95,7 @@ impl Work {
             attended: feed(attended, tokens, planes, each(|l| vec![&l.out])),
             wide: feed(s.feed_forward, tokens, planes, downs),
             last: feed(s.width, wanted, planes, head.iter().map(|h| &h.matrix).collect()),
+            low: Low::default(),
             logits: vec![0.0; head.map_or(0, |h| h.matrix.groups() * LANES * wanted)],
             column: Vec::new(),
         }

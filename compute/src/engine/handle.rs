@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cpu::kernels::KV_TILE,
     sample::Sampling,
-    stage::{StepError, StepInput, StepOutput, Weights},
+    stage::{Adapter, StepError, StepInput, StepOutput, Weights},
 };
 use std::{
     sync::{
@@ -78,6 +78,14 @@ impl StageHandle {
     /// The ids of positions from 0 on, which a repetition penalty in a last stage needs. False as above.
     pub fn set_history(&self, ids: Vec<u32>) -> bool {
         self.send(Command::History { session: self.inner.session, ids })
+    }
+
+    pub(super) fn weights(&self) -> &Weights {
+        &self.inner.weights
+    }
+
+    pub(super) fn give_adapter(&self, adapter: Option<Arc<Adapter>>) -> bool {
+        self.send(Command::Adapter { session: self.inner.session, adapter })
     }
 
     fn send(&self, command: Command) -> bool {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     sample::Sampling,
-    stage::{self, Hands, Session, StepError, StepInput, Turn, UnderWay, Weights},
+    stage::{self, Adapter, Hands, Session, StepError, StepInput, Turn, UnderWay, Weights},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -58,6 +58,7 @@ enum Order {
     Truncate(usize),
     Sampling(Sampling),
     History(Vec<u32>),
+    Adapter(Option<Arc<Adapter>>),
 }
 
 /// Why a pass came to nothing.
@@ -91,6 +92,7 @@ impl Sessions {
             Command::Truncate { session, len } => self.order(session, Order::Truncate(len)),
             Command::Sampling { session, sampling } => self.order(session, Order::Sampling(sampling)),
             Command::History { session, ids } => self.order(session, Order::History(ids)),
+            Command::Adapter { session, adapter } => self.order(session, Order::Adapter(adapter)),
             Command::Sweep => {}
         }
     }
@@ -282,6 +284,7 @@ impl Open {
             }
             Order::Truncate(len) => self.change(|session| session.truncate(len)),
             Order::Sampling(sampling) => self.change(|session| session.set_sampling(sampling)),
+            Order::Adapter(adapter) => self.change(|session| session.set_adapter(adapter)),
             Order::History(ids) => self.change(|session| session.set_history(ids)),
         }
     }

@@ -4,17 +4,22 @@
 
 use super::{
     LoadError, LoadReport, Share,
+    adapter::AdapterHandle,
     handle::{Parts, StageHandle},
     sessions::Sessions,
 };
 use crate::{
-    arch::StagePart,
+    adapter::{self, AdapterSpec},
+    arch::{self, StagePart},
     cpu::acts::Planes,
     sample::Sampling,
-    stage::{CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
+    stage::{Adapter, CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
     weights::{self, Loaded, TensorSource},
 };
-use cairn_protocol::manifest::{Model, TensorEntry};
+use cairn_protocol::{
+    id::RevisionId,
+    manifest::{Model, TensorEntry},
+};
 use candle_core::Device;
 use std::{
     any::Any,
@@ -103,6 +108,10 @@ pub(super) enum Command {
         session: SessionId,
         ids: Vec<u32>,
     },
+    Adapter {
+        session: SessionId,
+        adapter: Option<Arc<Adapter>>,
+    },
     /// Look at the flags: a handle was dropped, or the engine is to stop.
     Sweep,
 }
@@ -119,6 +128,24 @@ pub(super) struct LoadJob {
     pub source: Box<dyn TensorSource>,
     pub share: Share,
     pub answer: LoadAnswer,
+}
+
+/// What the loader thread is asked for an adapter.
+pub(super) struct AdapterJob {
+    pub model: Model,
+    pub spec: AdapterSpec,
+    pub revision: RevisionId,
+    pub tensors: Vec<TensorEntry>,
+    pub part: StagePart,
+    pub source: Box<dyn TensorSource>,
+    pub share: Share,
+    pub answer: Answer<AdapterHandle, LoadError>,
+}
+
+/// Either.
+pub(super) enum Job {
+    Stage(Box<LoadJob>),
+    Adapter(Box<AdapterJob>),
 }
 
 /// The engine thread: takes what it is asked and computes pass after pass, until it is stopped or nobody can ask any more.
@@ -155,25 +182,44 @@ fn gather(sessions: &mut Sessions, queue: &Receiver<Command>) -> bool {
     true
 }
 
-/// The loader thread: loads one stage after the other until nobody can ask for any. What was packed is saved after its
-/// stage was answered.
-pub(super) fn load(jobs: &Receiver<LoadJob>, commands: &SyncSender<Command>) {
-    for LoadJob { model, tensors, part, context, planes, device, source, share, answer } in jobs.iter() {
-        // The source goes in: it belongs to whoever asked, and may panic when it is dropped, too.
-        let loaded = guarded(move || match device {
-            None => on_cpu(&model, &tensors, &part, context, planes, source),
-            Some(device) => on_gpu(&model, &tensors, &part, context, device, source),
-        });
-        match loaded.and_then(|loaded| open(loaded, context, share, commands)) {
-            Err(error) => answer.give(Err(error)),
-            Ok((handle, weights, unsaved)) => {
-                answer.give(Ok(handle));
-                let _ = guarded(move || Ok(unsaved.map(Unsaved::save)));
-                // Until now: the memory that is read while saving is accounted for.
-                drop(weights);
-            }
+/// The loader thread: loads one stage or adapter after the other until nobody can ask for any. What was packed is saved
+/// after its stage was answered.
+pub(super) fn load(jobs: &Receiver<Job>, commands: &SyncSender<Command>) {
+    for job in jobs.iter() {
+        match job {
+            Job::Stage(job) => load_stage(*job, commands),
+            Job::Adapter(job) => load_adapter(*job),
         }
     }
+}
+
+fn load_stage(job: LoadJob, commands: &SyncSender<Command>) {
+    let LoadJob { model, tensors, part, context, planes, device, source, share, answer } = job;
+    // The source goes in: it belongs to whoever asked, and may panic when it is dropped, too.
+    let loaded = guarded(move || match device {
+        None => on_cpu(&model, &tensors, &part, context, planes, source),
+        Some(device) => on_gpu(&model, &tensors, &part, context, device, source),
+    });
+    match loaded.and_then(|loaded| open(loaded, context, share, commands)) {
+        Err(error) => answer.give(Err(error)),
+        Ok((handle, weights, unsaved)) => {
+            answer.give(Ok(handle));
+            let _ = guarded(move || Ok(unsaved.map(Unsaved::save)));
+            // Until now: the memory that is read while saving is accounted for.
+            drop(weights);
+        }
+    }
+}
+
+fn load_adapter(job: AdapterJob) {
+    let AdapterJob { model, spec, revision, tensors, part, source, share, answer } = job;
+    let loaded = guarded(move || {
+        let mut source = source;
+        let fitted = adapter::fit(&model, &spec, &tensors, &part)?;
+        let weights = Arc::new(adapter::load(&fitted, &spec, &part, &mut *source)?);
+        Ok(AdapterHandle::new(Adapter { revision, weights, shape: arch::shape(&model)?, share }))
+    });
+    answer.give(loaded);
 }
 
 /// Does something whose panic is a failure to load.

@@ -3,10 +3,11 @@
 //! A pass takes pieces of several sessions' steps at once, since weights are read from memory once for all of them. What a
 //! session's tokens become does not depend on its neighbours: columns of a pass meet nowhere ([`Pass`]).
 
-use super::{Checked, Facts, Hands};
+use super::{Adapter, Checked, Facts, Hands};
 use crate::{
     cpu::{
         acts::Planes,
+        adapters,
         cache::Cache,
         model::Model,
         pass::{Pass, Slot},
@@ -34,6 +35,7 @@ pub(crate) struct CpuStage {
 /// A piece of one session's step: some of its positions, one after the other.
 pub(crate) struct Piece<'a> {
     pub stage: &'a mut CpuStage,
+    pub adapter: Option<&'a Arc<adapters::Adapter>>,
     /// What goes in, of just these positions.
     pub input: Checked<'a>,
     /// The position of the first.
@@ -75,6 +77,11 @@ impl CpuWeights {
         }
     }
 
+    /// Whether an adapter was loaded for just such weights.
+    pub fn takes(&self, adapter: &Adapter) -> bool {
+        adapter.shape == self.model.shape && adapter.weights.layers.len() == self.model.layers.len()
+    }
+
     pub fn open(self: &Arc<Self>, context: usize) -> CpuStage {
         let s = &self.model.shape;
         let cache = Cache::new(self.model.layers.len(), s.kv_heads, s.head_width, context);
@@ -96,8 +103,10 @@ impl CpuWeights {
             Some(_) => pass.embed(&mut work, pieces.iter().flat_map(|piece| piece.input.ids()).copied()),
             None => pass.receive(&mut work, pieces.iter().flat_map(|piece| piece.input.values().chunks_exact(width))),
         }
+        work.low.gather(&pieces.iter().map(|piece| piece.adapter).collect::<Vec<_>>(), &slots);
         let mut caches: Vec<&mut Cache> = pieces.iter_mut().map(|piece| &mut piece.stage.cache).collect();
         pass.walk(&mut work, &mut caches);
+        work.low.clear();
         match self.model.head {
             Some(_) => choose(&pass, &mut work, pieces),
             None => pass.send(&work, pieces.iter_mut().flat_map(|piece| piece.wants.rows(width))),

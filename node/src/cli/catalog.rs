@@ -91,6 +91,7 @@ pub(super) async fn show(global: &Global, args: ShowArgs) -> Outcome {
         })).collect::<Vec<_>>(),
         "files": shown.files.iter().map(file).collect::<Vec<_>>(),
         "model": shown.model.as_ref().map(model),
+        "adapter": shown.adapter.as_ref().map(adapter),
         "holders": shown.holders, "message": shown.message, "parents": shown.parents, "warning": shown.warning,
         "tensors": shown.tensors,
         "metadata": shown.metadata.iter().map(|e| (e.key.clone(), json!(e.value))).collect::<serde_json::Map<_, _>>(),
@@ -112,6 +113,13 @@ fn model(model: &api::Model) -> Value {
     })
 }
 
+fn adapter(adapter: &api::Adapter) -> Value {
+    json!({
+        "base_model": adapter.base_model, "rank": adapter.rank, "alpha": adapter.alpha,
+        "rank_stabilised": adapter.rank_stabilised, "modules": adapter.modules, "served": adapter.served,
+    })
+}
+
 fn describe(shown: &api::ShowResponse) -> String {
     let mut lines = Vec::new();
     if let Some(repo) = &shown.repo {
@@ -126,6 +134,18 @@ fn describe(shown: &api::ShowResponse) -> String {
             "  model      {}, {} layers of width {}, context {}{served}",
             model.architecture, model.layers, model.width, model.context_max
         ));
+    }
+    if let Some(adapter) = &shown.adapter {
+        lines.push(match adapter.served {
+            true => format!(
+                "  adapter    of {}, rank {}, alpha {}, on {}",
+                if adapter.base_model.is_empty() { "an unnamed model" } else { &adapter.base_model },
+                adapter.rank,
+                adapter.alpha,
+                adapter.modules.join(" ")
+            ),
+            false => "  adapter    of a format that is not served by this build".to_owned(),
+        });
     }
     if !shown.message.is_empty() {
         lines.push(format!("  message    {}", shown.message));

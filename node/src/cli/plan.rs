@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use super::{Global, Outcome};
 
 #[derive(Args)]
-#[command(after_help = "Examples:\n  cairn plan acme/tiny\n  cairn plan acme/tiny --stages 3 --json")]
+#[command(
+    after_help = "Examples:\n  cairn plan acme/tiny\n  cairn plan acme/tiny --stages 3 --json\n  cairn plan acme/tiny --adapter adapters/acme/pirate"
+)]
 pub(super) struct PlanArgs {
     /// REPO[@REF]
     repo: String,
@@ -18,14 +20,18 @@ pub(super) struct PlanArgs {
     /// Positions to plan memory for [default: the planner's]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     context: u32,
+    /// An adapter, which takes memory on every stage: adapters/PUBLISHER/NAME[@REF]
+    #[arg(long, value_name = "REPO")]
+    adapter: Option<String>,
     /// Who may see activations: local, trusted, realm or open
     #[arg(long, default_value = "trusted")]
     privacy: String,
 }
 
 pub(super) async fn run(global: &Global, args: PlanArgs) -> Outcome {
-    let PlanArgs { repo, stages, context, privacy } = args;
-    let plan = global.connect().await?.plan(api::PlanRequest { repo, stages, context, privacy }).await?;
+    let PlanArgs { repo, stages, context, adapter, privacy } = args;
+    let adapter = adapter.unwrap_or_default();
+    let plan = global.connect().await?.plan(api::PlanRequest { repo, stages, context, privacy, adapter }).await?;
     global.output().result(&plan_value(&plan), || describe(&plan));
     Ok(true)
 }

@@ -19,11 +19,14 @@ const PROMPT_BYTES_MAX: u64 = 512 << 10;
 
 #[derive(Args, Clone)]
 #[command(
-    after_help = "Examples:\n  cairn run acme/tiny \"Once upon a time\"\n  cairn run acme/tiny                       a chat, on a terminal\n  cairn run acme/tiny --raw --temperature 0 --max-tokens 64 --stages 3 --json \"Once\"\n  cat question.txt | cairn run acme/tiny"
+    after_help = "Examples:\n  cairn run acme/tiny \"Once upon a time\"\n  cairn run acme/tiny                       a chat, on a terminal\n  cairn run acme/tiny --raw --temperature 0 --max-tokens 64 --stages 3 --json \"Once\"\n  cairn run acme/tiny --adapter adapters/acme/pirate@v1 \"Once\"\n  cat question.txt | cairn run acme/tiny"
 )]
 pub(super) struct RunArgs {
     /// REPO[@REF]
     repo: String,
+    /// Add this adapter to the model: adapters/PUBLISHER/NAME[@REF]
+    #[arg(long, value_name = "REPO")]
+    adapter: Option<String>,
     /// What to go on from; read from a pipe if there is one
     prompt: Option<String>,
     /// Most tokens to generate
@@ -71,6 +74,7 @@ impl RunArgs {
     fn request(&self) -> api::GenerateRequest {
         api::GenerateRequest {
             repo: self.repo.clone(),
+            adapter: self.adapter.clone().unwrap_or_default(),
             max_tokens: self.max_tokens,
             temperature: Some(self.temperature),
             top_k: self.top_k.unwrap_or(0),
@@ -208,7 +212,7 @@ impl<'a> Telling<'a> {
                 self.so_far.stages = started.plan.iter().flat_map(|plan| &plan.stages).map(planned).collect();
                 output.event(&json!({
                     "event": "started", "session": started.session, "revision": started.revision, "seed": started.seed,
-                    "prompt_tokens": started.prompt_tokens, "resume_token": started.resume_token,
+                    "prompt_tokens": started.prompt_tokens, "resume_token": started.resume_token, "adapter": started.adapter,
                     "plan": started.plan.as_ref().map(plan::plan_value),
                 }));
             }

@@ -46,6 +46,20 @@ pub async fn find(node: &Node, revision: RevisionId) -> Vec<Source> {
     found
 }
 
+/// Holders of the revision: this node first when it has all of it, last when it has some.
+pub(crate) async fn sources(node: &Node, revision: RevisionId) -> Vec<Source> {
+    let own = Source { node: node.identity.node_id(), addresses: node.data.addresses() };
+    let holding = node.registry.held(revision).await.unwrap_or_default();
+    if holding.whole {
+        return std::iter::once(own).chain(holders(node, revision)).collect();
+    }
+    let mut sources = find(node, revision).await;
+    if holding.bytes_held > 0 {
+        sources.push(own);
+    }
+    sources
+}
+
 /// The manifest: from here, else from whoever has it.
 pub async fn ensure_manifest(node: &Node, revision: RevisionId) -> Result<Manifest, Refusal> {
     if let Some(manifest) = local_manifest(node, revision).await? {

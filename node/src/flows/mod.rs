@@ -3,6 +3,7 @@
 //! A flow borrows the [`crate::shell::Node`], waits on its handles, and reports through a bounded channel. It is
 //! cancelled by being dropped, so each one leaves nothing half done behind. Doors hold no logic; deciders hold no waiting.
 
+pub(crate) mod adapters;
 pub mod announce;
 pub mod bring;
 mod catch_up;

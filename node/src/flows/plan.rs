@@ -18,7 +18,7 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 
-use super::{holders, names};
+use super::{adapters, holders, names};
 use crate::{net::PeerInfo, shell::Node, stages};
 
 /// Prompt length assumed where no prompt is known yet.
@@ -40,13 +40,17 @@ pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::Pla
     let manifest = holders::manifest_of(&node, &resolved).await?;
     let model = served_model(&request.repo, &manifest)?;
     let context = if request.context == 0 { CONTEXT.min(model.context_max) } else { request.context };
-    let wish = Wish {
+    let adapter = adapters::choose(&node, &request.adapter, model).await?;
+    let mut wish = Wish {
         cost: cost(model, &manifest.tensors)?,
         context: u64::from(context),
         prompt_tokens: PROMPT_TOKENS,
         answer_tokens: ANSWER_TOKENS,
         privacy: stages::parse_privacy(&request.privacy)?,
     };
+    if let Some(adapter) = adapter {
+        adapter.weigh(&mut wish);
+    }
     let bound = if request.stages == 0 { Bound::Free } else { Bound::Exactly(request.stages as usize) };
     let made = make(&node, resolved.revision, &wish, bound, BTreeSet::new(), None)
         .map_err(|error| refusal(&request.repo, &error))?;

@@ -13,18 +13,18 @@ use std::{
     time::SystemTime,
 };
 
-use cairn_compute::arch::{self, Description};
+use cairn_compute::{adapter, arch};
 use cairn_protocol::{
     api,
     id::RevisionId,
     manifest::ManifestError,
-    name::{Handle, Publisher, RefName, RepoId, RepoPath},
+    name::{Handle, Publisher, RefName, RepoId, RepoKind, RepoPath},
     record::{Keypair, Profile, Record, RecordError},
     refusal::{Reason, Refusal},
 };
 use cairn_registry::{
-    Committed, FolderError, ImportError, InsertError, ModelSources, NextHead, PrepareOptions, Prepared, PublishError,
-    Transfer,
+    Committed, Description, FolderError, ImportError, InsertError, ModelSources, NextHead, PrepareOptions, Prepared,
+    PublishError, Transfer,
 };
 use tokio::sync::mpsc::Sender;
 
@@ -227,7 +227,10 @@ async fn prepare(
         parents,
         created_ms: now_ms(),
         metadata: wish.made_from.metadata.clone(),
-        describe: Box::new(move |sources| describe(sources, &unserved)),
+        describe: match repo.kind {
+            RepoKind::Adapter => Box::new(describe_adapter),
+            _ => Box::new(move |sources| describe(sources, &unserved)),
+        },
     };
     let item = wish.path.to_string();
     let progress = move |read: cairn_registry::Progress| {
@@ -251,20 +254,25 @@ async fn parent(node: &Node, repo: &RepoId) -> Result<Option<RevisionId>, Publis
 }
 
 /// The model that is served, if there is one; if there is another, why it is not.
-fn describe(
-    sources: &ModelSources<'_>,
-    unserved: &OnceLock<String>,
-) -> Result<Option<cairn_protocol::manifest::Model>, String> {
+fn describe(sources: &ModelSources<'_>, unserved: &OnceLock<String>) -> Result<Description, String> {
     let described = arch::describe(sources.config_json, sources.generation_config, sources.gguf, sources.tensors);
-    match described.map_err(|error| error.to_string())? {
-        Description::Model(model) => Ok(Some(*model)),
-        Description::Unserved(why) => {
+    let model = match described.map_err(|error| error.to_string())? {
+        arch::Description::Model(model) => Some(*model),
+        arch::Description::Unserved(why) => {
             // A publication is described once.
             let _ = unserved.set(why);
-            Ok(None)
+            None
         }
-        Description::Nothing => Ok(None),
-    }
+        arch::Description::Nothing => None,
+    };
+    Ok(Description { model, ..Description::default() })
+}
+
+/// A PEFT folder. What holds no `adapter_config.json` is stored and shared like anything, and not computed.
+fn describe_adapter(sources: &ModelSources<'_>) -> Result<Description, String> {
+    let Some(config) = sources.adapter_config else { return Ok(Description::default()) };
+    let metadata = adapter::describe(config, sources.tensors).map_err(|error| error.to_string())?;
+    Ok(Description { metadata, ..Description::default() })
 }
 
 fn sign(

@@ -3,12 +3,12 @@
 //! It changes nothing here (what peers answer about an unknown name is kept like any record). Invariant: a page is bounded, and
 //! what could not be learnt is said in `warning`, not left out in silence.
 
-use cairn_compute::arch;
+use cairn_compute::{adapter::AdapterSpec, arch};
 use cairn_protocol::{
     api,
     id::RevisionId,
     manifest::{Manifest, ManifestFile, Model},
-    name::{Publisher, RepoPath},
+    name::{Publisher, RepoKind, RepoPath},
     refusal::Refusal,
 };
 use cairn_registry::{PassedOver, RefState, RepoSummary, Resolved};
@@ -78,6 +78,7 @@ pub async fn show(node: &Node, request: api::ShowRequest) -> Result<api::ShowRes
         warning: warnings.join("; "),
         tensors: manifest.map_or(0, |manifest| manifest.tensors.len() as u64),
         metadata: manifest.map(|m| m.metadata.iter().map(entry).collect()).unwrap_or_default(),
+        adapter: manifest.and_then(adapter),
     })
 }
 
@@ -167,6 +168,22 @@ fn file(file: &ManifestFile) -> api::File {
             digest("git-sha1", hex::encode(file.git_sha1)),
         ],
     }
+}
+
+/// What an adapter says of itself; one of a format that is not known here is there and not served.
+fn adapter(manifest: &Manifest) -> Option<api::Adapter> {
+    if manifest.repo.kind != RepoKind::Adapter || !AdapterSpec::is_in(&manifest.metadata) {
+        return None;
+    }
+    let Ok(spec) = AdapterSpec::from_metadata(&manifest.metadata) else { return Some(api::Adapter::default()) };
+    Some(api::Adapter {
+        base_model: spec.base_model,
+        rank: spec.rank,
+        alpha: spec.alpha,
+        rank_stabilised: spec.is_rank_stabilised,
+        modules: spec.modules,
+        served: true,
+    })
 }
 
 fn model(model: &Model) -> api::Model {

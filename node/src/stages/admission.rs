@@ -58,6 +58,8 @@ pub struct Usage {
     pub sessions: usize,
     /// The manifest or more of the revision is here.
     pub is_revision_held: bool,
+    /// The same of the adapter's.
+    pub is_adapter_held: bool,
 }
 
 /// Says yes, or why not.
@@ -120,10 +122,12 @@ fn level(request: &StageRequest, house: &House) -> Result<(), Refusal> {
 }
 
 fn trust(request: &StageRequest, asker: &Asker, house: &House, usage: Usage) -> Result<(), Refusal> {
-    if asker.is_trusted() || usage.is_revision_held || house.trusted.contains(&request.publisher) {
-        return Ok(());
-    }
-    let why = format!("its publisher {} is not trusted here and the revision is not held", request.publisher.short());
+    let model = Some((request.publisher, usage.is_revision_held));
+    let adapter = request.adapter.as_ref().map(|adapter| (adapter.publisher, usage.is_adapter_held));
+    let is_strange = |(publisher, is_held): &(PublisherKey, bool)| !is_held && !house.trusted.contains(publisher);
+    let strange = model.into_iter().chain(adapter).find(is_strange);
+    let Some((publisher, _)) = strange.filter(|_| !asker.is_trusted()) else { return Ok(()) };
+    let why = format!("its publisher {} is not trusted here and the revision is not held", publisher.short());
     Err(refusal(Reason::Untrusted, why, "ask its owner to trust the publisher or to mirror the repo"))
 }
 
@@ -151,6 +155,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::stages::request::AdapterRequest;
 
     fn request() -> StageRequest {
         StageRequest {
@@ -169,6 +174,7 @@ mod tests {
             privacy: Privacy::Trusted,
             sources: Vec::new(),
             level: String::new(),
+            adapter: None,
         }
     }
 
@@ -203,6 +209,27 @@ mod tests {
         assert_eq!(reason(&stranger(), &house, held), None);
         house.trusted.push(PublisherKey::from([3; 32]));
         assert_eq!(reason(&stranger(), &house, Usage::default()), None);
+    }
+
+    #[test]
+    fn a_granted_stranger_needs_trust_for_the_adapter_as_for_the_model() {
+        let adapter = AdapterRequest {
+            revision: RevisionId::from([5; 32]),
+            publisher: PublisherKey::from([6; 32]),
+            sources: Vec::new(),
+        };
+        let request = StageRequest { adapter: Some(adapter), ..request() };
+        let mut house = house(Grant::Anyone);
+        house.trusted.push(PublisherKey::from([3; 32]));
+        let ask = |asker: &Asker, house: &House, usage| admit(&request, asker, house, usage).err();
+        let refused = ask(&stranger(), &house, Usage::default()).unwrap();
+        assert!(refused.reason == Reason::Untrusted && refused.why.contains("0606"), "{refused}");
+        let held = Usage { is_adapter_held: true, ..Usage::default() };
+        assert_eq!(ask(&stranger(), &house, held), None);
+        let listed = Asker { is_listed: true, ..stranger() };
+        assert_eq!(ask(&listed, &house, Usage::default()), None);
+        house.trusted.push(PublisherKey::from([6; 32]));
+        assert_eq!(ask(&stranger(), &house, Usage::default()), None);
     }
 
     #[test]

@@ -55,3 +55,6 @@ pub const ADVERT_LAG: Duration = Duration::from_millis(1000);
 
 /// Stages whose weights stay loaded after their session, for the next one of the same model.
 pub const IDLE_STAGES_MAX: usize = 8;
+
+/// Adapters that stay loaded after their session: they are small, and users of many share one model.
+pub const IDLE_ADAPTERS_MAX: usize = 64;

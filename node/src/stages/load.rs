@@ -14,6 +14,7 @@ use std::{
 use cairn_compute::{
     LoadError, LoadOptions, Saves, SourceError, StageHandle, TensorSource,
     arch::{self, StagePart},
+    engine::SetAdapterError,
 };
 use cairn_protocol::{
     id::{BlobHash, RevisionId},
@@ -26,9 +27,10 @@ use cairn_registry::Blobs;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    adapters,
     admission::Asker,
     packed::Packed,
-    request::StageRequest,
+    request::{Neighbour, StageRequest},
     rooms::{Reservation, Rooms},
     warm::{Base, Key},
 };
@@ -52,13 +54,16 @@ pub(super) struct Loaded {
     is_lent: bool,
     /// Memory of a further session's keys and values; given back when it ends.
     _reservation: Option<Reservation>,
+    /// Used by the session; kept from being dropped.
+    _adapter: Option<Arc<adapters::Loaded>>,
     base: Arc<Base>,
     rooms: Arc<Rooms>,
 }
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        if self.is_lent && (self.is_broken || !self.base.take_back()) {
+        let lets_go = || self.handle.set_adapter(None).is_ok();
+        if self.is_lent && (self.is_broken || !lets_go() || !self.base.take_back()) {
             self.rooms.forget_warm(&self.base);
         }
     }
@@ -80,12 +85,14 @@ pub(super) async fn load(
         Some(base) => (base.clone(), held(base.bytes_needed)),
         None => load_cold(node, rooms, request, key, events, asker).await?,
     };
+    let adapter = adapters::load(node, rooms, request, events, asker, &mut report).await?;
     report.load_ms = started.elapsed().as_millis() as u64;
     report.level = node.engine.level().to_owned();
-    open_session(rooms, request, base, report)
+    open_session(rooms, request, base, adapter, report)
 }
 
-fn held(bytes_needed: u64) -> peer_pb::StageReady {
+/// A report of what was here.
+pub(super) fn held(bytes_needed: u64) -> peer_pb::StageReady {
     peer_pb::StageReady { bytes_needed, bytes_local: bytes_needed, ..Default::default() }
 }
 
@@ -94,6 +101,7 @@ fn open_session(
     rooms: &Arc<Rooms>,
     request: &StageRequest,
     base: Arc<Base>,
+    adapter: Option<Arc<adapters::Loaded>>,
     report: peer_pb::StageReady,
 ) -> Result<Loaded, Refusal> {
     let lent = base.lend();
@@ -106,8 +114,16 @@ fn open_session(
         }
     };
     let (width, rooms) = (base.width, rooms.clone());
-    let loaded = Loaded { handle, report, width, is_broken: false, is_lent, _reservation: reservation, base, rooms };
-    if loaded.handle.set_sampling(request.sampling) && loaded.handle.set_history(request.history.clone()) {
+    let given = handle.set_adapter(adapter.as_ref().map(|adapter| &adapter.handle));
+    let (is_broken, _reservation, _adapter) = (false, reservation, adapter);
+    let loaded = Loaded { handle, report, width, is_broken, is_lent, _reservation, _adapter, base, rooms };
+    if given == Err(SetAdapterError::OtherWeights) {
+        return Err(Refusal::internal("a stage", "its adapter was loaded for other weights"));
+    }
+    if given.is_ok()
+        && loaded.handle.set_sampling(request.sampling)
+        && loaded.handle.set_history(request.history.clone())
+    {
         return Ok(loaded);
     }
     Err(Refusal::new(Reason::Busy, "a stage", "the engine's queue is full").try_this("again in a moment"))
@@ -120,6 +136,7 @@ fn load_refusal(error: &LoadError) -> Refusal {
         LoadError::Stopped => (Reason::Unavailable, "another node"),
         LoadError::Panicked(_) => (Reason::Internal, "the node's log"),
         LoadError::Gpu(_) => (Reason::Unsupported, "another node"),
+        LoadError::Adapter(_) => (Reason::Unsupported, "another adapter"),
         LoadError::Stage(_) | LoadError::Weights(_) | LoadError::Context { .. } => {
             (Reason::Unsupported, "another model")
         }
@@ -135,7 +152,7 @@ async fn load_cold(
     events: &mpsc::Sender<peer_pb::StageEvent>,
     asker: &Asker,
 ) -> Result<(Arc<Base>, peer_pb::StageReady), Refusal> {
-    let sources = sources(node, request).await;
+    let sources = sources(node, request.revision, &request.sources).await;
     let manifest = holders::ensure_manifest_from(node, request.revision, &sources).await?;
     let model = plan::served_model(&request.revision.short(), &manifest)?.clone();
     check(request, &manifest, &model)?;
@@ -143,7 +160,7 @@ async fn load_cold(
     let tensors: Vec<TensorEntry> = tensors.into_iter().cloned().collect();
     let memory =
         arch::stage_memory(&model, &manifest.tensors, &request.part, request.context).map_err(|e| corrupt(&e))?;
-    prove_publisher(node, request, &manifest, asker).await?;
+    prove_publisher(node, request.revision, &manifest, asker).await?;
     let _turn = rooms.turn(asker.node).await;
     // Another session of this peer may have loaded it in its turn.
     if let Some(base) = rooms.find_warm(&key) {
@@ -160,14 +177,14 @@ async fn load_cold(
 
 /// A stranger's request may be let in because its publisher is trusted, and a manifest says whose it is without being
 /// signed: so the publisher's own record of the revision has to be here, or be known to a peer.
-async fn prove_publisher(
+pub(super) async fn prove_publisher(
     node: &Node,
-    request: &StageRequest,
+    revision: RevisionId,
     manifest: &Manifest,
     asker: &Asker,
 ) -> Result<(), Refusal> {
-    let is_kept = node.registry.is_kept(request.revision).await;
-    if asker.is_trusted() || matches!(is_kept, Ok(true)) || is_signed(node, manifest, request.revision).await? {
+    let is_kept = node.registry.is_kept(revision).await;
+    if asker.is_trusted() || matches!(is_kept, Ok(true)) || is_signed(node, manifest, revision).await? {
         return Ok(());
     }
     let path = RepoPath {
@@ -176,10 +193,10 @@ async fn prove_publisher(
         name: manifest.repo.name.clone(),
     };
     names::learn(node, &path, &RefName::main()).await;
-    if is_signed(node, manifest, request.revision).await? {
+    if is_signed(node, manifest, revision).await? {
         return Ok(());
     }
-    let why = format!("no record is known by which {} signed the revision", request.publisher.short());
+    let why = format!("no record is known by which {} signed the revision", manifest.repo.publisher.short());
     Err(Refusal::new(Reason::Untrusted, "a stage", why).try_this("a revision that its publisher signed"))
 }
 
@@ -189,16 +206,16 @@ async fn is_signed(node: &Node, manifest: &Manifest, revision: RevisionId) -> Re
 }
 
 /// Holders as the coordinator names them, then those this node knows itself; where there are none, peers are asked.
-async fn sources(node: &Node, request: &StageRequest) -> Vec<Source> {
+pub(super) async fn sources(node: &Node, revision: RevisionId, named: &[Neighbour]) -> Vec<Source> {
     let own = node.identity.node_id();
     let mut sources: Vec<Source> = Vec::new();
-    let named = request.sources.iter().map(|s| Source { node: s.node, addresses: s.addresses.clone() });
-    for source in named.chain(holders::holders(node, request.revision)) {
+    let named = named.iter().map(|s| Source { node: s.node, addresses: s.addresses.clone() });
+    for source in named.chain(holders::holders(node, revision)) {
         if source.node != own && !sources.iter().any(|s| s.node == source.node) {
             sources.push(source);
         }
     }
-    if sources.is_empty() { holders::find(node, request.revision).await } else { sources }
+    if sources.is_empty() { holders::find(node, revision).await } else { sources }
 }
 
 fn check(request: &StageRequest, manifest: &Manifest, model: &Model) -> Result<(), Refusal> {
@@ -233,7 +250,7 @@ fn ranges(tensors: &[TensorEntry]) -> BTreeMap<u32, Vec<Range<u64>>> {
 }
 
 /// Fetches what of the tensors is not here, file by file, and keeps it in the stage cache.
-async fn fetch(
+pub(super) async fn fetch(
     node: &Arc<Node>,
     revision: RevisionId,
     manifest: &Manifest,
@@ -302,8 +319,6 @@ pub(crate) async fn keep(node: &Node, hashes: &[BlobHash]) -> Result<(), Refusal
     kept.map(drop).map_err(|error| Refusal::internal("the stage cache", error))
 }
 
-/// Loads. Memory of weights that were just dropped comes back when the engine's thread gets to it, so its refusal for
-/// want of memory is taken only when it lasts.
 async fn load_engine(
     node: &Node,
     request: &StageRequest,
@@ -311,14 +326,24 @@ async fn load_engine(
     tensors: &[TensorEntry],
     source: &BlobTensors,
 ) -> Result<StageHandle, Refusal> {
+    let options = LoadOptions { context: request.context, planes: request.planes };
+    let load = patiently(|done| {
+        node.engine.load(model.clone(), tensors.to_vec(), request.part, options, Box::new(source.clone()), done);
+    });
+    load.await
+}
+
+/// Loads. Memory of weights that were just dropped comes back when the engine's thread gets to it, so its refusal for
+/// want of memory is taken only when it lasts.
+pub(super) async fn patiently<T: Send + 'static>(
+    load: impl Fn(Box<dyn FnOnce(Result<T, LoadError>) + Send>),
+) -> Result<T, Refusal> {
     let deadline = Instant::now() + MEMORY_PATIENCE;
     loop {
         let (done, loaded) = oneshot::channel();
-        let options = LoadOptions { context: request.context, planes: request.planes };
-        let done = Box::new(move |result| drop(done.send(result)));
-        node.engine.load(model.clone(), tensors.to_vec(), request.part, options, Box::new(source.clone()), done);
+        load(Box::new(move |result| drop(done.send(result))));
         match loaded.await {
-            Ok(Ok(handle)) => return Ok(handle),
+            Ok(Ok(loaded)) => return Ok(loaded),
             Ok(Err(LoadError::Memory { .. })) if Instant::now() < deadline => {
                 tokio::time::sleep(MEMORY_PATIENCE / 50).await;
             }

@@ -7,11 +7,12 @@
 //! ```
 //!
 //! A stage is asked for ([`request`]), held against the owner's rules ([`admission`]), given a place ([`rooms`]), its bytes
-//! are fetched and its weights loaded ([`load`]) or found warm ([`warm`]), and then it runs ([`serve`], [`run`]) until its
+//! are fetched and its weights loaded ([`load`]) or found warm ([`warm`]), its adapter likewise ([`adapters`]), and then it runs ([`serve`], [`run`]) until its
 //! coordinator closes it or is silent for the lease. Not here: which node gets which layers, and what happens when one
 //! dies; those are decided by [`cairn_compute::plan`] and [`cairn_compute::session`]. Invariant: network tasks beat, engine
 //! threads compute, and neither waits for the other.
 
+mod adapters;
 mod admission;
 mod advertise;
 pub(crate) mod bounds;

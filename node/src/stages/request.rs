@@ -79,6 +79,19 @@ pub struct StageRequest {
     pub sources: Vec<Neighbour>,
     /// Instruction-set level that all stages of the session share; empty for any.
     pub level: String,
+    /// What is computed on top of the model's weights.
+    pub adapter: Option<AdapterRequest>,
+}
+
+/// An adapter, as a coordinator asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterRequest {
+    /// Which.
+    pub revision: RevisionId,
+    /// Who published it.
+    pub publisher: PublisherKey,
+    /// Who is known to hold it.
+    pub sources: Vec<Neighbour>,
 }
 
 impl StageRequest {
@@ -86,9 +99,6 @@ impl StageRequest {
     pub fn parse(open: peer_pb::OpenStage) -> Result<StageRequest, Refusal> {
         let layers = LayerRange::new(open.first_layer, open.end_layer).filter(|l| l.start < l.end);
         let layers = layers.ok_or_else(|| bad(format!("layers {}..{}", open.first_layer, open.end_layer)))?;
-        if open.sources.len() > bounds::SOURCES_MAX {
-            return Err(bad(format!("{} sources, at most {} are taken", open.sources.len(), bounds::SOURCES_MAX)));
-        }
         if !(1..=2).contains(&open.planes) {
             return Err(bad(format!("{} planes; there are one and two", open.planes)));
         }
@@ -114,10 +124,26 @@ impl StageRequest {
             sampling: sampling(open.sampling.unwrap_or_default())?,
             history: open.history,
             privacy: parse_privacy(&open.privacy)?,
-            sources: open.sources.iter().map(|s| neighbour(&s.node, &s.addresses)).collect::<Result<_, _>>()?,
+            sources: sources(&open.sources)?,
             level: open.level,
+            adapter: open.adapter.map(adapter).transpose()?,
         })
     }
+}
+
+fn adapter(wire: peer_pb::Adapter) -> Result<AdapterRequest, Refusal> {
+    Ok(AdapterRequest {
+        revision: id(&wire.revision, "an adapter's revision")?,
+        publisher: id(&wire.publisher, "an adapter's publisher")?,
+        sources: sources(&wire.sources)?,
+    })
+}
+
+fn sources(wire: &[peer_pb::Source]) -> Result<Vec<Neighbour>, Refusal> {
+    if wire.len() > bounds::SOURCES_MAX {
+        return Err(bad(format!("{} sources, at most {} are taken", wire.len(), bounds::SOURCES_MAX)));
+    }
+    wire.iter().map(|s| neighbour(&s.node, &s.addresses)).collect()
 }
 
 fn neighbour(node: &[u8], addresses: &[String]) -> Result<Neighbour, Refusal> {

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    adapters,
     admission::{self, Asker, House, Usage},
     bounds,
     request::StageRequest,
@@ -43,6 +44,7 @@ struct State {
     loading: BTreeSet<NodeId>,
     memory_used: u64,
     warm: Warm,
+    adapters: adapters::Warm,
     next_id: u64,
 }
 
@@ -67,6 +69,13 @@ pub struct Occupancy {
     pub memory_free_bytes: u64,
 }
 
+/// What of a request's revisions is here already: the manifest or more.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Held {
+    pub revision: bool,
+    pub adapter: bool,
+}
+
 impl Rooms {
     pub fn new(house: House, memory_max: u64) -> Arc<Rooms> {
         let (changed, _) = watch::channel(());
@@ -82,9 +91,9 @@ impl Rooms {
         Occupancy {
             sessions: state.seats.len() as u32,
             loads: state.loading.len() as u32,
-            memory_free_bytes: self
-                .memory_max
-                .saturating_sub(state.memory_used.saturating_sub(state.warm.idle_bytes())),
+            memory_free_bytes: self.memory_max.saturating_sub(
+                state.memory_used.saturating_sub(state.warm.idle_bytes() + state.adapters.idle_bytes()),
+            ),
         }
     }
 
@@ -94,12 +103,7 @@ impl Rooms {
     }
 
     /// Admits a session's stage. One of the same session with an older epoch makes room for it.
-    pub fn enter(
-        self: &Arc<Self>,
-        request: &StageRequest,
-        asker: &Asker,
-        is_revision_held: bool,
-    ) -> Result<Place, Refusal> {
+    pub fn enter(self: &Arc<Self>, request: &StageRequest, asker: &Asker, held: Held) -> Result<Place, Refusal> {
         let mut state = self.state();
         let others = |s: &&Seat| s.asker == asker.node;
         let older = state.seats.get(&request.session);
@@ -112,7 +116,8 @@ impl Rooms {
         let usage = Usage {
             sessions_of_peer: state.seats.values().filter(others).count() - own,
             sessions: state.seats.len() - own,
-            is_revision_held,
+            is_revision_held: held.revision,
+            is_adapter_held: held.adapter,
         };
         admission::admit(request, asker, &self.house, usage)?;
         Ok(self.seat(&mut state, request, asker))
@@ -191,7 +196,7 @@ impl Rooms {
         }
     }
 
-    /// Takes memory for a stage, dropping idle weights as needed.
+    /// Takes memory for a stage, dropping idle adapters and then idle weights as needed.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, Refusal> {
         let mut state = self.state();
         loop {
@@ -201,12 +206,14 @@ impl Rooms {
                 drop(state);
                 return Ok(Reservation { rooms: self.clone(), bytes });
             }
-            let idle = state.warm.pop_idle();
+            let adapter = state.adapters.pop_idle();
+            let base = if adapter.is_none() { state.warm.pop_idle() } else { None };
             drop(state);
-            match idle {
-                // Dropped without the lock, since it gives its reservation back.
-                Some(base) => drop(base),
-                None => {
+            match (adapter, base) {
+                // Dropped without the lock, since they give their reservations back.
+                (Some(adapter), _) => drop(adapter),
+                (None, Some(base)) => drop(base),
+                (None, None) => {
                     let why = format!("it needs {bytes} bytes of memory, {free} of {} are free", self.memory_max);
                     return Err(
                         Refusal::new(Reason::NoMemory, "a stage", why).try_this("more stages, or a shorter context")
@@ -228,6 +235,17 @@ impl Rooms {
         drop(surplus);
     }
 
+    /// An adapter that is loaded already, if it is.
+    pub fn find_adapter(&self, key: &adapters::Key) -> Option<Arc<adapters::Loaded>> {
+        self.state().adapters.find(key)
+    }
+
+    /// Keeps an adapter for the sessions to come.
+    pub fn keep_adapter(&self, key: adapters::Key, adapter: Arc<adapters::Loaded>) {
+        let surplus = self.state().adapters.put(key, adapter);
+        drop(surplus);
+    }
+
     /// Forgets weights whose session broke.
     pub fn forget_warm(&self, base: &Arc<Base>) {
         let forgotten = self.state().warm.forget(base);
@@ -238,7 +256,7 @@ impl Rooms {
     pub fn close(&self) {
         let mut state = self.state();
         state.seats.values().for_each(|seat| seat.cancel.cancel());
-        let warm = std::mem::take(&mut state.warm);
+        let warm = (std::mem::take(&mut state.warm), std::mem::take(&mut state.adapters));
         drop(state);
         drop(warm);
     }

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use cairn_compute::StepInput;
 use cairn_protocol::{
-    id::NodeId,
+    id::{NodeId, RevisionId},
     limits,
     peer_pb::{self, stage_command::Command, stage_event::Event},
     refusal::{Reason, Refusal},
@@ -23,7 +23,7 @@ use super::{
     admission::Asker,
     bounds, load,
     request::{Neighbour, StageRequest},
-    rooms::{Place, Rooms},
+    rooms::{Held, Place, Rooms},
     run::{Outgoing, Run, RunParts, Step},
 };
 use crate::{
@@ -62,8 +62,7 @@ async fn admitted(
     control: Control,
 ) -> Result<(), Refusal> {
     let request = StageRequest::parse(open)?;
-    let is_revision_held = matches!(node.registry.blobs().has(request.revision.blob()).await, Ok(true));
-    let place = rooms.enter(&request, &asker, is_revision_held)?;
+    let place = rooms.enter(&request, &asker, held(node, &request).await)?;
     place.wait_for_predecessor().await;
     let mut session = Session::new(control);
     let events = session.events.clone();
@@ -81,6 +80,16 @@ async fn admitted(
         }
     }
     Ok(())
+}
+
+/// What of a request's revisions is here.
+async fn held(node: &Node, request: &StageRequest) -> Held {
+    let is_here = async |revision: RevisionId| matches!(node.registry.blobs().has(revision.blob()).await, Ok(true));
+    let adapter = match &request.adapter {
+        Some(adapter) => is_here(adapter.revision).await,
+        None => false,
+    };
+    Held { revision: is_here(request.revision).await, adapter }
 }
 
 /// Why a stage is not ready.

@@ -253,6 +253,20 @@ pub struct OpenStage {
     /// For the last stage: the ids before its first step, which penalties need.
     #[prost(uint32, repeated, tag = "21")]
     pub history: ::prost::alloc::vec::Vec<u32>,
+    /// Computed on top of the model's weights. A stage that reads this field says so in StageReady; one of before passes over it.
+    #[prost(message, optional, tag = "30")]
+    pub adapter: ::core::option::Option<Adapter>,
+}
+/// An adapter of a session: the same revision on every stage.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Adapter {
+    #[prost(bytes = "vec", tag = "1")]
+    pub revision: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub publisher: ::prost::alloc::vec::Vec<u8>,
+    /// Nodes that are known to hold the revision, with their data addresses.
+    #[prost(message, repeated, tag = "3")]
+    pub sources: ::prost::alloc::vec::Vec<Source>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Source {
@@ -319,6 +333,9 @@ pub struct StageReady {
     pub load_ms: u64,
     #[prost(string, tag = "6")]
     pub level: ::prost::alloc::string::String,
+    /// The revision of the adapter that the stage computes with; empty for none. Another than was asked for is as good as a refusal.
+    #[prost(bytes = "vec", tag = "10")]
+    pub adapter: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StageToken {

@@ -213,6 +213,9 @@ pub struct ShowResponse {
     /// What the publisher said beside the files, such as what it was made from.
     #[prost(message, repeated, tag = "10")]
     pub metadata: ::prost::alloc::vec::Vec<Entry>,
+    /// Of a repo that holds an adapter which is described.
+    #[prost(message, optional, tag = "15")]
+    pub adapter: ::core::option::Option<Adapter>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Entry {
@@ -220,6 +223,23 @@ pub struct Entry {
     pub key: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Adapter {
+    /// The model that it was trained on, as its trainer named it.
+    #[prost(string, tag = "1")]
+    pub base_model: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub rank: u64,
+    #[prost(double, tag = "3")]
+    pub alpha: f64,
+    #[prost(bool, tag = "4")]
+    pub rank_stabilised: bool,
+    /// Kinds of matrices that it adds to, e.g. q_proj.
+    #[prost(string, repeated, tag = "5")]
+    pub modules: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "6")]
+    pub served: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ref {
@@ -473,6 +493,9 @@ pub struct PlanRequest {
     /// trusted (the default), local, realm, open.
     #[prost(string, tag = "4")]
     pub privacy: ::prost::alloc::string::String,
+    /// As in GenerateRequest: it takes memory on every stage.
+    #[prost(string, tag = "10")]
+    pub adapter: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PlanResponse {
@@ -574,6 +597,9 @@ pub struct GenerateRequest {
     /// Continue from these ids instead of a prompt (what a resume token holds).
     #[prost(uint32, repeated, tag = "14")]
     pub token_ids: ::prost::alloc::vec::Vec<u32>,
+    /// An adapter, computed on top of the model: adapters/PUBLISHER/NAME\[@REF\]; empty for none.
+    #[prost(string, tag = "30")]
+    pub adapter: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerateEvent {
@@ -610,6 +636,9 @@ pub struct Started {
     pub resume_token: ::prost::alloc::string::String,
     #[prost(uint32, tag = "6")]
     pub prompt_tokens: u32,
+    /// The revision of the adapter; empty for none.
+    #[prost(string, tag = "10")]
+    pub adapter: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Token {

@@ -146,9 +146,11 @@ class Client:
         """Whether the pattern was there."""
         return self._ask(self._registry.MirrorRemove, pb.MirrorRemoveRequest(pattern=pattern)).removed
 
-    def plan(self, repo: str, *, stages: int = 0, context: int = 0, privacy: str = "") -> Plan:
+    def plan(
+        self, repo: str, *, stages: int = 0, context: int = 0, privacy: str = "", adapter: str = ""
+    ) -> Plan:
         """Where the layers would go, and why."""
-        request = pb.PlanRequest(repo=repo, stages=stages, context=context, privacy=privacy)
+        request = pb.PlanRequest(repo=repo, stages=stages, context=context, privacy=privacy, adapter=adapter)
         return Plan._of(self._ask(self._compute.Plan, request))
 
     def generate(
@@ -167,21 +169,23 @@ class Client:
         stages: int = 0,
         raw: bool = False,
         privacy: str = "",
+        adapter: str = "",
         repetition_penalty: float = 0.0,
         timeout: float | None = None,
         progress: Report = None,
     ) -> Generation:
         """Tokens as they are made, from a prompt, from chat `messages` ({"role", "content"}) or from `token_ids`. Temperature 0 is greedy;
-        an unset seed is drawn and reported; `stages` asks for exactly so many different nodes.
+        an unset seed is drawn and reported; `stages` asks for exactly so many different nodes; `adapter` is added to the model
+        (`adapters/PUBLISHER/NAME[@REF]`).
 
-        When the node itself dies, another one goes on: ask it for the same revision, seed and options, with `started.prompt_ids` and
+        When the node itself dies, another one goes on: ask it for the same revisions (also the adapter's), seed and options, with `started.prompt_ids` and
         the ids received so far as `token_ids`, and `max_tokens` less by those. What follows is what would have followed."""
         if sum(way is not None for way in (prompt, messages, token_ids)) != 1:
             raise BadInput("bad_input", repo, "one of prompt, messages and token_ids is needed")
         request = pb.GenerateRequest(
             repo=repo, prompt=prompt or "", messages=[_message(one) for one in messages or ()], max_tokens=max_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=_texts("stop", stop), stages=stages,
-            raw=raw, privacy=privacy, repetition_penalty=repetition_penalty, token_ids=token_ids or (),
+            raw=raw, privacy=privacy, adapter=adapter, repetition_penalty=repetition_penalty, token_ids=token_ids or (),
         )
         call = self._compute.Generate(request, metadata=self._metadata, timeout=timeout)
         return Generation(call, self._explain, Bar(progress))

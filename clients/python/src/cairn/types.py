@@ -11,6 +11,8 @@ from cairn.v1 import cairn_pb2 as pb
 
 # In a resume token, revision and seed stand before the prompt's ids.
 _PROMPT_AT = 32 + 8
+# After it, where there is one: its revision and a mark.
+_ADAPTER_BYTES = 33
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,22 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What an adapter says of itself; `base_model` is the trainer's name for it."""
+
+    base_model: str
+    rank: int
+    alpha: float
+    rank_stabilised: bool
+    modules: list[str]
+    served: bool
+
+    @classmethod
+    def _of(cls, m: pb.Adapter) -> Adapter:
+        return cls(m.base_model, m.rank, m.alpha, m.rank_stabilised, list(m.modules), m.served)
+
+
+@dataclass(frozen=True)
 class RepoDetails:
     """Everything known of one repo; `holders` are nodes that keep it whole."""
 
@@ -115,14 +133,17 @@ class RepoDetails:
     tensors: int
     warning: str
     metadata: dict[str, str]
+    adapter: Adapter | None
 
     @classmethod
     def _of(cls, m: pb.ShowResponse) -> RepoDetails:
         model = Model._of(m.model) if m.HasField("model") else None
+        adapter = Adapter._of(m.adapter) if m.HasField("adapter") else None
         refs, files = [Ref._of(ref) for ref in m.refs], [File._of(file) for file in m.files]
         return cls(
             Repo._of(m.repo), refs, files, model, list(m.holders), m.message, list(m.parents), m.tensors, m.warning,
             {entry.key: entry.value for entry in m.metadata},
+            adapter,
         )
 
 
@@ -325,16 +346,19 @@ class Started:
     plan: Plan
     resume_token: str
     prompt_tokens: int
+    adapter: str
 
     @classmethod
     def _of(cls, m: pb.Started) -> Started:
-        return cls(m.session, m.revision, m.seed, Plan._of(m.plan), m.resume_token, m.prompt_tokens)
+        return cls(m.session, m.revision, m.seed, Plan._of(m.plan), m.resume_token, m.prompt_tokens, m.adapter)
 
     @property
     def prompt_ids(self) -> list[int]:
         """The ids of the prompt, as the model's tokenizer made them; out of the resume token."""
-        token = base64.urlsafe_b64decode(self.resume_token + "=" * (-len(self.resume_token) % 4))
-        return [id for (id,) in struct.iter_unpack("<I", token[_PROMPT_AT:])]
+        ids = base64.urlsafe_b64decode(self.resume_token + "=" * (-len(self.resume_token) % 4))[_PROMPT_AT:]
+        if len(ids) % 4 == 1:  # an adapter's revision and a mark follow
+            ids = ids[:-_ADAPTER_BYTES]
+        return [id for (id,) in struct.iter_unpack("<I", ids)]
 
 
 @dataclass(frozen=True)

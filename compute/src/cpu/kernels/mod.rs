@@ -157,6 +157,12 @@ pub fn exp(x: &mut [f32; LANES]) {
     unsafe { text::exp(vector::Lanes::load(x.as_ptr())).store(x.as_mut_ptr()) }
 }
 
+/// Leaves in `out` what a product with these sums would; whole chunks.
+pub fn finish_all(level: Level, sums: &[f32], out: &mut [f32], post: Post) {
+    assert!(sums.len() == out.len() && out.len().is_multiple_of(LANES) && post != Post::SwiGlu);
+    at_level!(level, finish_all(sums, out, post));
+}
+
 /// Rotates neighbouring pairs: `x * cos + swapped(x) * sin`, times `scale`; whole chunks.
 pub fn rotate(level: Level, x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
     assert!(x.len().is_multiple_of(LANES) && cos.len() >= x.len() && sin.len() >= x.len());

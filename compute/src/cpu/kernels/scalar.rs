@@ -43,6 +43,13 @@ pub unsafe fn to_halves(x: &[f32], out: &mut [f16]) {
 
 /// # Safety
 /// Bounds.
+pub unsafe fn finish_all(sums: &[f32], out: &mut [f32], post: Post) {
+    // SAFETY: bounds.
+    unsafe { text::finish_all::<Lanes>(sums, out, post) }
+}
+
+/// # Safety
+/// Bounds.
 pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &Rows, out: &mut [f32], post: Post) {
     // SAFETY: bounds.
     unsafe { text::product_plain::<Lanes>(w, first, count, x, out, post) }

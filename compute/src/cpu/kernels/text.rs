@@ -213,6 +213,18 @@ pub unsafe fn finish<V: Vector>(sum: V, out: *mut f32, post: Post) {
     }
 }
 
+/// See `kernels::finish_all`.
+///
+/// # Safety
+/// Features; both hold the same whole chunks.
+#[inline(always)]
+pub unsafe fn finish_all<V: Vector>(sums: &[f32], out: &mut [f32], post: Post) {
+    for c in (0..out.len()).step_by(LANES) {
+        // SAFETY: chunk c is inside both.
+        unsafe { finish(V::load(sums.as_ptr().add(c)), out.as_mut_ptr().add(c), post) };
+    }
+}
+
 /// See `kernels::product_plain`: `count` groups from `first` on by all rows.
 ///
 /// # Safety

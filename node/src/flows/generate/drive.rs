@@ -282,10 +282,16 @@ impl Drive {
                     }
                     Input::StageProgress { epoch, index }
                 }
-                stage_event::Event::Ready(ready) => {
-                    self.story.ready(epoch, index, &ready);
-                    Input::StageReady { epoch, index }
-                }
+                stage_event::Event::Ready(ready) => match super::without_adapter(self.job.adapter_revision(), &ready) {
+                    Some(refused) => {
+                        let refusal = self.refusal(index, refused);
+                        Input::StageRefused { epoch, index, refusal }
+                    }
+                    None => {
+                        self.story.ready(epoch, index, &ready);
+                        Input::StageReady { epoch, index }
+                    }
+                },
                 stage_event::Event::Refused(refused) => {
                     let refusal = self.refusal(index, refused);
                     Input::StageRefused { epoch, index, refusal }

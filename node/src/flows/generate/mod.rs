@@ -24,6 +24,7 @@ use cairn_protocol::{
     api,
     id::{RevisionId, SessionId},
     manifest::Manifest,
+    peer_pb,
     refusal::{Reason, Refusal},
     resume::ResumeToken,
 };
@@ -31,7 +32,7 @@ use tokio::sync::mpsc;
 
 pub(crate) use prompt::TextCache;
 
-use super::{holders, names, plan};
+use super::{adapters, holders, names, plan};
 use crate::{data::fetch::Source, shell::Node, stages};
 
 /// Prompt tokens in one frame: long enough for the engine's matrix kernels, short enough that stages overlap.
@@ -70,6 +71,8 @@ pub(crate) struct Job {
     pub resume_token: String,
     /// Who holds the revision or some of it, this node too if it does.
     pub sources: Vec<Source>,
+    /// What is computed on top of the model.
+    pub adapter: Option<adapters::Chosen>,
 }
 
 async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job, Refusal> {
@@ -80,8 +83,12 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     let resolved = names::resolve_anywhere(node, &reference).await?;
     let manifest = holders::manifest_of(node, &resolved).await?;
     let model = plan::served_model(&request.repo, &manifest)?.clone();
-    let sources = sources(node, resolved.revision).await;
+    let sources = holders::sources(node, resolved.revision).await;
+    let adapter = adapters::choose(node, &request.adapter, &model).await?;
     names::remember(node, &reference, &resolved).await;
+    if let Some(adapter) = &adapter {
+        adapter.remember(node).await;
+    }
     let text = prompt::texts(node, resolved.revision, &manifest, &sources).await?;
     let ids = prompt::ids(&text, &request, model.vocabulary).await?;
     let tokens_max = if request.max_tokens == 0 { plan::ANSWER_TOKENS as u32 } else { request.max_tokens };
@@ -98,15 +105,27 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         coordinator: node.identity.node_id(),
         prompt: ids,
     };
+    let mut wish = plan::Wish {
+        cost,
+        context,
+        prompt_tokens: machine.prompt.len() as u64,
+        answer_tokens: u64::from(tokens_max),
+        privacy,
+    };
+    if let Some(adapter) = &adapter {
+        adapter.weigh(&mut wish);
+    }
+    let prompt = machine.prompt.clone();
+    let token = ResumeToken {
+        revision: resolved.revision,
+        seed,
+        prompt,
+        adapter: adapter.as_ref().map(|adapter| adapter.revision),
+    };
     Ok(Job {
-        resume_token: ResumeToken { revision: resolved.revision, seed, prompt: machine.prompt.clone() }.to_string(),
-        wish: plan::Wish {
-            cost,
-            context,
-            prompt_tokens: machine.prompt.len() as u64,
-            answer_tokens: u64::from(tokens_max),
-            privacy,
-        },
+        resume_token: token.to_string(),
+        wish,
+        adapter,
         path: resolved.path,
         repo: request.repo,
         revision: resolved.revision,
@@ -118,20 +137,6 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         text,
         machine,
     })
-}
-
-/// Holders of the revision: this node first when it has all of it, last when it has some.
-async fn sources(node: &Node, revision: RevisionId) -> Vec<Source> {
-    let own = Source { node: node.identity.node_id(), addresses: node.data.addresses() };
-    let holding = node.registry.held(revision).await.unwrap_or_default();
-    if holding.whole {
-        return std::iter::once(own).chain(holders::holders(node, revision)).collect();
-    }
-    let mut sources = holders::find(node, revision).await;
-    if holding.bytes_held > 0 {
-        sources.push(own);
-    }
-    sources
 }
 
 /// Positions that stages keep: what prompt and output need, as a power of two, within what the model was made for.
@@ -168,6 +173,11 @@ fn sampling(request: &api::GenerateRequest, seed: u64) -> Result<Sampling, Refus
 }
 
 impl Job {
+    /// The adapter's revision, if there is one.
+    fn adapter_revision(&self) -> Option<RevisionId> {
+        self.adapter.as_ref().map(|adapter| adapter.revision)
+    }
+
     /// The machine of this generation.
     fn session(&self) -> Session {
         Session::new(self.machine.clone())
@@ -186,6 +196,16 @@ impl Job {
     }
 }
 
+/// Takes a stage that is ready without the session's adapter for one that refused: a node of before passes over what it does
+/// not know of an opening, and would compute the model alone.
+fn without_adapter(wanted: Option<RevisionId>, ready: &peer_pb::StageReady) -> Option<peer_pb::Refused> {
+    let wanted = wanted.map_or_else(Vec::new, |revision| revision.to_vec());
+    (ready.adapter != wanted).then(|| peer_pb::Refused {
+        reason: Reason::Unsupported.code().to_owned(),
+        why: "it is ready without the adapter that was asked for: its version does not know adapters".to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +217,18 @@ mod tests {
         assert_eq!(context(3, 5, 256).unwrap(), 256);
         assert_eq!(context(5000, 5000, 8192).unwrap(), 8192);
         assert_eq!(context(512, 5, 512).unwrap_err().reason, Reason::Limit);
+    }
+
+    #[test]
+    fn a_stage_that_passed_over_the_adapter_is_taken_for_one_that_refused() {
+        let wanted = Some(RevisionId::from([7; 32]));
+        let ready = |adapter: &[u8]| peer_pb::StageReady { adapter: adapter.to_vec(), ..Default::default() };
+        assert_eq!(without_adapter(wanted, &ready(&[7; 32])), None);
+        assert_eq!(without_adapter(None, &ready(&[])), None);
+        for (wanted, ready) in [(wanted, ready(&[])), (wanted, ready(&[8; 32])), (None, ready(&[7; 32]))] {
+            let refused = without_adapter(wanted, &ready).unwrap();
+            assert_eq!(refused.reason, Reason::Unsupported.code());
+        }
     }
 
     #[test]

@@ -25,7 +25,12 @@ pub(super) fn openings(
     excluded: &BTreeSet<NodeId>,
 ) -> Vec<Opening> {
     let own = node.identity.node_id();
-    let sources = sources(job, excluded);
+    let adapter = job.adapter.as_ref().map(|adapter| peer_pb::Adapter {
+        revision: adapter.revision.to_vec(),
+        publisher: adapter.publisher.to_vec(),
+        sources: sources(&adapter.sources, excluded),
+    });
+    let sources = sources(&job.sources, excluded);
     let opening = |index: usize| {
         let stage = &plan.stages[index];
         let next = plan.stages.get(index + 1);
@@ -57,6 +62,7 @@ pub(super) fn openings(
             sources: sources.clone(),
             index: index as u32,
             level: plan.level.clone(),
+            adapter: adapter.clone(),
             history: if stage.head && job.sampling.needs_history() { history.to_vec() } else { Vec::new() },
         };
         Opening { node: stage.node, addresses: addresses(node, stage.node), open }
@@ -65,8 +71,8 @@ pub(super) fn openings(
 }
 
 /// Who holds the revision, but for the lost: waiting for them would cost a dial each.
-fn sources(job: &Job, excluded: &BTreeSet<NodeId>) -> Vec<peer_pb::Source> {
-    let alive = job.sources.iter().filter(|s| !excluded.contains(&s.node)).take(bounds::SOURCES_MAX);
+fn sources(holders: &[Source], excluded: &BTreeSet<NodeId>) -> Vec<peer_pb::Source> {
+    let alive = holders.iter().filter(|s| !excluded.contains(&s.node)).take(bounds::SOURCES_MAX);
     let wire = |s: &Source| peer_pb::Source {
         node: s.node.to_vec(),
         addresses: s.addresses.iter().take(bounds::ADDRESSES_MAX).map(SocketAddr::to_string).collect(),

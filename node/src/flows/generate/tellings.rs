@@ -67,6 +67,7 @@ impl Story {
             plan: Some(plan::to_api(&job.path, job.revision, made)),
             resume_token: job.resume_token.clone(),
             prompt_tokens: self.prompt_tokens,
+            adapter: job.adapter_revision().map(|revision| revision.to_string()).unwrap_or_default(),
         }
     }
 

@@ -192,7 +192,7 @@ class ShowRequest(_message.Message):
     def __init__(self, repo: _Optional[str] = ...) -> None: ...
 
 class ShowResponse(_message.Message):
-    __slots__ = ("repo", "refs", "files", "model", "holders", "message", "parents", "warning", "tensors", "metadata")
+    __slots__ = ("repo", "refs", "files", "model", "holders", "message", "parents", "warning", "tensors", "metadata", "adapter")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +203,7 @@ class ShowResponse(_message.Message):
     WARNING_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     repo: Repo
     refs: _containers.RepeatedCompositeFieldContainer[Ref]
     files: _containers.RepeatedCompositeFieldContainer[File]
@@ -213,7 +214,8 @@ class ShowResponse(_message.Message):
     warning: str
     tensors: int
     metadata: _containers.RepeatedCompositeFieldContainer[Entry]
-    def __init__(self, repo: _Optional[_Union[Repo, _Mapping]] = ..., refs: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., message: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., warning: _Optional[str] = ..., tensors: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ...) -> None: ...
+    adapter: Adapter
+    def __init__(self, repo: _Optional[_Union[Repo, _Mapping]] = ..., refs: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., message: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., warning: _Optional[str] = ..., tensors: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
 class Entry(_message.Message):
     __slots__ = ("key", "value")
@@ -222,6 +224,22 @@ class Entry(_message.Message):
     key: str
     value: str
     def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("base_model", "rank", "alpha", "rank_stabilised", "modules", "served")
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    RANK_STABILISED_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    base_model: str
+    rank: int
+    alpha: float
+    rank_stabilised: bool
+    modules: _containers.RepeatedScalarFieldContainer[str]
+    served: bool
+    def __init__(self, base_model: _Optional[str] = ..., rank: _Optional[int] = ..., alpha: _Optional[float] = ..., rank_stabilised: bool = ..., modules: _Optional[_Iterable[str]] = ..., served: bool = ...) -> None: ...
 
 class Ref(_message.Message):
     __slots__ = ("name", "revision", "epoch", "number", "tag", "ambiguous")
@@ -454,16 +472,18 @@ class MirroredRepo(_message.Message):
     def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[str] = ..., why: _Optional[str] = ..., bytes_total: _Optional[int] = ..., bytes_held: _Optional[int] = ..., bytes_from: _Optional[_Iterable[_Union[BytesFrom, _Mapping]]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("repo", "stages", "context", "privacy")
+    __slots__ = ("repo", "stages", "context", "privacy", "adapter")
     REPO_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     repo: str
     stages: int
     context: int
     privacy: str
-    def __init__(self, repo: _Optional[str] = ..., stages: _Optional[int] = ..., context: _Optional[int] = ..., privacy: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, repo: _Optional[str] = ..., stages: _Optional[int] = ..., context: _Optional[int] = ..., privacy: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
     __slots__ = ("repo", "revision", "stages", "rejected", "predicted_ttft_ms", "predicted_tokens_per_s", "deaths", "predicted_ready_ms")
@@ -532,7 +552,7 @@ class ChatMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("repo", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stages", "raw", "privacy", "repetition_penalty", "token_ids")
+    __slots__ = ("repo", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stages", "raw", "privacy", "repetition_penalty", "token_ids", "adapter")
     REPO_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -547,6 +567,7 @@ class GenerateRequest(_message.Message):
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     repo: str
     prompt: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
@@ -561,7 +582,8 @@ class GenerateRequest(_message.Message):
     privacy: str
     repetition_penalty: float
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, repo: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stages: _Optional[int] = ..., raw: bool = ..., privacy: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    adapter: str
+    def __init__(self, repo: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stages: _Optional[int] = ..., raw: bool = ..., privacy: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("started", "token", "recovery", "done", "progress")
@@ -578,20 +600,22 @@ class GenerateEvent(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., recovery: _Optional[_Union[Recovery, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("session", "revision", "seed", "plan", "resume_token", "prompt_tokens")
+    __slots__ = ("session", "revision", "seed", "plan", "resume_token", "prompt_tokens", "adapter")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     session: str
     revision: str
     seed: int
     plan: PlanResponse
     resume_token: str
     prompt_tokens: int
-    def __init__(self, session: _Optional[str] = ..., revision: _Optional[str] = ..., seed: _Optional[int] = ..., plan: _Optional[_Union[PlanResponse, _Mapping]] = ..., resume_token: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    adapter: str
+    def __init__(self, session: _Optional[str] = ..., revision: _Optional[str] = ..., seed: _Optional[int] = ..., plan: _Optional[_Union[PlanResponse, _Mapping]] = ..., resume_token: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class Token(_message.Message):
     __slots__ = ("id", "text", "index")
