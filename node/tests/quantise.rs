@@ -50,6 +50,13 @@ async fn a_quantised_model_is_signed_with_its_lineage_and_runs_anywhere() -> Res
     let alike = want.iter().zip(&got).take_while(|(w, g)| w == g).count();
     ensure!(alike >= 8, "8 bits a weight change no early token: {want:?} and {got:?}");
 
+    let ask = api::GenerateRequest { quantise: "q8_0".to_owned(), ..greedy("acme/tiny", "Once upon a time", 32, 2) };
+    let while_loading = Generation::of(net.client(0), ask).await?;
+    ensure!(while_loading.tokens == got, "quantised before or while loading: {got:?} and {:?}", while_loading.tokens);
+    let refused = api::GenerateRequest { quantise: "q3".to_owned(), ..greedy("acme/tiny", "Once", 1, 1) };
+    let refused = Generation::of(net.client(0), refused).await.expect_err("no such type");
+    ensure!(refused.to_string().contains("q4_k"), "{refused:#}");
+
     let again = quantise(&net, 1, "lab/tiny-q8", "lab/tiny-q4", "q4_0").await?;
     let parents = net.client(1).show("lab/tiny-q4").await?.parents;
     ensure!(again.bytes < made.bytes && parents == [made.revision], "a chain of revisions: {parents:?}");

@@ -78,6 +78,11 @@ impl Target {
     }
 }
 
+/// What a request names: nothing is to leave the model as it is stored.
+pub fn parse_wish(name: &str) -> Result<Option<Target>, UnknownTarget> {
+    if name.is_empty() { Ok(None) } else { name.parse().map(Some) }
+}
+
 impl std::str::FromStr for Target {
     type Err = UnknownTarget;
     fn from_str(name: &str) -> Result<Self, UnknownTarget> {

@@ -10,11 +10,15 @@ use crate::{
     weights::{SourceError, TensorSource},
 };
 use cairn_protocol::{dtype::elements, manifest::TensorEntry};
+use std::borrow::Cow;
 
 /// A model's tensors as they are to be held: those that would take more bits than `target` have its type and its bytes, and the
 /// place of the stored ones.
-pub fn as_loaded(tensors: &[TensorEntry], target: Target) -> Vec<TensorEntry> {
-    tensors.iter().map(|entry| one_as_loaded(entry, target)).collect()
+pub fn as_loaded(tensors: &[TensorEntry], target: Option<Target>) -> Cow<'_, [TensorEntry]> {
+    match target {
+        None => Cow::Borrowed(tensors),
+        Some(target) => tensors.iter().map(|entry| one_as_loaded(entry, target)).collect(),
+    }
 }
 
 fn one_as_loaded(entry: &TensorEntry, target: Target) -> TensorEntry {

@@ -186,7 +186,7 @@ fn a_model_quantised_while_it_loads_is_the_one_that_was_quantised_before() {
         quantise_file(&path, &made, target, Existing::Keep).expect("made");
         let (full, quantised) = (ModelFiles::open(&path).expect("opens"), ModelFiles::open(&made).expect("opens"));
         let whole = StagePart::whole(3);
-        let tensors = as_loaded(&full.tensors, target);
+        let tensors = as_loaded(&full.tensors, Some(target));
         let memory = |tensors: &[TensorEntry]| arch::stage_memory(&full.model, tensors, &whole, 64).expect("memory");
         assert_eq!(memory(&tensors), memory(&quantised.tensors));
         assert!(memory(&tensors).weights < memory(&full.tensors).weights);

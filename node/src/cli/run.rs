@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use cairn_client::api::{self, generate_event::Event};
 use cairn_client::{Client, Events};
+use cairn_compute::quantise::Target;
 use cairn_protocol::refusal::{Reason, Refusal};
 use clap::Args;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ const PROMPT_BYTES_MAX: u64 = 512 << 10;
 
 #[derive(Args, Clone)]
 #[command(
-    after_help = "Examples:\n  cairn run acme/tiny \"Once upon a time\"\n  cairn run acme/tiny                       a chat, on a terminal\n  cairn run acme/tiny --raw --temperature 0 --max-tokens 64 --stages 3 --json \"Once\"\n  cairn run acme/tiny --adapter adapters/acme/pirate@v1 \"Once\"\n  cat question.txt | cairn run acme/tiny"
+    after_help = "Examples:\n  cairn run acme/tiny \"Once upon a time\"\n  cairn run acme/tiny                       a chat, on a terminal\n  cairn run acme/tiny --raw --temperature 0 --max-tokens 64 --stages 3 --json \"Once\"\n  cairn run acme/tiny --adapter adapters/acme/pirate@v1 \"Once\"\n  cairn run acme/full --quantise q8_0 \"Once\"  in half the memory of F16\n  cat question.txt | cairn run acme/tiny"
 )]
 pub(super) struct RunArgs {
     /// REPO[@REF]
@@ -27,6 +28,9 @@ pub(super) struct RunArgs {
     /// Add this adapter to the model: adapters/PUBLISHER/NAME[@REF]
     #[arg(long, value_name = "REPO")]
     adapter: Option<String>,
+    /// Hold matrices of more bits as this type while they are loaded: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0
+    #[arg(long, value_name = "TYPE")]
+    quantise: Option<Target>,
     /// What to go on from; read from a pipe if there is one
     prompt: Option<String>,
     /// Most tokens to generate
@@ -75,6 +79,7 @@ impl RunArgs {
         api::GenerateRequest {
             repo: self.repo.clone(),
             adapter: self.adapter.clone().unwrap_or_default(),
+            quantise: self.quantise.map(|target| target.name().to_owned()).unwrap_or_default(),
             max_tokens: self.max_tokens,
             temperature: Some(self.temperature),
             top_k: self.top_k.unwrap_or(0),

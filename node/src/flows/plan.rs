@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use cairn_compute::{
     arch::{self, StagePart},
     plan::{self, Bound, Candidate, ModelCost, Plan, PlanError, PlanInput, Privacy, Rejection, Standing},
+    quantise::{self, Target, as_loaded},
 };
 use cairn_protocol::{
     advert::{Advert, Grant},
@@ -42,7 +43,7 @@ pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::Pla
     let context = if request.context == 0 { CONTEXT.min(model.context_max) } else { request.context };
     let adapter = adapters::choose(&node, &request.adapter, model).await?;
     let mut wish = Wish {
-        cost: cost(model, &manifest.tensors)?,
+        cost: cost(model, &as_loaded(&manifest.tensors, parse_quantise(&request.quantise)?))?,
         context: u64::from(context),
         prompt_tokens: PROMPT_TOKENS,
         answer_tokens: ANSWER_TOKENS,
@@ -106,6 +107,12 @@ pub(crate) fn served_model<'a>(repo: &str, manifest: &'a Manifest) -> Result<&'a
         Refusal::new(Reason::Unsupported, repo, why)
             .try_this("a model of a family that docs/operations.md lists, in safetensors or GGUF")
     })
+}
+
+/// The type that matrices are to be held as, where a request names one.
+pub(crate) fn parse_quantise(name: &str) -> Result<Option<Target>, Refusal> {
+    quantise::parse_wish(name)
+        .map_err(|error| Refusal::new(Reason::BadInput, "quantise", error.to_string()).try_this("q8_0"))
 }
 
 /// What the parts of a model cost.

@@ -175,6 +175,7 @@ mod tests {
             sources: Vec::new(),
             level: String::new(),
             adapter: None,
+            quantise: None,
         }
     }
 

@@ -12,9 +12,9 @@ use std::{
 };
 
 use cairn_compute::{
-    LoadError, LoadOptions, Saves, SourceError, StageHandle, TensorSource,
-    arch::{self, StagePart},
+    LoadError, LoadOptions, Saves, SourceError, StageHandle, TensorSource, arch,
     engine::SetAdapterError,
+    quantise::{Quantising, as_loaded},
 };
 use cairn_protocol::{
     id::{BlobHash, RevisionId},
@@ -79,8 +79,8 @@ pub(super) async fn load(
     asker: &Asker,
 ) -> Result<Loaded, Refusal> {
     let started = Instant::now();
-    let (part, context, planes) = (request.part, request.context, request.planes);
-    let key = Key { revision: request.revision, part, context, planes };
+    let StageRequest { revision, part, context, planes, quantise, .. } = *request;
+    let key = Key { revision, part, context, planes, quantise };
     let (base, mut report) = match rooms.find_warm(&key) {
         Some(base) => (base.clone(), held(base.bytes_needed)),
         None => load_cold(node, rooms, request, key, events, asker).await?,
@@ -88,6 +88,7 @@ pub(super) async fn load(
     let adapter = adapters::load(node, rooms, request, events, asker, &mut report).await?;
     report.load_ms = started.elapsed().as_millis() as u64;
     report.level = node.engine.level().to_owned();
+    report.quantised = quantise.map(|target| target.name().to_owned()).unwrap_or_default();
     open_session(rooms, request, base, adapter, report)
 }
 
@@ -158,8 +159,8 @@ async fn load_cold(
     check(request, &manifest, &model)?;
     let tensors = arch::stage_tensors(&model, &manifest.tensors, &request.part).map_err(|e| corrupt(&e))?;
     let tensors: Vec<TensorEntry> = tensors.into_iter().cloned().collect();
-    let memory =
-        arch::stage_memory(&model, &manifest.tensors, &request.part, request.context).map_err(|e| corrupt(&e))?;
+    let all = as_loaded(&manifest.tensors, request.quantise);
+    let memory = arch::stage_memory(&model, &all, &request.part, request.context).map_err(|e| corrupt(&e))?;
     prove_publisher(node, request.revision, &manifest, asker).await?;
     let _turn = rooms.turn(asker.node).await;
     // Another session of this peer may have loaded it in its turn.
@@ -168,7 +169,7 @@ async fn load_cold(
     }
     let reservation = rooms.reserve(memory.total())?;
     let report = fetch(node, request.revision, &manifest, &tensors, &sources, events).await?;
-    let source = BlobTensors::new(node, &manifest).saved(node, request.revision, &request.part);
+    let source = BlobTensors::new(node, &manifest).saved(node, request);
     let handle = load_engine(node, request, &model, &tensors, &source).await?;
     let base = Base::new(handle, reservation, model.width, report.bytes_needed);
     rooms.keep_warm(key, base.clone());
@@ -327,8 +328,13 @@ async fn load_engine(
     source: &BlobTensors,
 ) -> Result<StageHandle, Refusal> {
     let options = LoadOptions { context: request.context, planes: request.planes };
+    let held = as_loaded(tensors, request.quantise);
     let load = patiently(|done| {
-        node.engine.load(model.clone(), tensors.to_vec(), request.part, options, Box::new(source.clone()), done);
+        let source: Box<dyn TensorSource> = match request.quantise {
+            Some(_) => Box::new(Quantising::new(source.clone(), tensors.to_vec())),
+            None => Box::new(source.clone()),
+        };
+        node.engine.load(model.clone(), held.to_vec(), request.part, options, source, done);
     });
     load.await
 }
@@ -371,8 +377,8 @@ impl BlobTensors {
     }
 
     /// With a place for the weights of one part in the engine's form.
-    fn saved(self, node: &Node, revision: RevisionId, part: &StagePart) -> Self {
-        Self { saves: Packed::of(node, revision, part), ..self }
+    fn saved(self, node: &Node, request: &StageRequest) -> Self {
+        Self { saves: Packed::of(node, request), ..self }
     }
 }
 

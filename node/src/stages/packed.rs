@@ -12,10 +12,10 @@ use std::{
     time::SystemTime,
 };
 
-use cairn_compute::{Saves, arch::StagePart};
-use cairn_protocol::id::RevisionId;
+use cairn_compute::Saves;
 use tempfile::NamedTempFile;
 
+use super::request::StageRequest;
 use crate::{config::sources::disk_free_bytes, shell::Node};
 
 /// The file of one part.
@@ -28,11 +28,12 @@ pub(super) struct Packed {
 
 impl Packed {
     /// Where a part's weights are; `None` when none are to be kept.
-    pub fn of(node: &Node, revision: RevisionId, part: &StagePart) -> Option<Packed> {
-        let bytes_max = node.config.packed_disk_bytes;
+    pub fn of(node: &Node, request: &StageRequest) -> Option<Packed> {
+        let (bytes_max, part, revision) = (node.config.packed_disk_bytes, &request.part, request.revision);
+        let quantised = request.quantise.map(|target| format!(".{}", target.name())).unwrap_or_default();
         let ends = [(part.embedding, "e"), (part.head, "h")];
         let ends: String = ends.into_iter().filter(|(is_there, _)| *is_there).map(|(_, end)| end).collect();
-        let name = format!("{revision}.{}-{}{ends}", part.layers.start, part.layers.end);
+        let name = format!("{revision}.{}-{}{ends}{quantised}", part.layers.start, part.layers.end);
         (bytes_max > 0).then(|| Packed { folder: node.home.join("packed"), name, bytes_max })
     }
 

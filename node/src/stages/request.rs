@@ -5,7 +5,12 @@
 
 use std::net::SocketAddr;
 
-use cairn_compute::{arch::StagePart, plan::Privacy, sample::Sampling};
+use cairn_compute::{
+    arch::StagePart,
+    plan::Privacy,
+    quantise::{Target, parse_wish},
+    sample::Sampling,
+};
 use cairn_protocol::{
     id::{NodeId, PublisherKey, RealmId, RevisionId, SessionId},
     layers::LayerRange,
@@ -81,6 +86,8 @@ pub struct StageRequest {
     pub level: String,
     /// What is computed on top of the model's weights.
     pub adapter: Option<AdapterRequest>,
+    /// What matrices of more bits are held as.
+    pub quantise: Option<Target>,
 }
 
 /// An adapter, as a coordinator asks for it.
@@ -127,6 +134,7 @@ impl StageRequest {
             sources: sources(&open.sources)?,
             level: open.level,
             adapter: open.adapter.map(adapter).transpose()?,
+            quantise: parse_wish(&open.quantise).map_err(|error| bad(error.to_string()))?,
         })
     }
 }

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use cairn_compute::{StageHandle, arch::StagePart};
+use cairn_compute::{StageHandle, arch::StagePart, quantise::Target};
 use cairn_protocol::id::RevisionId;
 
 use super::{bounds, rooms::Reservation};
@@ -23,6 +23,8 @@ pub(crate) struct Key {
     pub part: StagePart,
     pub context: u32,
     pub planes: u32,
+    /// What matrices of more bits are held as.
+    pub quantise: Option<Target>,
 }
 
 /// Loaded weights with the session that came with them, which is lent to one user at a time.

@@ -256,6 +256,9 @@ pub struct OpenStage {
     /// Computed on top of the model's weights. A stage that reads this field says so in StageReady; one of before passes over it.
     #[prost(message, optional, tag = "30")]
     pub adapter: ::core::option::Option<Adapter>,
+    /// The type that matrices of more bits are held as; empty for that of the files. StageReady says whether it was read.
+    #[prost(string, tag = "31")]
+    pub quantise: ::prost::alloc::string::String,
 }
 /// An adapter of a session: the same revision on every stage.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -336,6 +339,9 @@ pub struct StageReady {
     /// The revision of the adapter that the stage computes with; empty for none. Another than was asked for is as good as a refusal.
     #[prost(bytes = "vec", tag = "10")]
     pub adapter: ::prost::alloc::vec::Vec<u8>,
+    /// The type that was asked for and is held. Another is as good as a refusal.
+    #[prost(string, tag = "11")]
+    pub quantised: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StageToken {

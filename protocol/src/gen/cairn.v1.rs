@@ -496,6 +496,9 @@ pub struct PlanRequest {
     /// As in GenerateRequest: it takes memory on every stage.
     #[prost(string, tag = "10")]
     pub adapter: ::prost::alloc::string::String,
+    /// As in GenerateRequest: it takes less memory on every stage.
+    #[prost(string, tag = "30")]
+    pub quantise: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PlanResponse {
@@ -600,6 +603,9 @@ pub struct GenerateRequest {
     /// An adapter, computed on top of the model: adapters/PUBLISHER/NAME\[@REF\]; empty for none.
     #[prost(string, tag = "30")]
     pub adapter: ::prost::alloc::string::String,
+    /// Every stage holds matrices of more bits as this type: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0. Empty: as they are stored.
+    #[prost(string, tag = "31")]
+    pub quantise: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerateEvent {

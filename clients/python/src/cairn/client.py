@@ -147,10 +147,11 @@ class Client:
         return self._ask(self._registry.MirrorRemove, pb.MirrorRemoveRequest(pattern=pattern)).removed
 
     def plan(
-        self, repo: str, *, stages: int = 0, context: int = 0, privacy: str = "", adapter: str = ""
+        self, repo: str, *, stages: int = 0, context: int = 0, privacy: str = "", adapter: str = "",
+        quantise: str = "",
     ) -> Plan:
         """Where the layers would go, and why."""
-        request = pb.PlanRequest(repo=repo, stages=stages, context=context, privacy=privacy, adapter=adapter)
+        request = pb.PlanRequest(repo=repo, stages=stages, context=context, privacy=privacy, adapter=adapter, quantise=quantise)
         return Plan._of(self._ask(self._compute.Plan, request))
 
     def generate(
@@ -170,13 +171,14 @@ class Client:
         raw: bool = False,
         privacy: str = "",
         adapter: str = "",
+        quantise: str = "",
         repetition_penalty: float = 0.0,
         timeout: float | None = None,
         progress: Report = None,
     ) -> Generation:
         """Tokens as they are made, from a prompt, from chat `messages` ({"role", "content"}) or from `token_ids`. Temperature 0 is greedy;
         an unset seed is drawn and reported; `stages` asks for exactly so many different nodes; `adapter` is added to the model
-        (`adapters/PUBLISHER/NAME[@REF]`).
+        (`adapters/PUBLISHER/NAME[@REF]`); with `quantise` ("q8_0", …) stages hold matrices of more bits as that type.
 
         When the node itself dies, another one goes on: ask it for the same revisions (also the adapter's), seed and options, with `started.prompt_ids` and
         the ids received so far as `token_ids`, and `max_tokens` less by those. What follows is what would have followed."""
@@ -185,7 +187,7 @@ class Client:
         request = pb.GenerateRequest(
             repo=repo, prompt=prompt or "", messages=[_message(one) for one in messages or ()], max_tokens=max_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=_texts("stop", stop), stages=stages,
-            raw=raw, privacy=privacy, adapter=adapter, repetition_penalty=repetition_penalty, token_ids=token_ids or (),
+            raw=raw, privacy=privacy, adapter=adapter, quantise=quantise, repetition_penalty=repetition_penalty, token_ids=token_ids or (),
         )
         call = self._compute.Generate(request, metadata=self._metadata, timeout=timeout)
         return Generation(call, self._explain, Bar(progress))

@@ -282,7 +282,7 @@ impl Drive {
                     }
                     Input::StageProgress { epoch, index }
                 }
-                stage_event::Event::Ready(ready) => match super::without_adapter(self.job.adapter_revision(), &ready) {
+                stage_event::Event::Ready(ready) => match super::not_as_asked(&self.job, &ready) {
                     Some(refused) => {
                         let refusal = self.refusal(index, refused);
                         Input::StageRefused { epoch, index, refusal }

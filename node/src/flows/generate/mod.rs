@@ -17,6 +17,7 @@ mod tellings;
 use std::{collections::BTreeSet, sync::Arc};
 
 use cairn_compute::{
+    quantise::{Target, as_loaded},
     sample::Sampling,
     session::{self, Session},
 };
@@ -73,12 +74,15 @@ pub(crate) struct Job {
     pub sources: Vec<Source>,
     /// What is computed on top of the model.
     pub adapter: Option<adapters::Chosen>,
+    /// What stages hold matrices of more bits as.
+    pub quantise: Option<Target>,
 }
 
 async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job, Refusal> {
     let privacy = stages::parse_privacy(&request.privacy)?;
     let seed = request.seed.unwrap_or_else(rand::random);
     let sampling = sampling(&request, seed)?;
+    let quantise = plan::parse_quantise(&request.quantise)?;
     let reference = names::parse(&request.repo)?;
     let resolved = names::resolve_anywhere(node, &reference).await?;
     let manifest = holders::manifest_of(node, &resolved).await?;
@@ -93,7 +97,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     let ids = prompt::ids(&text, &request, model.vocabulary).await?;
     let tokens_max = if request.max_tokens == 0 { plan::ANSWER_TOKENS as u32 } else { request.max_tokens };
     let context = context(ids.len() as u64, u64::from(tokens_max), u64::from(model.context_max))?;
-    let cost = plan::cost(&model, &manifest.tensors)?;
+    let cost = plan::cost(&model, &as_loaded(&manifest.tensors, quantise))?;
     let machine = session::Config {
         tokens_max: u64::from(tokens_max),
         context,
@@ -126,6 +130,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         resume_token: token.to_string(),
         wish,
         adapter,
+        quantise,
         path: resolved.path,
         repo: request.repo,
         revision: resolved.revision,
@@ -196,6 +201,19 @@ impl Job {
     }
 }
 
+/// Takes a stage that is ready, and not as it was asked to be, for one that refused.
+fn not_as_asked(job: &Job, ready: &peer_pb::StageReady) -> Option<peer_pb::Refused> {
+    without_adapter(job.adapter_revision(), ready).or_else(|| unquantised(job.quantise, ready))
+}
+
+/// A stage of a node that does not know quantising while loading would hold the weights as they are stored.
+fn unquantised(wanted: Option<Target>, ready: &peer_pb::StageReady) -> Option<peer_pb::Refused> {
+    (ready.quantised != wanted.map_or("", Target::name)).then(|| peer_pb::Refused {
+        reason: Reason::Unsupported.code().to_owned(),
+        why: "it is ready with weights of another type than was asked for: its version does not quantise".to_owned(),
+    })
+}
+
 /// Takes a stage that is ready without the session's adapter for one that refused: a node of before passes over what it does
 /// not know of an opening, and would compute the model alone.
 fn without_adapter(wanted: Option<RevisionId>, ready: &peer_pb::StageReady) -> Option<peer_pb::Refused> {
@@ -229,6 +247,15 @@ mod tests {
             let refused = without_adapter(wanted, &ready).unwrap();
             assert_eq!(refused.reason, Reason::Unsupported.code());
         }
+    }
+
+    #[test]
+    fn a_stage_that_holds_another_type_is_taken_for_one_that_refused() {
+        let ready = |quantised: &str| peer_pb::StageReady { quantised: quantised.to_owned(), ..Default::default() };
+        let wanted: Option<Target> = Some("q8_0".parse().unwrap());
+        assert_eq!(unquantised(wanted, &ready("q8_0")), None);
+        assert_eq!(unquantised(None, &ready("")), None);
+        assert!(unquantised(wanted, &ready("")).is_some() && unquantised(None, &ready("q8_0")).is_some());
     }
 
     #[test]

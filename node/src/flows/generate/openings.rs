@@ -63,6 +63,7 @@ pub(super) fn openings(
             index: index as u32,
             level: plan.level.clone(),
             adapter: adapter.clone(),
+            quantise: job.quantise.map(|target| target.name().to_owned()).unwrap_or_default(),
             history: if stage.head && job.sampling.needs_history() { history.to_vec() } else { Vec::new() },
         };
         Opening { node: stage.node, addresses: addresses(node, stage.node), open }

@@ -472,18 +472,20 @@ class MirroredRepo(_message.Message):
     def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[str] = ..., why: _Optional[str] = ..., bytes_total: _Optional[int] = ..., bytes_held: _Optional[int] = ..., bytes_from: _Optional[_Iterable[_Union[BytesFrom, _Mapping]]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("repo", "stages", "context", "privacy", "adapter")
+    __slots__ = ("repo", "stages", "context", "privacy", "adapter", "quantise")
     REPO_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    QUANTISE_FIELD_NUMBER: _ClassVar[int]
     repo: str
     stages: int
     context: int
     privacy: str
     adapter: str
-    def __init__(self, repo: _Optional[str] = ..., stages: _Optional[int] = ..., context: _Optional[int] = ..., privacy: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
+    quantise: str
+    def __init__(self, repo: _Optional[str] = ..., stages: _Optional[int] = ..., context: _Optional[int] = ..., privacy: _Optional[str] = ..., adapter: _Optional[str] = ..., quantise: _Optional[str] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
     __slots__ = ("repo", "revision", "stages", "rejected", "predicted_ttft_ms", "predicted_tokens_per_s", "deaths", "predicted_ready_ms")
@@ -552,7 +554,7 @@ class ChatMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("repo", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stages", "raw", "privacy", "repetition_penalty", "token_ids", "adapter")
+    __slots__ = ("repo", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stages", "raw", "privacy", "repetition_penalty", "token_ids", "adapter", "quantise")
     REPO_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -568,6 +570,7 @@ class GenerateRequest(_message.Message):
     REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    QUANTISE_FIELD_NUMBER: _ClassVar[int]
     repo: str
     prompt: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
@@ -583,7 +586,8 @@ class GenerateRequest(_message.Message):
     repetition_penalty: float
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     adapter: str
-    def __init__(self, repo: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stages: _Optional[int] = ..., raw: bool = ..., privacy: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ...) -> None: ...
+    quantise: str
+    def __init__(self, repo: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stages: _Optional[int] = ..., raw: bool = ..., privacy: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ..., quantise: _Optional[str] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("started", "token", "recovery", "done", "progress")
