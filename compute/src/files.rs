@@ -102,9 +102,7 @@ impl ModelFiles {
 
     /// A reader of the tensors.
     pub fn source(&self) -> Result<Box<dyn TensorSource>, FilesError> {
-        let open = |path: &PathBuf| File::open(path).map_err(|error| FilesError::Io { path: path.clone(), error });
-        let files = self.paths.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Box::new(FileSource { files }))
+        Ok(Box::new(FileSource::open(&self.paths)?))
     }
 }
 
@@ -116,7 +114,8 @@ fn served(path: &Path, described: Description) -> Result<Model, FilesError> {
     }
 }
 
-fn entry(file: u32, t: &gguf::HeaderTensor) -> TensorEntry {
+/// Where a tensor of a header lies.
+pub(crate) fn entry(file: u32, t: &gguf::HeaderTensor) -> TensorEntry {
     let (name, shape) = (t.name.clone(), t.shape.clone());
     TensorEntry { name, file, offset: t.offset, length: t.length, dtype: t.dtype, shape }
 }
@@ -152,8 +151,16 @@ fn small(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
 }
 
 /// Tensors read from open files.
-struct FileSource {
+pub(crate) struct FileSource {
     files: Vec<File>,
+}
+
+impl FileSource {
+    /// Of files that tensors count in this order.
+    pub fn open<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<Self, FilesError> {
+        let open = |path: &PathBuf| File::open(path).map_err(|error| FilesError::Io { path: path.clone(), error });
+        Ok(Self { files: paths.into_iter().map(open).collect::<Result<_, _>>()? })
+    }
 }
 
 impl TensorSource for FileSource {

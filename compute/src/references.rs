@@ -5,17 +5,19 @@
 //! tests trust, the CPU engine, and candle's path for GPUs on its CPU device.
 
 use crate::{
-    adapter::{self, AdapterSpec},
+    adapter::{self, AdapterFiles, AdapterSpec},
     arch::{self, Description, StagePart},
     cpu::{
         acts::Planes,
         adapters::Adapter,
         cache::Cache,
         level::Level,
+        model::Model as Loaded,
         pass::{Pass, Slot},
         pool::Pool,
-        work::Work,
+        work::{PASS_TOKENS_MAX, Work},
     },
+    files::ModelFiles,
     stage::{Checked, GpuWeights, Run},
     tiny::{self, Tiny},
     weights::{self, SourceError, TensorSource},
@@ -25,7 +27,11 @@ use cairn_protocol::{
     manifest::{Model, RopeScaling, TensorEntry, Variations},
 };
 use serde::Deserialize;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 mod real;
 
@@ -132,16 +138,26 @@ fn on_cpu(tiny: &Tiny, ids: &[u32]) -> Vec<f64> {
 fn computed(tiny: &Tiny, ids: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<f64> {
     let whole = StagePart::whole(tiny.model.layers);
     let loaded = weights::load(&tiny.model, &tiny.tensors, &whole, 128, &mut *tiny.source()).expect("loads");
-    let (model, pool) = (loaded.model, Pool::new(1).expect("pool"));
-    let slots: Vec<Slot> = (0..ids.len()).map(|position| Slot { sequence: 0, position }).collect();
-    let pass = Pass { model: &model, pool: &pool, level: Level::best(), planes: Planes::Two, slots: &slots };
-    let mut work = Work::new(&model, Planes::Two, ids.len(), 1);
-    let mut cache = Cache::new(model.layers.len(), model.shape.kv_heads, model.shape.head_width, 128);
-    pass.embed(&mut work, ids.iter().copied());
-    work.low.gather(&[adapter], &slots);
-    pass.walk(&mut work, &mut [&mut cache]);
-    pass.logits(&mut work, &[ids.len() - 1]);
-    pass.column(&mut work, 0, 1).iter().map(|logit| f64::from(*logit)).collect()
+    pass(&loaded.model, ids, adapter)
+}
+
+/// The logits after the last of `ids`, in passes of at most 128.
+fn pass(model: &Loaded, ids: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<f64> {
+    let (pool, shape) = (Pool::new(1).expect("pool"), &model.shape);
+    let mut work = Work::new(model, Planes::Two, PASS_TOKENS_MAX, 1);
+    let mut cache = Cache::new(model.layers.len(), shape.kv_heads, shape.head_width, 512);
+    let mut last = Vec::new();
+    for (piece, ids) in ids.chunks(PASS_TOKENS_MAX).enumerate() {
+        let position = |i: usize| piece * PASS_TOKENS_MAX + i;
+        let slots: Vec<Slot> = (0..ids.len()).map(|i| Slot { sequence: 0, position: position(i) }).collect();
+        let pass = Pass { model, pool: &pool, level: Level::best(), planes: Planes::Two, slots: &slots };
+        pass.embed(&mut work, ids.iter().copied());
+        work.low.gather(&[adapter], &slots);
+        pass.walk(&mut work, &mut [&mut cache]);
+        pass.logits(&mut work, &[ids.len() - 1]);
+        last = pass.column(&mut work, 0, 1).iter().map(|logit| f64::from(*logit)).collect();
+    }
+    last
 }
 
 #[derive(Deserialize)]
@@ -190,6 +206,47 @@ fn an_adapter_on_the_cpu_engine_gives_the_logits_of_peft() {
         let without = relative(want, on_cpu(&tiny, ids).into_iter());
         assert!(without > 0.1, "{n} positions: without the adapter only {without} off");
     }
+}
+
+/// What `scripts/reference-logits/peft-adapter.py` writes beside PEFT's files.
+#[derive(Deserialize)]
+struct Golden {
+    by: String,
+    model: String,
+    ids: Vec<u32>,
+    prefixes: Vec<usize>,
+    logits: Vec<Vec<f64>>,
+}
+
+#[test]
+fn a_folder_that_peft_wrote_gives_its_logits_and_greedy_tokens() {
+    let Some(folder) = std::env::var_os("CAIRN_ADAPTER_REFERENCE").map(PathBuf::from) else {
+        return eprintln!(
+            "NOT TESTED: CAIRN_ADAPTER_REFERENCE names no folder (scripts/reference-logits/peft-adapter.py)"
+        );
+    };
+    let golden = std::fs::read(folder.join("golden.json")).expect("golden.json");
+    let golden: Golden = serde_json::from_slice(&golden).expect("a reference");
+    let (base, adapter) = (ModelFiles::open(Path::new(&golden.model)), AdapterFiles::open(&folder));
+    let (base, adapter) = (base.expect("a model"), adapter.expect("an adapter"));
+    let whole = StagePart::whole(base.model.layers);
+    let loaded = weights::load(&base.model, &base.tensors, &whole, 512, &mut *base.source().expect("files"));
+    let fitted = adapter::fit(&base.model, &adapter.spec, &adapter.tensors, &whole).expect("fits");
+    let source = &mut *adapter.source().expect("files");
+    let added = Arc::new(adapter::load(&fitted, &adapter.spec, &whole, source).expect("loads"));
+    let model = loaded.expect("loads").model;
+    let (mut worst, mut greedy) = (0f64, Vec::new());
+    for n in 1..golden.ids.len() {
+        let made = pass(&model, &golden.ids[..n], Some(&added));
+        if let Some(at) = golden.prefixes.iter().position(|prefix| *prefix == n) {
+            let off = golden.logits[at].iter().zip(&made).map(|(want, got)| (want - got).abs());
+            worst = off.fold(worst, f64::max);
+        }
+        greedy.extend(made.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id as u32));
+    }
+    let same = greedy.iter().zip(&golden.ids[1..]).take_while(|(a, b)| a == b).count();
+    println!("{worst:.1e} off the logits of {}, {same} of {} greedy tokens", golden.by, greedy.len());
+    assert!(same == greedy.len() && worst <= 2e-2, "{worst} off, {same} of {} tokens", greedy.len());
 }
 
 #[test]

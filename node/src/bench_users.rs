@@ -30,8 +30,10 @@ const REPO: &str = "bench/model";
 const COUNTED: u32 = 24;
 
 /// How to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct UsersOptions {
+    /// PEFT folders: users take them in turn, and every so manieth takes none. Measured beside the same users without.
+    pub adapters: Vec<PathBuf>,
     /// Users at once.
     pub users: u32,
     /// Processes, and stages, that serve them.
@@ -55,8 +57,14 @@ pub struct UsersReport {
     pub one: Crowd,
     /// All.
     pub all: Crowd,
+    /// All, with adapters, if there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapted: Option<Crowd>,
     /// Tokens a second of all together, as a multiple of the one's.
     pub total_ratio: f64,
+    /// Tokens a second of all with adapters, as a multiple of theirs without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapted_ratio: Option<f64>,
     /// Every user got the tokens in company that it got alone.
     pub same_tokens: bool,
 }
@@ -105,33 +113,61 @@ pub async fn measure(program: PathBuf, model: &Path, options: &UsersOptions) -> 
 
 async fn rounds(clients: &[Client], model: &Path, options: &UsersOptions) -> Result<UsersReport, Refusal> {
     local_clients::publish(clients, model, REPO).await?;
-    let (mut one, mut all) = (Vec::new(), Vec::new());
+    for (index, adapter) in options.adapters.iter().enumerate() {
+        local_clients::publish(clients, adapter, &adapter_name(index)).await?;
+    }
+    let (mut one, mut all, mut adapted) = (Vec::new(), Vec::new(), Vec::new());
     // Weights are loaded, and what each user gets alone is known.
-    let mut alone = Vec::new();
+    let (mut alone, mut alone_adapted) = (Vec::new(), Vec::new());
     for user in 0..options.users {
-        alone.push(generate(&clients[0], user, options).await?.tokens);
+        alone.push(generate(&clients[0], user, None, options).await?.tokens);
+        alone_adapted.push(generate(&clients[0], user, adapter_of(user, options), options).await?.tokens);
     }
     for _ in 0..options.repeat {
-        one.push(round(&clients[0], 1, options).await?);
-        all.push(round(&clients[0], options.users, options).await?);
+        one.push(round(&clients[0], 1, options, |_| None).await?);
+        all.push(round(&clients[0], options.users, options, |_| None).await?);
+        if !options.adapters.is_empty() {
+            adapted.push(round(&clients[0], options.users, options, |user| adapter_of(user, options)).await?);
+        }
     }
-    let is_same = |round: &Round| round.seen.iter().zip(&alone).all(|(seen, alone)| seen.tokens == *alone);
-    let same_tokens = one.iter().chain(&all).all(is_same);
+    let is_same =
+        |round: &Round, alone: &[Vec<u32>]| round.seen.iter().zip(alone).all(|(seen, alone)| seen.tokens == *alone);
+    let same_tokens = one.iter().chain(&all).all(|round| is_same(round, &alone))
+        && adapted.iter().all(|round| is_same(round, &alone_adapted));
     let (one, all) = (crowd(&one), crowd(&all));
+    let adapted = (!adapted.is_empty()).then(|| crowd(&adapted));
     Ok(UsersReport {
         users: options.users,
         stages: options.nodes,
         decode_tokens: options.decode_tokens,
         total_ratio: all.tokens_per_s / one.tokens_per_s.max(1e-9),
+        adapted_ratio: adapted.as_ref().map(|adapted| adapted.tokens_per_s / all.tokens_per_s.max(1e-9)),
         same_tokens,
         one,
         all,
+        adapted,
     })
 }
 
-async fn round(client: &Client, users: u32, options: &UsersOptions) -> Result<Round, Refusal> {
+/// What an adapter is published as.
+fn adapter_name(index: usize) -> String {
+    format!("adapters/bench/adapter{index}")
+}
+
+/// Each adapter in turn, then none.
+fn adapter_of(user: u32, options: &UsersOptions) -> Option<usize> {
+    let turn = user as usize % (options.adapters.len() + 1);
+    (turn < options.adapters.len()).then_some(turn)
+}
+
+async fn round(
+    client: &Client,
+    users: u32,
+    options: &UsersOptions,
+    adapter: impl Fn(u32) -> Option<usize>,
+) -> Result<Round, Refusal> {
     let start = Instant::now();
-    let seen = try_join_all((0..users).map(|user| generate(client, user, options))).await?;
+    let seen = try_join_all((0..users).map(|user| generate(client, user, adapter(user), options))).await?;
     Ok(Round { took: start.elapsed(), seen })
 }
 
@@ -139,9 +175,10 @@ fn prompt(user: u32) -> String {
     (0..=COUNTED).fold(format!("{user}:"), |text, n| format!("{text} {},", user + n))
 }
 
-async fn generate(client: &Client, user: u32, options: &UsersOptions) -> Result<Seen, Refusal> {
+async fn generate(client: &Client, user: u32, adapter: Option<usize>, options: &UsersOptions) -> Result<Seen, Refusal> {
     let request = api::GenerateRequest {
         repo: REPO.into(),
+        adapter: adapter.map(adapter_name).unwrap_or_default(),
         prompt: prompt(user),
         raw: true,
         max_tokens: options.decode_tokens,
@@ -193,6 +230,20 @@ fn ms(duration: &Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_take_adapters_in_turn_and_one_of_each_turn_takes_none() {
+        let options = |adapters: usize| UsersOptions {
+            adapters: vec![PathBuf::new(); adapters],
+            users: 8,
+            nodes: 1,
+            decode_tokens: 8,
+            repeat: 1,
+        };
+        let turns = |adapters| (0..5).map(|user| adapter_of(user, &options(adapters))).collect::<Vec<_>>();
+        assert_eq!(turns(2), [Some(0), Some(1), None, Some(0), Some(1)]);
+        assert_eq!(turns(0), [None; 5]);
+    }
 
     #[test]
     fn a_crowd_is_all_its_tokens_over_the_whole_round_and_its_gaps_together() {

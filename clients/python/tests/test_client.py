@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import os
+import struct
 import time
 
 import pytest
@@ -90,6 +92,34 @@ def test_a_generation_that_broke_off_goes_on_where_it_was(node, model):
     ids = words.started.prompt_ids + tokens[:8]
     rest = node.generate(f"acme/tiny@{words.started.revision}", token_ids=ids, max_tokens=12, **options)
     assert tokens[:8] + [token.id for token in rest] == tokens
+
+
+def test_an_adapter_changes_the_text_and_a_broken_generation_goes_on_with_it(node, model, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 8}))
+    config = json.loads((CHECKOUT / "models/tiny/config.json").read_text())
+    width, tensors, data = config["hidden_size"], {}, b""
+    for layer in range(config["num_hidden_layers"]):
+        for half, shape in (("A", [1, width]), ("B", [width, 1])):
+            piece = struct.pack(f"<{width}f", *((i % 7 - 3) / 10 for i in range(width)))
+            name = f"base_model.model.model.layers.{layer}.self_attn.o_proj.lora_{half}.weight"
+            tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(piece)]}
+            data += piece
+    header = json.dumps(tensors).encode()
+    (tmp_path / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
+    published = node.publish(tmp_path, "adapters/acme/tilt", progress=False)
+    shown = node.show("adapters/acme/tilt").adapter
+    assert (shown.rank, shown.alpha, shown.modules, shown.served) == (1, 8.0, ["o_proj"], True)
+    assert node.show("acme/tiny").adapter is None
+
+    options = {"raw": True, "temperature": 0, "max_tokens": 12}
+    plain = [token.id for token in node.generate("acme/tiny", "Once upon", **options)]
+    words = node.generate("acme/tiny", "Once upon", adapter="adapters/acme/tilt", **options)
+    tokens = [token.id for token in words]
+    assert tokens != plain and words.started.adapter == published.revision
+    ids, options["max_tokens"] = words.started.prompt_ids + tokens[:5], 7
+    again = f"adapters/acme/tilt@{words.started.adapter}"
+    assert tokens[:5] + [token.id for token in node.generate("acme/tiny", token_ids=ids, adapter=again, **options)] == tokens
+    assert node.plan("acme/tiny", adapter=again).stages[0].bytes > node.plan("acme/tiny").stages[0].bytes
 
 
 def test_one_seed_makes_one_text(node, model):

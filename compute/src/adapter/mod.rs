@@ -10,11 +10,13 @@
 //! numbers and dimensions.
 
 mod describe;
+mod files;
 mod fit;
 mod load;
 #[cfg(test)]
 mod tests;
 
 pub use describe::{AdapterSpec, describe};
+pub use files::{AdapterFiles, AdapterFilesError};
 pub use fit::{AdapterError, Fitted, fit};
 pub(crate) use load::load;

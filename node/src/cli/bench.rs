@@ -119,7 +119,7 @@ struct StagesArgs {
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cairn bench users model.gguf\n  cairn bench users ./model --users 16 --nodes 3 --repeat 9 --json"
+    after_help = "Examples:\n  cairn bench users model.gguf\n  cairn bench users ./model --users 16 --nodes 3 --repeat 9 --json\n  cairn bench users ./model --adapters ./lora-a,./lora-b"
 )]
 struct UsersArgs {
     /// A .gguf file, or a folder with config.json and safetensors
@@ -127,6 +127,9 @@ struct UsersArgs {
     /// Users at once
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=64))]
     users: u32,
+    /// PEFT folders: users take them in turn, one of each turn none; measured beside the same users without
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    adapters: Vec<PathBuf>,
     /// Processes, and stages, that serve them
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
@@ -304,10 +307,11 @@ async fn stages(global: &Global, args: StagesArgs) -> Outcome {
 }
 
 async fn users(global: &Global, args: UsersArgs) -> Outcome {
-    let UsersArgs { model, users, nodes, decode_tokens, repeat } = args;
+    let UsersArgs { model, users, adapters, nodes, decode_tokens, repeat } = args;
     let model = found(&model)?;
+    let adapters = adapters.iter().map(|adapter| found(adapter)).collect::<Result<_, _>>()?;
     let program = std::env::current_exe().map_err(|error| output::failed("the cairn program", &error))?;
-    let options = UsersOptions { users, nodes, decode_tokens, repeat };
+    let options = UsersOptions { adapters, users, nodes, decode_tokens, repeat };
     let report = bench_users::measure(program, &model, &options).await?;
     let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
     global.output().result(&value, || describe_users(&report));
@@ -327,13 +331,16 @@ fn describe_users(report: &UsersReport) -> String {
             crowd.gap_p99_ms
         )
     };
+    let adapted = report.adapted.as_ref().zip(report.adapted_ratio).map(|(adapted, ratio)| {
+        format!("{}\nwith adapters {ratio:.2} of their tokens without", crowd("adapted", adapted))
+    });
     let same = if report.same_tokens { "the same tokens as alone" } else { "NOT the tokens that each gets alone" };
-    [
-        crowd("one user", &report.one),
-        crowd(&format!("{} users", report.users), &report.all),
-        format!("together {:.2} times the one's tokens, {same}", report.total_ratio),
-    ]
-    .join("\n")
+    [crowd("one user", &report.one), crowd(&format!("{} users", report.users), &report.all)]
+        .into_iter()
+        .chain(adapted)
+        .chain([format!("together {:.2} times the one's tokens, {same}", report.total_ratio)])
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn describe_stages(report: &StagesReport) -> String {
