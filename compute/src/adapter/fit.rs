@@ -169,11 +169,14 @@ fn has(entry: &TensorEntry, want: Vec<u64>) -> Result<(), AdapterError> {
     Err(AdapterError::Dimensions { name: entry.name.clone(), got: entry.shape.clone(), want })
 }
 
+/// An A or a B, with what its name says.
+type Half<'a> = (Name, &'a TensorEntry);
+
 /// All pairs of A and B, checked as far as they can be without a model.
 pub(super) fn pairs(tensors: &[TensorEntry]) -> Result<Vec<Pair<'_>>, AdapterError> {
     let bytes = tensors.iter().fold(0, |sum: u64, t| sum.saturating_add(t.length));
     limit("bytes", bytes, ADAPTER_BYTES_MAX)?;
-    let mut halves: BTreeMap<(u32, usize), [Option<(Name, &TensorEntry)>; 2]> = BTreeMap::new();
+    let mut halves: BTreeMap<(u32, usize), [Option<Half>; 2]> = BTreeMap::new();
     for entry in tensors {
         let name = parse(&entry.name).ok_or_else(|| AdapterError::Unknown(entry.name.clone()))?;
         check(entry)?;

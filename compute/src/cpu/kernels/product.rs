@@ -349,6 +349,7 @@ unsafe fn four_words<I: Ints, const F: u8, const G: usize, const T: usize, const
 /// The same pointer, of which the compiler knows nothing: else it would load all words of a block at once, for both planes,
 /// and there are not as many registers.
 #[inline(always)]
+#[allow(clippy::pointers_in_nomem_asm_block)]
 fn opaque(mut pointer: *const u8) -> *const u8 {
     // SAFETY: no instruction at all.
     unsafe { asm!("/* {0} */", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
@@ -389,7 +390,7 @@ unsafe fn word<I: Ints, const F: u8>(lines: *const u8, j: usize) -> I {
         }
         let bytes = |x: i32| I::splat(x * 0x0101_0101);
         let both = line(j / 2);
-        let nibbles = if j % 2 == 0 { both } else { both.right(4) }.and(bytes(15));
+        let nibbles = if j.is_multiple_of(2) { both } else { both.right(4) }.and(bytes(15));
         // Bits `from` of a line's bytes to bit 4.
         let above = |line: I, from: i32| if from < 4 { line.left(4 - from) } else { line.right(from - 4) };
         match quants {
