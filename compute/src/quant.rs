@@ -104,7 +104,6 @@ fn q6_k(b: &[u8], out: &mut Vec<f32>) {
 /// The quants of 32 elements as the packed layout takes them, unsigned: part `j` of a block (a block of 32 is one part).
 /// Only for types that are packed as they are.
 pub fn units(dtype: Dtype, b: &[u8], j: usize) -> [u8; BLOCK] {
-    
     match dtype {
         Dtype::Q8_0 => from_fn(|i| b[2 + i] ^ 0x80),
         Dtype::Q4_0 | Dtype::IQ4_NL => from_fn(|i| nibble(&b[2..], i)),
@@ -179,6 +178,32 @@ pub fn quantise_q4_0(values: &[f32], out: &mut Vec<u8>) {
     }
 }
 
+/// Values to IQ4_NL: of the two scales that put the value furthest from zero at an end of the table, the one that errs
+/// less. Whole blocks.
+pub fn quantise_iq4_nl(values: &[f32], out: &mut Vec<u8>) {
+    for block in values.as_chunks::<BLOCK>().0 {
+        let far = block.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+        let with = |end: i8| {
+            let d = f16::from_f32(far / end as f32);
+            let inverse = if d == f16::ZERO { 0.0 } else { 1.0 / d.to_f32() };
+            let units = block.map(|v| nearest(v * inverse));
+            let error = |(v, q): (&f32, &u8)| (v - d.to_f32() * IQ4_NL[*q as usize] as f32).powi(2);
+            (block.iter().zip(&units).map(error).sum::<f32>(), d, units)
+        };
+        let (low, high) = (with(IQ4_NL[0]), with(IQ4_NL[15]));
+        let (_, d, units) = if low.0 <= high.0 { low } else { high };
+        out.extend(d.to_le_bytes());
+        out.extend((0..16).map(|i| units[i] | units[i + 16] << 4));
+    }
+}
+
+/// The place in the table that is nearest to a value.
+fn nearest(value: f32) -> u8 {
+    let above = IQ4_NL.iter().position(|q| *q as f32 >= value).unwrap_or(15).max(1);
+    let middle = (IQ4_NL[above - 1] as f32 + IQ4_NL[above] as f32) / 2.0;
+    if value < middle { above as u8 - 1 } else { above as u8 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +265,19 @@ mod tests {
             widen_exactly(dtype, &bytes, &mut wide);
             assert!(dequantise(dtype, &bytes, &mut want) && dequantise(Dtype::Q8_0, &wide, &mut got));
             assert_eq!(want, got, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn iq4_nl_quants_are_the_nearest_of_the_table() {
+        let values = noise(1024);
+        let (mut bytes, mut got) = (Vec::new(), Vec::new());
+        quantise_iq4_nl(&values, &mut bytes);
+        assert!(dequantise(Dtype::IQ4_NL, &bytes, &mut got));
+        for (v, g) in values.as_chunks::<BLOCK>().0.iter().zip(got.as_chunks::<BLOCK>().0) {
+            let top = v.iter().fold(0f32, |m, v| m.max(v.abs()));
+            // Half of the widest step between neighbours, 24 of 113; the other end may lie 14 beyond the table's.
+            assert!(v.iter().zip(g).all(|(v, g)| (v - g).abs() <= top * 14.5 / 113.0), "{v:?} {g:?}");
         }
     }
 

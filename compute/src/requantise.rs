@@ -1,7 +1,8 @@
 //! A GGUF file made again with other quants: what benchmarks of one model in several formats need.
 //!
-//! Metadata is copied byte by byte; matrices that are quantised become the target type by way of their F32 values,
-//! vectors and plain tensors stay. Not a way to publish a good model: quantising twice loses twice.
+//! Metadata is copied byte by byte; matrices that are quantised become the target type by way of their F32 values (candle
+//! quantises what `quant` does not), vectors and plain tensors stay. A matrix whose rows are no whole blocks of the target becomes the type
+//! that llama.cpp takes then. Not a way to publish a good model: quantising twice loses twice.
 
 use crate::{
     files::{self, FilesError},
@@ -11,11 +12,30 @@ use cairn_protocol::{
     dtype::Dtype,
     gguf::{self, HeaderTensor},
 };
+use candle_core::{
+    Device, Tensor,
+    quantized::{GgmlDType, QTensor},
+};
 use std::{
     fs::File,
     io::{self, BufWriter, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
+
+/// What can be made.
+pub const TARGETS: [Dtype; 11] = [
+    Dtype::Q8_0,
+    Dtype::Q4_0,
+    Dtype::Q4_1,
+    Dtype::Q5_0,
+    Dtype::Q5_1,
+    Dtype::IQ4_NL,
+    Dtype::Q2_K,
+    Dtype::Q3_K,
+    Dtype::Q4_K,
+    Dtype::Q5_K,
+    Dtype::Q6_K,
+];
 
 /// Where tensors begin, unless metadata says otherwise.
 const ALIGNMENT: u64 = 32;
@@ -34,9 +54,12 @@ pub enum RequantiseError {
         /// Why.
         error: io::Error,
     },
-    /// Only Q8_0 and Q4_0 are made.
-    #[error("{0} is not made, only Q8_0 and Q4_0 are")]
+    /// Not one of [`TARGETS`].
+    #[error("{0} is not made, only quantised types are")]
     Target(Dtype),
+    /// candle could not quantise.
+    #[error(transparent)]
+    Quantiser(#[from] candle_core::Error),
     /// A tensor that can't be read.
     #[error("tensor {name} is of type {dtype}, which can't be read")]
     Type {
@@ -49,7 +72,7 @@ pub enum RequantiseError {
 
 /// Writes `to`: the model of `from` with its quantised matrices as `target`.
 pub fn requantise(from: &Path, to: &Path, target: Dtype) -> Result<(), RequantiseError> {
-    if ![Dtype::Q8_0, Dtype::Q4_0].contains(&target) {
+    if !TARGETS.contains(&target) {
         return Err(RequantiseError::Target(target));
     }
     let header = files::header(from, gguf::parse_header)?;
@@ -76,24 +99,61 @@ pub fn requantise(from: &Path, to: &Path, target: Dtype) -> Result<(), Requantis
     out.flush().map_err(write_failed)
 }
 
+/// The type that a tensor gets: the target, where its rows are whole blocks of it.
 fn becomes(tensor: &HeaderTensor, target: Dtype) -> Dtype {
-    if tensor.dtype.block_elements() > 1 && tensor.shape.len() == 2 { target } else { tensor.dtype }
+    let [_, row] = tensor.shape[..] else { return tensor.dtype };
+    if tensor.dtype.block_elements() == 1 {
+        return tensor.dtype;
+    }
+    if row.is_multiple_of(target.block_elements()) {
+        return target;
+    }
+    match target {
+        Dtype::Q2_K | Dtype::Q3_K => Dtype::IQ4_NL,
+        Dtype::Q4_K => Dtype::Q5_0,
+        Dtype::Q5_K => Dtype::Q5_1,
+        _ => Dtype::Q8_0,
+    }
 }
 
 fn turned(tensor: &HeaderTensor, bytes: Vec<u8>, target: Dtype) -> Result<Vec<u8>, RequantiseError> {
-    if becomes(tensor, target) == tensor.dtype {
+    let target = becomes(tensor, target);
+    if target == tensor.dtype {
         return Ok(bytes);
     }
     let mut values = Vec::new();
     if !quant::dequantise(tensor.dtype, &bytes, &mut values) {
         return Err(RequantiseError::Type { name: tensor.name.clone(), dtype: tensor.dtype });
     }
+    quantised(target, &values, (tensor.shape[0] as usize, tensor.shape[1] as usize))
+}
+
+/// Rows of values as blocks of `target`.
+pub(crate) fn quantised(target: Dtype, values: &[f32], shape: (usize, usize)) -> Result<Vec<u8>, RequantiseError> {
     let mut out = Vec::new();
-    match target {
-        Dtype::Q8_0 => quant::quantise_q8_0(&values, &mut out),
-        _ => quant::quantise_q4_0(&values, &mut out),
+    let own = match target {
+        Dtype::IQ4_NL => Some(quant::quantise_iq4_nl as fn(&[f32], &mut Vec<u8>)),
+        Dtype::Q8_0 => Some(quant::quantise_q8_0 as _),
+        Dtype::Q4_0 => Some(quant::quantise_q4_0 as _),
+        _ => None,
+    };
+    if let Some(own) = own {
+        own(values, &mut out);
+        return Ok(out);
     }
-    Ok(out)
+    let candle = match target {
+        Dtype::Q4_1 => GgmlDType::Q4_1,
+        Dtype::Q5_0 => GgmlDType::Q5_0,
+        Dtype::Q5_1 => GgmlDType::Q5_1,
+        Dtype::Q2_K => GgmlDType::Q2K,
+        Dtype::Q3_K => GgmlDType::Q3K,
+        Dtype::Q4_K => GgmlDType::Q4K,
+        Dtype::Q5_K => GgmlDType::Q5K,
+        Dtype::Q6_K => GgmlDType::Q6K,
+        other => return Err(RequantiseError::Target(other)),
+    };
+    let tensor = Tensor::from_slice(values, shape, &Device::Cpu)?;
+    Ok(QTensor::quantize(&tensor, candle)?.data()?.into_owned())
 }
 
 /// The table of tensors, as GGUF writes it: innermost dimension first, offsets from the first tensor.

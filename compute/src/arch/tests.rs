@@ -342,14 +342,17 @@ fn a_tied_embedding_is_needed_by_both_ends_and_counted_once_in_a_whole() {
 }
 
 #[test]
-fn memory_grows_with_context_and_with_what_conversion_widens() {
+fn memory_grows_with_context_and_is_what_the_held_type_takes() {
     let all = tensors(tiny::llama());
     let memory = |context| stage_memory(&tiny::llama(), &all, &StagePart::whole(3), context).expect("memory").total();
     let position = 3 * 2 * (16 + 16) * 2 + 16 * 8;
     assert_eq!(memory(512) - memory(256), 256 * position);
     assert_eq!(memory(u32::MAX), memory(512), "never more than the model's own context");
-    let five = Tiny::new(tiny::llama(), 1, |_| Dtype::Q5_0).tensors;
-    let eight = Tiny::new(tiny::llama(), 1, |_| Dtype::Q8_0).tensors;
-    let whole = StagePart::whole(3);
-    assert_eq!(stage_memory(&tiny::llama(), &five, &whole, 64), stage_memory(&tiny::llama(), &eight, &whole, 64));
+    let held = |dtype: Dtype| {
+        let all = Tiny::new(tiny::llama(), 1, |_| dtype).tensors;
+        stage_memory(&tiny::llama(), &all, &StagePart::whole(3), 64).expect("memory").weights
+    };
+    assert_eq!(held(Dtype::Q8_1), held(Dtype::Q8_0), "what is converted counts as what it becomes");
+    let (four, five, eight) = (held(Dtype::IQ4_NL), held(Dtype::Q5_0), held(Dtype::Q8_0));
+    assert!(four < five && five < eight && five * 34 <= eight * 23, "five bits take five bits: {five} of {eight}");
 }

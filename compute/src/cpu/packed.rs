@@ -85,17 +85,8 @@ pub const TABLE: [u8; 16] = {
 
 impl PackedFormat {
     /// Every format.
-    pub const ALL: [Self; 9] = [
-        Self::Q8_0,
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q5_0,
-        Self::Q5_1,
-        Self::IQ4_NL,
-        Self::Q4_K,
-        Self::Q5_K,
-        Self::Q6_K,
-    ];
+    pub const ALL: [Self; 9] =
+        [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::IQ4_NL, Self::Q4_K, Self::Q5_K, Self::Q6_K];
 
     /// The type in files whose blocks hold the same.
     pub const fn dtype(self) -> Dtype {

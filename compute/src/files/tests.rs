@@ -146,13 +146,13 @@ fn what_is_no_model_is_refused_with_its_path() {
 fn a_requantised_file_holds_the_same_model_in_other_quants() {
     let tiny = Tiny::new(named_llama(), 43, |_| Dtype::Q4_1);
     let (dir, path) = gguf_file(&tiny);
-    for target in [Dtype::Q8_0, Dtype::Q4_0] {
+    for target in bench::TARGETS {
         let made = dir.path().join(target.name());
         bench::requantise(&path, &made, target).expect("made");
         let (old, new) = (ModelFiles::open(&path).expect("opens"), ModelFiles::open(&made).expect("opens"));
         assert_eq!(old.model, new.model, "metadata is kept");
         for (a, b) in old.tensors.iter().zip(&new.tensors) {
-            let want = if a.shape.len() == 2 { target } else { a.dtype };
+            let want = if a.shape.len() == 2 { fits(target, a.shape[1]) } else { a.dtype };
             assert_eq!((&a.name, want, &a.shape), (&b.name, b.dtype, &b.shape));
         }
         let (a, b) = (read(&old), read(&new));
@@ -162,14 +162,33 @@ fn a_requantised_file_holds_the_same_model_in_other_quants() {
             assert!(crate::quant::dequantise(old.dtype, &a[&t.name], &mut was));
             assert!(crate::quant::dequantise(t.dtype, &b[&t.name], &mut is));
             let top = was.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let step = if target == Dtype::Q8_0 { top / 200.0 } else { top / 6.0 };
+            let step = match t.dtype {
+                Dtype::F32 => 0.0,
+                Dtype::Q8_0 => top / 200.0,
+                Dtype::Q6_K => top / 25.0,
+                Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q5_K => top / 12.0,
+                Dtype::Q2_K => top,
+                Dtype::Q3_K => top / 2.0,
+                _ => top / 6.0,
+            };
             assert!(was.iter().zip(&is).all(|(w, i)| (w - i).abs() <= step), "{} as {target}", t.name);
         }
         let part = StagePart::whole(3);
         assert!(weights::load(&new.model, &new.tensors, &part, 8, &mut *new.source().expect("opens")).is_ok());
     }
-    let refused = bench::requantise(&path, &dir.path().join("x"), Dtype::Q6_K);
-    assert!(matches!(refused, Err(RequantiseError::Target(Dtype::Q6_K))));
+    let refused = bench::requantise(&path, &dir.path().join("x"), Dtype::F16);
+    assert!(matches!(refused, Err(RequantiseError::Target(Dtype::F16))));
+}
+
+/// What rows of so many elements become.
+fn fits(target: Dtype, row: u64) -> Dtype {
+    match target {
+        _ if row.is_multiple_of(target.block_elements()) => target,
+        Dtype::Q2_K | Dtype::Q3_K => Dtype::IQ4_NL,
+        Dtype::Q4_K => Dtype::Q5_0,
+        Dtype::Q5_K => Dtype::Q5_1,
+        _ => Dtype::Q8_0,
+    }
 }
 
 /// A model's values as its files give them, for the slow reference.
@@ -211,7 +230,7 @@ fn full_precision_is_not_made_of_what_is_no_gguf() {
 
 #[test]
 fn a_benchmark_measures_what_it_is_asked() {
-    let (_dir, path) = gguf_file(&Tiny::new(named_llama(), 44, |_| Dtype::Q5_0));
+    let (_dir, path) = gguf_file(&Tiny::new(named_llama(), 44, |_| Dtype::Q8_1));
     let options =
         BenchOptions { prompt_tokens: 140, decode_tokens: 3, users: 2, threads: 1, repeat: 2, ..Default::default() };
     let report = bench::run(&path, &options).expect("measures");
@@ -219,7 +238,7 @@ fn a_benchmark_measures_what_it_is_asked() {
     assert!(0.0 < report.decode_min && report.decode_min <= report.decode_max);
     assert!(report.step_bytes <= report.weights_bytes && report.decode_bound_tokens_per_s > 0.0);
     assert_eq!((report.threads, report.users, report.planes), (1, 2, 2));
-    assert_eq!(report.conversions, ["Q5_0 as Q8_0 (22 tensors)"]);
+    assert_eq!(report.conversions, ["Q8_1 as Q8_0 (22 tensors)"]);
     for bad in [
         BenchOptions { prompt_tokens: 0, ..options },
         BenchOptions { users: 0, ..options },
@@ -230,4 +249,33 @@ fn a_benchmark_measures_what_it_is_asked() {
     ] {
         assert!(matches!(bench::run(&path, &bad), Err(BenchError::Options(_))), "{bad:?}");
     }
+}
+
+#[test]
+fn windows_are_foretold_as_the_slow_reference_foretells_them() {
+    let tiny = Tiny::new(named_llama(), 47, |_| Dtype::Q5_1);
+    let (_dir, path) = gguf_file(&tiny);
+    // Longer than a pass, so that scores of two passes come together.
+    let windows: Vec<Vec<u32>> = (0..2).map(|w| (0..140).map(|i| (i * 7 + w * 3) % 50).collect()).collect();
+    let mut total = 0.0;
+    for ids in &windows {
+        for i in 70..139 {
+            let (_, logits) = tiny.reference(&ids[..=i]);
+            let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+            total += sum.ln() - logits[ids[i + 1] as usize];
+        }
+    }
+    let report = bench::of_windows(&path, &windows, &BenchOptions::default()).expect("measured");
+    let want = (total / 138.0).exp();
+    assert_eq!((report.scored, report.windows, report.window), (138, 2, 140));
+    assert!((report.perplexity / want - 1.0).abs() < 2e-3, "{} and {want}", report.perplexity);
+}
+
+#[test]
+fn a_text_without_a_whole_window_is_not_measured() {
+    let (_dir, path) = gguf_file(&Tiny::new(named_llama(), 47, |_| Dtype::Q5_1));
+    let refused = bench::perplexity(&path, "some text", 8, 1, &BenchOptions::default());
+    assert!(matches!(refused, Err(BenchError::Options(why)) if why.contains("the text")));
+    let short = bench::perplexity(&path, "some text", 3, 1, &BenchOptions::default());
+    assert!(matches!(short, Err(BenchError::Options(why)) if why.contains("too short")));
 }

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport, SweepReport};
+use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport, PerplexityReport, SweepReport};
 use cairn_compute::engine::Level;
 use cairn_protocol::dtype::Dtype;
 use cairn_protocol::refusal::{Reason, Refusal};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 
 use super::interruption::or_interrupted;
@@ -18,7 +18,7 @@ use crate::bench_users::{self, Crowd, UsersOptions, UsersReport};
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8"
+    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8\n  cairn bench perplexity model.gguf text.txt"
 )]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
@@ -35,6 +35,8 @@ enum BenchCommand {
     Stages(StagesArgs),
     /// Measure many users at once against one
     Users(UsersArgs),
+    /// Measure how well a model foretells a text
+    Perplexity(PerplexityArgs),
 }
 
 #[derive(Args)]
@@ -69,8 +71,37 @@ struct EngineArgs {
     #[arg(long, conflicts_with_all = ["prompt_tokens", "decode_tokens", "users"])]
     sweep: bool,
     /// First make the model again in this format
-    #[arg(long = "as", value_name = "FORMAT")]
-    format: Option<Format>,
+    #[arg(long = "as", value_name = "FORMAT", value_parser = format)]
+    format: Option<Dtype>,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cairn bench perplexity model.gguf book.txt\n  cairn bench perplexity model.gguf book.txt --windows 20 --as q5_k --json"
+)]
+struct PerplexityArgs {
+    /// A .gguf file
+    model: PathBuf,
+    /// A file of UTF-8 text
+    text: PathBuf,
+    /// Tokens of a window, of which the second half is scored
+    #[arg(long, value_name = "N", default_value_t = bench::WINDOW)]
+    window: usize,
+    /// Most windows [default: the whole text]
+    #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
+    windows: usize,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Int8 planes of activations: 2 is exact to rounding, 1 is faster
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
+    planes: u32,
+    /// Kernels, as for bench engine
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    level: AskedLevel,
+    /// First make the model again in this format
+    #[arg(long = "as", value_name = "FORMAT", value_parser = format)]
+    format: Option<Dtype>,
 }
 
 /// Instructions to measure with; none is as an engine would choose.
@@ -88,12 +119,11 @@ impl FromStr for AskedLevel {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q4_0")]
-    Q4_0,
+/// A format that a model can be made again in.
+fn format(name: &str) -> Result<Dtype, String> {
+    let names = || bench::TARGETS.map(|dtype| dtype.name().to_lowercase()).join(", ");
+    let found = bench::TARGETS.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("no format is called {name:?}: {}", names()))
 }
 
 #[derive(Args)]
@@ -152,6 +182,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Outcome {
         BenchCommand::Blobs(args) => or_interrupted("cairn bench blobs", blobs(global, args)).await,
         BenchCommand::Stages(args) => or_interrupted("cairn bench stages", stages(global, args)).await,
         BenchCommand::Users(args) => or_interrupted("cairn bench users", users(global, args)).await,
+        BenchCommand::Perplexity(args) => or_interrupted("cairn bench perplexity", perplexity(global, args)).await,
     }
 }
 
@@ -159,8 +190,7 @@ async fn engine(global: &Global, args: EngineArgs) -> Outcome {
     let name = args.model.display().to_string();
     found(&args.model)?;
     // Held here and not by the thread that measures: an interruption drops this future, and nobody waits for the thread.
-    let folder = args.format.map(|_| tempfile::Builder::new().prefix("cairn-bench-").tempdir()).transpose();
-    let folder = folder.map_err(|error| output::failed("a temporary folder", &error))?;
+    let folder = room_for(args.format)?;
     let remade = folder.as_ref().map(|folder| folder.path().join("model.gguf"));
     let measured = tokio::task::spawn_blocking(move || measure(&args, remade));
     let (value, text) = match measured.await.map_err(|error| output::failed(&name, &error))?? {
@@ -170,6 +200,47 @@ async fn engine(global: &Global, args: EngineArgs) -> Outcome {
     let value = value.map_err(|error| output::failed("the result", &error))?;
     global.output().result(&value, || text);
     Ok(true)
+}
+
+/// A folder for a model that is made again, if one is.
+fn room_for(format: Option<Dtype>) -> Result<Option<tempfile::TempDir>, Refusal> {
+    let folder = format.map(|_| tempfile::Builder::new().prefix("cairn-bench-").tempdir()).transpose();
+    folder.map_err(|error| output::failed("a temporary folder", &error))
+}
+
+async fn perplexity(global: &Global, args: PerplexityArgs) -> Outcome {
+    let name = args.model.display().to_string();
+    found(&args.model)?;
+    let text = std::fs::read_to_string(&args.text).map_err(|error| {
+        Refusal::new(Reason::BadInput, args.text.display().to_string(), error.to_string())
+            .try_this("a file of UTF-8 text")
+    })?;
+    let folder = room_for(args.format)?;
+    let remade = folder.as_ref().map(|folder| folder.path().join("model.gguf"));
+    let measured = tokio::task::spawn_blocking(move || {
+        if let (Some(format), Some(remade)) = (args.format, &remade) {
+            remake(&args.model, format, remade)?;
+        }
+        let model = remade.as_deref().unwrap_or(&args.model);
+        let (threads, planes, level) = (args.threads, args.planes, args.level.0);
+        let options = BenchOptions { threads, planes, level, ..BenchOptions::default() };
+        bench::perplexity(model, &text, args.window, args.windows, &options)
+            .map_err(|error| refused(&args.model, &error))
+    });
+    let report = measured.await.map_err(|error| output::failed(&name, &error))??;
+    let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
+    global.output().result(&value, || describe_perplexity(&report));
+    Ok(true)
+}
+
+fn describe_perplexity(report: &PerplexityReport) -> String {
+    let mut lines = vec![
+        format!("perplexity {:.4}", report.perplexity),
+        format!("  {} tokens scored in {} windows of {}", report.scored, report.windows, report.window),
+        format!("  {:.1} tokens/s, {} kernels, {} planes", report.tokens_per_s, report.level, report.planes),
+    ];
+    lines.extend(report.conversions.iter().map(|conversion| format!("  held {conversion}")));
+    lines.join("\n")
 }
 
 /// What `bench engine` measures.
@@ -200,12 +271,8 @@ fn measure(args: &EngineArgs, remade: Option<PathBuf>) -> Result<Measured, Refus
 }
 
 /// Writes the model in another format to `path`.
-fn remake(model: &Path, format: Format, path: &Path) -> Result<(), Refusal> {
-    let target = match format {
-        Format::Q8_0 => Dtype::Q8_0,
-        Format::Q4_0 => Dtype::Q4_0,
-    };
-    bench::requantise(model, path, target).map_err(|error| {
+fn remake(model: &Path, format: Dtype, path: &Path) -> Result<(), Refusal> {
+    bench::requantise(model, path, format).map_err(|error| {
         Refusal::new(Reason::BadInput, model.display().to_string(), error.to_string())
             .try_this("cairn bench engine --help")
     })
@@ -381,7 +448,17 @@ mod tests {
             assert_eq!(asked(level.name()), Ok(Some(level)));
         }
         let refused = asked("avx512vnni").expect_err("no such level");
-        assert!(["scalar", "avx2", "avx-vnni", "avx512", "auto"].iter().all(|name| refused.contains(name)), "{refused}");
+        assert!(
+            ["scalar", "avx2", "avx-vnni", "avx512", "auto"].iter().all(|name| refused.contains(name)),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_format_is_one_that_can_be_made() {
+        assert_eq!(format("q5_k"), Ok(Dtype::Q5_K));
+        let refused = format("q7_k").expect_err("no such format");
+        assert!(["q8_0", "iq4_nl", "q6_k"].iter().all(|name| refused.contains(name)), "{refused}");
     }
 
     #[test]

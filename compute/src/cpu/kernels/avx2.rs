@@ -166,7 +166,8 @@ impl Record<Wide> for Pairs {
                 sums[i] = sum(_mm256_add_epi32(q[0], q[1]));
                 let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(q[0], q[1]));
                 let order = _mm256_set1_epi64x(0x0706_0302_0504_0100);
-                let order = _mm256_add_epi8(order, _mm256_setr_epi64x(0, 0x0808_0808_0808_0808, 0, 0x0808_0808_0808_0808));
+                let order =
+                    _mm256_add_epi8(order, _mm256_setr_epi64x(0, 0x0808_0808_0808_0808, 0, 0x0808_0808_0808_0808));
                 _mm256_storeu_si256(quants.add(b * 16 + i * 8).cast(), _mm256_shuffle_epi8(halves, order));
             }
             sums

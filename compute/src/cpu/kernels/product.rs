@@ -202,11 +202,7 @@ fn prefetch<const NEAR: bool>(line: *const u8) {
     // SAFETY: a prefetch reads nothing that a program could see, and every x86-64 has it.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        if NEAR {
-            _mm_prefetch::<_MM_HINT_T0>(line.cast())
-        } else {
-            _mm_prefetch::<_MM_HINT_T1>(line.cast())
-        }
+        if NEAR { _mm_prefetch::<_MM_HINT_T0>(line.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;

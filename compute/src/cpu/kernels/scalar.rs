@@ -104,9 +104,8 @@ fn dot(w: Packed, row: usize, acts: &Acts, record: &[i32]) -> f32 {
         let less = if parts == 1 { [head(1, b), 0] } else { [head(3, b), head(1, b) - head(3, b)] };
         let sum = (0..parts).fold(sum, |sum, part| {
             let elements = part * BLOCK / parts..(part + 1) * BLOCK / parts;
-            let planes = (0..acts.planes.count()).fold(0, |i, p| {
-                (i << PLANE_SHIFT) + block_dot(w, row, b, &record[p * acts.k / 4..], elements.clone())
-            });
+            let planes = (0..acts.planes.count())
+                .fold(0, |i, p| (i << PLANE_SHIFT) + block_dot(w, row, b, &record[p * acts.k / 4..], elements.clone()));
             let ints = planes + w.format.offset() * less[part];
             (ints as f32).mul_add(w.scale(row, b, part) * dx, sum)
         });

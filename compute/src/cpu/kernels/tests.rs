@@ -235,7 +235,12 @@ fn extreme_quants_do_not_overflow() {
     for format in PACKED {
         for byte in [0x80u8, 0x7f, 0xff, 0x00] {
             let k = length(format, 64);
-            let lines = packed_lines(format, 16, k, &uniform(format, byte).repeat(16 * k / format.dtype().block_elements() as usize));
+            let lines = packed_lines(
+                format,
+                16,
+                k,
+                &uniform(format, byte).repeat(16 * k / format.dtype().block_elements() as usize),
+            );
             let w = Packed::new(format, k / BLOCK, &lines);
             for (x, planes) in [(1.0, Planes::One), (-1.0, Planes::One), (1.0, Planes::Two), (-1.0, Planes::Two)] {
                 let values = vec![x; k];
