@@ -3,6 +3,7 @@
 //! Runs on the caller's thread with a pool of its own, no engine and no network between. Rates are medians, with the
 //! slowest and the fastest round beside them; one round before is not counted. Tokens of all users count together.
 
+mod perplexity;
 mod sweep;
 
 use crate::{
@@ -32,6 +33,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(test)]
+pub(crate) use perplexity::of_windows;
+pub use perplexity::{PerplexityReport, WINDOW, perplexity};
 pub use sweep::{SweepReport, SweepRow, sweep};
 
 /// Time spent measuring the memory's bandwidth.

@@ -483,6 +483,7 @@ fn noise_block(dice: &mut Dice, dtype: Dtype, spread: f32) -> Vec<u8> {
     // Where a scale lies, and the largest number of steps that it multiplies.
     let (halves, steps): (&[(usize, f32)], f32) = match dtype {
         Dtype::Q4_1 => (&[(0, 1.0), (2, -7.5)], 15.0),
+        Dtype::Q8_1 => (&[(0, 1.0)], 128.0),
         Dtype::Q5_0 => (&[(0, 1.0)], 16.0),
         Dtype::Q5_1 => (&[(0, 1.0), (2, -15.5)], 31.0),
         Dtype::IQ4_NL => (&[(0, 1.0)], 127.0),

@@ -39,6 +39,7 @@ fn help_of_every_command_has_examples() {
         "config show",
         "bench",
         "bench engine",
+        "bench perplexity",
         "bench blobs",
         "bench stages",
         "bench users",

@@ -200,3 +200,32 @@ fn a_benchmark_measures_what_it_is_asked() {
         assert!(matches!(bench::run(&path, &bad), Err(BenchError::Options(_))), "{bad:?}");
     }
 }
+
+#[test]
+fn windows_are_foretold_as_the_slow_reference_foretells_them() {
+    let tiny = Tiny::new(named_llama(), 47, |_| Dtype::Q5_1);
+    let (_dir, path) = gguf_file(&tiny);
+    // Longer than a pass, so that scores of two passes come together.
+    let windows: Vec<Vec<u32>> = (0..2).map(|w| (0..140).map(|i| (i * 7 + w * 3) % 50).collect()).collect();
+    let mut total = 0.0;
+    for ids in &windows {
+        for i in 70..139 {
+            let (_, logits) = tiny.reference(&ids[..=i]);
+            let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+            total += sum.ln() - logits[ids[i + 1] as usize];
+        }
+    }
+    let report = bench::of_windows(&path, &windows, &BenchOptions::default()).expect("measured");
+    let want = (total / 138.0).exp();
+    assert_eq!((report.scored, report.windows, report.window), (138, 2, 140));
+    assert!((report.perplexity / want - 1.0).abs() < 2e-3, "{} and {want}", report.perplexity);
+}
+
+#[test]
+fn a_text_without_a_whole_window_is_not_measured() {
+    let (_dir, path) = gguf_file(&Tiny::new(named_llama(), 47, |_| Dtype::Q5_1));
+    let refused = bench::perplexity(&path, "some text", 8, 1, &BenchOptions::default());
+    assert!(matches!(refused, Err(BenchError::Options(why)) if why.contains("the text")));
+    let short = bench::perplexity(&path, "some text", 3, 1, &BenchOptions::default());
+    assert!(matches!(short, Err(BenchError::Options(why)) if why.contains("too short")));
+}

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport, SweepReport};
+use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport, PerplexityReport, SweepReport};
 use cairn_compute::engine::Level;
 use cairn_compute::quantise::{Existing, Target, quantise_file};
 use cairn_protocol::refusal::{Reason, Refusal};
@@ -18,7 +18,7 @@ use crate::bench_users::{self, Crowd, UsersOptions, UsersReport};
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8"
+    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8\n  cairn bench perplexity model.gguf text.txt"
 )]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
@@ -35,6 +35,8 @@ enum BenchCommand {
     Stages(StagesArgs),
     /// Measure many users at once against one
     Users(UsersArgs),
+    /// Measure how well a model foretells a text
+    Perplexity(PerplexityArgs),
 }
 
 #[derive(Args)]
@@ -68,6 +70,35 @@ struct EngineArgs {
     /// Several prompt lengths and numbers of users instead, each beside its bound
     #[arg(long, conflicts_with_all = ["prompt_tokens", "decode_tokens", "users"])]
     sweep: bool,
+    /// First make the model again in this format
+    #[arg(long = "as", value_name = "FORMAT")]
+    format: Option<Target>,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cairn bench perplexity model.gguf book.txt\n  cairn bench perplexity model.gguf book.txt --windows 20 --as q5_k --json"
+)]
+struct PerplexityArgs {
+    /// A .gguf file
+    model: PathBuf,
+    /// A file of UTF-8 text
+    text: PathBuf,
+    /// Tokens of a window, of which the second half is scored
+    #[arg(long, value_name = "N", default_value_t = bench::WINDOW)]
+    window: usize,
+    /// Most windows [default: the whole text]
+    #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
+    windows: usize,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Int8 planes of activations: 2 is exact to rounding, 1 is faster
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
+    planes: u32,
+    /// Kernels, as for bench engine
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    level: AskedLevel,
     /// First make the model again in this format
     #[arg(long = "as", value_name = "FORMAT")]
     format: Option<Target>,
@@ -147,6 +178,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Outcome {
         BenchCommand::Blobs(args) => or_interrupted("cairn bench blobs", blobs(global, args)).await,
         BenchCommand::Stages(args) => or_interrupted("cairn bench stages", stages(global, args)).await,
         BenchCommand::Users(args) => or_interrupted("cairn bench users", users(global, args)).await,
+        BenchCommand::Perplexity(args) => or_interrupted("cairn bench perplexity", perplexity(global, args)).await,
     }
 }
 
@@ -154,8 +186,7 @@ async fn engine(global: &Global, args: EngineArgs) -> Outcome {
     let name = args.model.display().to_string();
     found(&args.model)?;
     // Held here and not by the thread that measures: an interruption drops this future, and nobody waits for the thread.
-    let folder = args.format.map(|_| tempfile::Builder::new().prefix("cairn-bench-").tempdir()).transpose();
-    let folder = folder.map_err(|error| output::failed("a temporary folder", &error))?;
+    let folder = room_for(args.format)?;
     let remade = folder.as_ref().map(|folder| folder.path().join("model.gguf"));
     let measured = tokio::task::spawn_blocking(move || measure(&args, remade));
     let (value, text) = match measured.await.map_err(|error| output::failed(&name, &error))?? {
@@ -165,6 +196,47 @@ async fn engine(global: &Global, args: EngineArgs) -> Outcome {
     let value = value.map_err(|error| output::failed("the result", &error))?;
     global.output().result(&value, || text);
     Ok(true)
+}
+
+/// A folder for a model that is made again, if one is.
+fn room_for(format: Option<Target>) -> Result<Option<tempfile::TempDir>, Refusal> {
+    let folder = format.map(|_| tempfile::Builder::new().prefix("cairn-bench-").tempdir()).transpose();
+    folder.map_err(|error| output::failed("a temporary folder", &error))
+}
+
+async fn perplexity(global: &Global, args: PerplexityArgs) -> Outcome {
+    let name = args.model.display().to_string();
+    found(&args.model)?;
+    let text = std::fs::read_to_string(&args.text).map_err(|error| {
+        Refusal::new(Reason::BadInput, args.text.display().to_string(), error.to_string())
+            .try_this("a file of UTF-8 text")
+    })?;
+    let folder = room_for(args.format)?;
+    let remade = folder.as_ref().map(|folder| folder.path().join("model.gguf"));
+    let measured = tokio::task::spawn_blocking(move || {
+        if let (Some(format), Some(remade)) = (args.format, &remade) {
+            remake(&args.model, format, remade)?;
+        }
+        let model = remade.as_deref().unwrap_or(&args.model);
+        let (threads, planes, level) = (args.threads, args.planes, args.level.0);
+        let options = BenchOptions { threads, planes, level, ..BenchOptions::default() };
+        bench::perplexity(model, &text, args.window, args.windows, &options)
+            .map_err(|error| refused(&args.model, &error))
+    });
+    let report = measured.await.map_err(|error| output::failed(&name, &error))??;
+    let value = serde_json::to_value(&report).map_err(|error| output::failed("the result", &error))?;
+    global.output().result(&value, || describe_perplexity(&report));
+    Ok(true)
+}
+
+fn describe_perplexity(report: &PerplexityReport) -> String {
+    let mut lines = vec![
+        format!("perplexity {:.4}", report.perplexity),
+        format!("  {} tokens scored in {} windows of {}", report.scored, report.windows, report.window),
+        format!("  {:.1} tokens/s, {} kernels, {} planes", report.tokens_per_s, report.level, report.planes),
+    ];
+    lines.extend(report.conversions.iter().map(|conversion| format!("  held {conversion}")));
+    lines.join("\n")
 }
 
 /// What `bench engine` measures.
