@@ -255,12 +255,17 @@ pub(crate) fn refusal(repo: &str, error: &PlanError) -> Refusal {
     let mut reasons = error.rejected().iter().map(|r| r.reason.code());
     let first = reasons.next();
     let common = first.filter(|first| error.usable() == 0 && reasons.all(|r| r == *first)).and_then(Reason::from_code);
-    let (reason, attempt) = match error {
-        PlanError::TooFewNodes { .. } => (Reason::TooFewNodes, "cairn peers, or fewer stages"),
-        PlanError::NoMemory { .. } => (Reason::NoMemory, "more nodes, a smaller model, or a shorter context"),
-        PlanError::TooManyStages { .. } => (Reason::BadInput, "fewer stages"),
+    let reason = common.unwrap_or(match error {
+        PlanError::TooFewNodes { .. } => Reason::TooFewNodes,
+        PlanError::NoMemory { .. } => Reason::NoMemory,
+        PlanError::TooManyStages { .. } => Reason::BadInput,
+    });
+    let attempt = match (reason, error) {
+        (Reason::NoMemory, _) => "more nodes, a smaller model, or a shorter context",
+        (_, PlanError::TooManyStages { .. }) => "fewer stages",
+        _ => "cairn peers, or fewer stages",
     };
-    Refusal::new(common.unwrap_or(reason), repo, error.to_string()).try_this(attempt)
+    Refusal::new(reason, repo, error.to_string()).try_this(attempt)
 }
 
 #[cfg(test)]
