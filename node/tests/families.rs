@@ -72,7 +72,7 @@ async fn a_context_that_memory_has_no_room_for_is_refused_and_a_shorter_one_is_n
     std::fs::write(path.join("config.json"), config.to_string())?;
     let net = Testnet::start_configured(CAIRN, 1, &[], &["stage_memory_bytes = \"64MiB\"\n"]).await?;
     net.publish(0, &path, REPO).await?;
-    let ask = |tokens| api::GenerateRequest { max_tokens: tokens, ..greedy(REPO, "a", 4, 1) };
+    let ask = |tokens| api::GenerateRequest { max_tokens: tokens, ..greedy(REPO, "a", 4, 0) };
     let refused = Generation::of(net.client(0), ask(1 << 19)).await.expect_err("no room");
     ensure!(refused.to_string().contains("a shorter context"), "{refused}");
     ensure!(Generation::of(net.client(0), ask(4)).await?.tokens.len() == 4);
