@@ -40,6 +40,9 @@ const F32_TOLERANCE: f64 = 1e-4;
 /// The CPU engine keeps keys and values as halves, each rounded by up to 2⁻¹¹ of itself.
 const HALVES_TOLERANCE: f64 = 2e-3;
 
+/// The same on a real model of five layers, which without an adapter is off by 3.4e-3.
+const REAL_TOLERANCE: f64 = 5e-3;
+
 #[derive(Deserialize)]
 struct Reference {
     by: String,
@@ -239,14 +242,13 @@ fn a_folder_that_peft_wrote_gives_its_logits_and_greedy_tokens() {
     for n in 1..golden.ids.len() {
         let made = pass(&model, &golden.ids[..n], Some(&added));
         if let Some(at) = golden.prefixes.iter().position(|prefix| *prefix == n) {
-            let off = golden.logits[at].iter().zip(&made).map(|(want, got)| (want - got).abs());
-            worst = off.fold(worst, f64::max);
+            worst = worst.max(relative(&golden.logits[at], made.iter().copied()));
         }
         greedy.extend(made.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id as u32));
     }
     let same = greedy.iter().zip(&golden.ids[1..]).take_while(|(a, b)| a == b).count();
     println!("{worst:.1e} off the logits of {}, {same} of {} greedy tokens", golden.by, greedy.len());
-    assert!(same == greedy.len() && worst <= 2e-2, "{worst} off, {same} of {} tokens", greedy.len());
+    assert!(same == greedy.len() && worst <= REAL_TOLERANCE, "off by {worst}, {same} of {} tokens", greedy.len());
 }
 
 #[test]

@@ -225,6 +225,8 @@ fn models() -> Vec<(&'static str, Tiny)> {
         ("qwen2, mixed", Tiny::new(tiny::qwen2(), 8, mixed)),
         ("qwen3, BF16", Tiny::new(tiny::qwen3(), 9, |_| Dtype::BF16)),
         ("odd sizes, F32", Tiny::new(odd, 10, |_| Dtype::F32)),
+        ("gemma3, F32", Tiny::new(tiny::gemma3(), 11, |_| Dtype::F32)),
+        ("smollm3, Q8_0", Tiny::new(tiny::smollm3(), 12, |_| Dtype::Q8_0)),
     ]
 }
 
@@ -252,6 +254,36 @@ fn an_adapter_gives_the_values_of_its_merged_weights() {
             assert!(moved > 0.05 * rms, "{name}, rank {rank}: the adapter changes something");
         }
     }
+}
+
+#[test]
+fn a_model_with_experts_takes_adapters_of_its_attention_and_no_others() {
+    let (engine, tiny) = (engine(2), Tiny::new(tiny::qwen3moe(5, 2), 23, |_| Dtype::F32));
+    let attends = |_, role| matches!(role, LayerRole::Query | LayerRole::Value | LayerRole::Out);
+    let adapter = TinyAdapter::new(&tiny.model, 6, 4, Dtype::F32, attends);
+    let (ids, stage) = (prompt(&tiny, 20, 1), stage(&engine, &tiny, tiny.headless()));
+    stage.set_adapter(Some(&try_adapter(&engine, &tiny, &adapter, tiny.headless()).expect("loads"))).expect("taken");
+    let (got, want) = (hidden(&stage, 0, &ids), adapter.merged(&tiny).reference(&ids).0.concat());
+    let rms = (want.iter().map(|w| w * w).sum::<f64>() / want.len() as f64).sqrt();
+    let off = want.iter().zip(&got).fold(0f64, |m, (w, g)| m.max((w - f64::from(*g)).abs())) / rms;
+    assert!(off <= 0.006, "off by {off} of the rms");
+    let dense = TinyAdapter::new(&tiny.model, 6, 4, Dtype::F32, |_, role| role == LayerRole::Up);
+    let refused = fit(&tiny.model, &dense.spec(), &dense.tensors, &StagePart::whole(tiny.model.layers)).map(drop);
+    let why = refused.expect_err("an expert's matrix").to_string();
+    assert!(why.contains("mlp.up_proj.lora_A"), "{why}");
+}
+
+#[test]
+fn all_that_separates_an_adapter_from_exact_arithmetic_is_that_keys_and_values_are_kept_as_halves() {
+    let (engine, tiny) = (engine(1), Tiny::new(tiny::llama(), 22, |_| Dtype::F32));
+    let adapter = TinyAdapter::all(&tiny.model, 5, 6);
+    let merged = Tiny { kept: |x| f16::from_f64(x).to_f64(), ..adapter.merged(&tiny) };
+    let (ids, stage) = (prompt(&tiny, 40, 1), stage(&engine, &tiny, tiny.headless()));
+    stage.set_adapter(Some(&try_adapter(&engine, &tiny, &adapter, tiny.headless()).expect("loads"))).expect("taken");
+    let (got, want) = (hidden(&stage, 0, &ids), merged.reference(&ids).0.concat());
+    let rms = (want.iter().map(|w| w * w).sum::<f64>() / want.len() as f64).sqrt();
+    let off = want.iter().zip(&got).fold(0f64, |m, (w, g)| m.max((w - f64::from(*g)).abs())) / rms;
+    assert!(off <= 2e-4, "off by {off} of the rms");
 }
 
 #[test]
