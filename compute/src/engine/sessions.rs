@@ -91,7 +91,8 @@ impl Sessions {
             Command::Truncate { session, len } => self.order(session, Order::Truncate(len)),
             Command::Sampling { session, sampling } => self.order(session, Order::Sampling(sampling)),
             Command::History { session, ids } => self.order(session, Order::History(ids)),
-            Command::Sweep => {}
+            // Work is not the sessions'; a sweep only wakes.
+            Command::Work(_) | Command::Sweep => {}
         }
     }
 

@@ -23,4 +23,5 @@ mod tokenizer;
 
 pub use chat::{ChatError, ChatTemplate, Message, Moment};
 pub use stream::{Piece, Stream};
+pub(crate) use json::checked_tokenizer;
 pub use tokenizer::{EncodeError, Files, Tokenizer, TokenizerError};

@@ -143,7 +143,7 @@ async fn load_cold(
     let tensors: Vec<TensorEntry> = tensors.into_iter().cloned().collect();
     let memory =
         arch::stage_memory(&model, &manifest.tensors, &request.part, request.context).map_err(|e| corrupt(&e))?;
-    prove_publisher(node, request, &manifest, asker).await?;
+    prove_publisher(node, request.revision, &manifest, asker).await?;
     let _turn = rooms.turn(asker.node).await;
     // Another session of this peer may have loaded it in its turn.
     if let Some(base) = rooms.find_warm(&key) {
@@ -160,14 +160,14 @@ async fn load_cold(
 
 /// A stranger's request may be let in because its publisher is trusted, and a manifest says whose it is without being
 /// signed: so the publisher's own record of the revision has to be here, or be known to a peer.
-async fn prove_publisher(
+pub(crate) async fn prove_publisher(
     node: &Node,
-    request: &StageRequest,
+    revision: RevisionId,
     manifest: &Manifest,
     asker: &Asker,
 ) -> Result<(), Refusal> {
-    let is_kept = node.registry.is_kept(request.revision).await;
-    if asker.is_trusted() || matches!(is_kept, Ok(true)) || is_signed(node, manifest, request.revision).await? {
+    let is_kept = node.registry.is_kept(revision).await;
+    if asker.is_trusted() || matches!(is_kept, Ok(true)) || is_signed(node, manifest, revision).await? {
         return Ok(());
     }
     let path = RepoPath {
@@ -176,10 +176,10 @@ async fn prove_publisher(
         name: manifest.repo.name.clone(),
     };
     names::learn(node, &path, &RefName::main()).await;
-    if is_signed(node, manifest, request.revision).await? {
+    if is_signed(node, manifest, revision).await? {
         return Ok(());
     }
-    let why = format!("no record is known by which {} signed the revision", request.publisher.short());
+    let why = format!("no record is known by which {} signed the revision", manifest.repo.publisher.short());
     Err(Refusal::new(Reason::Untrusted, "a stage", why).try_this("a revision that its publisher signed"))
 }
 

@@ -120,7 +120,7 @@ impl StageRequest {
     }
 }
 
-fn neighbour(node: &[u8], addresses: &[String]) -> Result<Neighbour, Refusal> {
+pub(crate) fn neighbour(node: &[u8], addresses: &[String]) -> Result<Neighbour, Refusal> {
     if addresses.len() > bounds::ADDRESSES_MAX {
         return Err(bad(format!(
             "{} addresses of one node, at most {} are taken",
@@ -133,7 +133,7 @@ fn neighbour(node: &[u8], addresses: &[String]) -> Result<Neighbour, Refusal> {
     Ok(Neighbour { node: id(node, "node")?, addresses })
 }
 
-fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T, Refusal> {
+pub(crate) fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T, Refusal> {
     T::try_from(bytes).map_err(|_| bad(format!("{what} of {} bytes", bytes.len())))
 }
 

@@ -111,6 +111,8 @@ impl Stranger {
             load: Load::default(),
             agent: "stranger/1".into(),
             holds: Vec::new(),
+            tasks: Vec::new(),
+            warm: Vec::new(),
         };
         let actor =
             Actor { swarm, key: key.clone(), advert, lies: lies.clone(), seen: told, asks: Vec::new(), peer: None };

@@ -121,7 +121,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
 }
 
 /// Holders of the revision: this node first when it has all of it, last when it has some.
-async fn sources(node: &Node, revision: RevisionId) -> Vec<Source> {
+pub(crate) async fn sources(node: &Node, revision: RevisionId) -> Vec<Source> {
     let own = Source { node: node.identity.node_id(), addresses: node.data.addresses() };
     let holding = node.registry.held(revision).await.unwrap_or_default();
     if holding.whole {
