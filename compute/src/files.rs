@@ -102,9 +102,7 @@ impl ModelFiles {
 
     /// A reader of the tensors.
     pub fn source(&self) -> Result<Box<dyn TensorSource>, FilesError> {
-        let open = |path: &PathBuf| File::open(path).map_err(|error| FilesError::Io { path: path.clone(), error });
-        let files = self.paths.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Box::new(FileSource { files }))
+        Ok(Box::new(FileSource::open(&self.paths)?))
     }
 }
 
@@ -116,7 +114,8 @@ fn served(path: &Path, described: Description) -> Result<Model, FilesError> {
     }
 }
 
-fn entry(file: u32, t: &gguf::HeaderTensor) -> TensorEntry {
+/// A header's tensor as an index has it.
+pub(crate) fn entry(file: u32, t: &gguf::HeaderTensor) -> TensorEntry {
     let (name, shape) = (t.name.clone(), t.shape.clone());
     TensorEntry { name, file, offset: t.offset, length: t.length, dtype: t.dtype, shape }
 }
@@ -139,7 +138,7 @@ pub(crate) fn header<H>(path: &Path, parse: fn(&[u8], u64) -> Result<H, HeaderEr
 }
 
 /// A small file, if it is there.
-fn small(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
+pub(crate) fn small(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
     let failed = |error| FilesError::Io { path: path.to_path_buf(), error };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -152,8 +151,16 @@ fn small(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
 }
 
 /// Tensors read from open files.
-struct FileSource {
+pub(crate) struct FileSource {
     files: Vec<File>,
+}
+
+impl FileSource {
+    /// Entries' `file` counts in `paths`.
+    pub fn open(paths: &[PathBuf]) -> Result<Self, FilesError> {
+        let open = |path: &PathBuf| File::open(path).map_err(|error| FilesError::Io { path: path.clone(), error });
+        Ok(Self { files: paths.iter().map(open).collect::<Result<_, _>>()? })
+    }
 }
 
 impl TensorSource for FileSource {

@@ -16,8 +16,10 @@ pub mod card;
 pub mod embed;
 mod encoder;
 mod files;
+mod folder;
 
 pub use card::{Card, Task};
+pub use folder::open_folder;
 pub use files::{Files, LoadError, SMALL_FILES};
 
 /// A task that is computed.

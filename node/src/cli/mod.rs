@@ -7,6 +7,7 @@
 //! 4 refused, 5 unavailable.
 
 mod bench;
+mod bench_embed;
 mod catalog;
 mod daemon;
 mod demo;
