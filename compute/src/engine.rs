@@ -16,11 +16,13 @@ mod device;
 mod handle;
 mod sessions;
 mod threads;
+mod work;
 
 pub use crate::cpu::level::{Level, UnknownLevel};
 pub use adapter::{AdapterDone, AdapterHandle, SetAdapterError, WantedAdapter};
 pub use device::DeviceError;
 pub use handle::StageHandle;
+pub use work::WorkError;
 
 use crate::{
     adapter::AdapterError,
@@ -185,10 +187,10 @@ pub(crate) struct Memory {
     used: AtomicU64,
 }
 
-/// A share of it, given back when dropped.
-pub(crate) struct Share {
+/// A share of the engine's memory, given back when dropped.
+pub struct Share {
     memory: Arc<Memory>,
-    pub bytes: u64,
+    bytes: u64,
 }
 
 impl Memory {
@@ -286,6 +288,25 @@ impl Engine {
         let job = LoadJob { model, tensors, part, context, planes, device, source, share, answer };
         if let Err(TrySendError::Full(Job::Stage(job))) = self.inner.loads.try_send(Job::Stage(Box::new(job))) {
             job.answer.give(Err(LoadError::Busy));
+        }
+    }
+
+    /// Takes memory for something else that computes here.
+    pub fn reserve(&self, bytes: u64) -> Result<Share, LoadError> {
+        self.inner.memory.reserve(bytes)
+    }
+
+    /// Computes something that keeps nothing here between two passes of stages. `done` is called once, on the engine
+    /// thread, or at once on this one when there is no room to wait.
+    pub(crate) fn work<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&Hands) -> T + Send + 'static,
+        done: impl FnOnce(Result<T, WorkError>) + Send + 'static,
+    ) {
+        let command = Command::Work(work::Work::new(what, done));
+        // A stopped engine drops the work, which answers so.
+        if let Err(TrySendError::Full(Command::Work(work))) = self.inner.commands.try_send(command) {
+            work.refuse();
         }
     }
 

@@ -114,7 +114,7 @@ fn served(path: &Path, described: Description) -> Result<Model, FilesError> {
     }
 }
 
-/// Where a tensor of a header lies.
+/// A header's tensor as an index has it.
 pub(crate) fn entry(file: u32, t: &gguf::HeaderTensor) -> TensorEntry {
     let (name, shape) = (t.name.clone(), t.shape.clone());
     TensorEntry { name, file, offset: t.offset, length: t.length, dtype: t.dtype, shape }
@@ -138,7 +138,7 @@ pub(crate) fn header<H>(path: &Path, parse: fn(&[u8], u64) -> Result<H, HeaderEr
 }
 
 /// A small file, if it is there.
-fn small(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
+pub(crate) fn small(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
     let failed = |error| FilesError::Io { path: path.to_path_buf(), error };
     let file = match File::open(path) {
         Ok(file) => file,

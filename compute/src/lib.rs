@@ -19,6 +19,7 @@ pub mod sample;
 mod saved;
 pub mod session;
 mod stage;
+pub mod tasks;
 pub mod text;
 #[cfg(test)]
 mod tiny;

@@ -59,6 +59,8 @@ pub struct Node {
     pub stages: StageHost,
     /// What the machine can do, as measured at the start.
     pub capacity: Capacity,
+    /// What models are for, as their files say.
+    pub(crate) known_tasks: flows::tasks::KnownTasks,
     /// How mirroring stands.
     pub mirror: flows::mirror::Board,
     /// Cancelled when flows must end.
@@ -129,6 +131,7 @@ impl Node {
             engine,
             stages,
             capacity,
+            known_tasks: flows::tasks::KnownTasks::default(),
             mirror: flows::mirror::Board::default(),
             shutdown,
             tasks: TaskTracker::new(),

@@ -41,6 +41,10 @@ pub struct Counters {
     pub tokens_total: AtomicU64,
     /// Stages lost and replaced.
     pub recoveries_total: AtomicU64,
+    /// Tasks that clients asked for.
+    pub tasks_total: AtomicU64,
+    /// Nodes that failed while they did one.
+    pub tasks_lost_total: AtomicU64,
     /// Calls refused at any door.
     pub refusals_total: AtomicU64,
     /// Calls admitted at the gRPC door.
@@ -97,7 +101,7 @@ pub struct Gauges {
 /// Prometheus' text format, version 0.0.4.
 pub fn prometheus(counters: &Counters, gauges: &Gauges) -> String {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    let rows: [(&str, &str, &str, f64); 15] = [
+    let rows: [(&str, &str, &str, f64); 17] = [
         ("cairn_records", "gauge", "Records in the catalogue", gauges.records as f64),
         ("cairn_repos", "gauge", "Repos in the catalogue", gauges.repos as f64),
         ("cairn_blob_bytes", "gauge", "Bytes of blobs on disk", gauges.blob_bytes as f64),
@@ -113,6 +117,8 @@ pub fn prometheus(counters: &Counters, gauges: &Gauges) -> String {
         ("cairn_sessions_total", "counter", "Generations begun", read(&counters.sessions_total)),
         ("cairn_tokens_total", "counter", "Tokens sent to clients", read(&counters.tokens_total)),
         ("cairn_recoveries_total", "counter", "Stages lost and replaced", read(&counters.recoveries_total)),
+        ("cairn_tasks_total", "counter", "Tasks that clients asked for", read(&counters.tasks_total)),
+        ("cairn_tasks_lost_total", "counter", "Nodes that failed at a task", read(&counters.tasks_lost_total)),
         ("cairn_calls_total", "counter", "Calls admitted at the gRPC door", read(&counters.calls_total)),
         ("cairn_refusals_total", "counter", "Calls refused at any door", read(&counters.refusals_total)),
         (

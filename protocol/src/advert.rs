@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::{NodeId, RealmId, RevisionId};
 use crate::key::{ADVERT_DOMAIN, Keypair, is_signed};
 use crate::limits::{
-    ADDRESS_BYTES_MAX, ADVERT_ADDRESSES_MAX, ADVERT_BYTES_MAX, ADVERT_GPUS_MAX, ADVERT_HOLDS_MAX, ADVERT_TTL_MS_MAX,
-    WORD_BYTES_MAX,
+    ADDRESS_BYTES_MAX, ADVERT_ADDRESSES_MAX, ADVERT_BYTES_MAX, ADVERT_GPUS_MAX, ADVERT_HOLDS_MAX, ADVERT_TASKS_MAX,
+    ADVERT_TTL_MS_MAX, ADVERT_WARM_MAX, WORD_BYTES_MAX,
 };
 use crate::peer_pb;
 
@@ -48,6 +48,10 @@ pub struct Advert {
     pub agent: String,
     /// The newest revisions that it keeps whole.
     pub holds: Vec<RevisionId>,
+    /// Tasks that it computes.
+    pub tasks: Vec<String>,
+    /// Revisions whose models are loaded for a task, the last used first.
+    pub warm: Vec<RevisionId>,
 }
 
 /// What a node has.
@@ -93,6 +97,12 @@ pub struct Load {
     pub stage_memory_free_bytes: u64,
     /// Stages that load.
     pub loads: u32,
+    /// Tasks under way.
+    #[serde(default)]
+    pub tasks: u32,
+    /// Tasks that may be.
+    #[serde(default)]
+    pub tasks_max: u32,
 }
 
 /// To whom a node gives something.
@@ -213,6 +223,8 @@ impl Advert {
             load: Some(self.load.to_pb()),
             agent: self.agent.clone(),
             holds: self.holds.iter().map(RevisionId::to_vec).collect(),
+            tasks: self.tasks.clone(),
+            warm: self.warm.iter().map(RevisionId::to_vec).collect(),
         }
     }
 
@@ -226,8 +238,17 @@ impl Advert {
         if pb.holds.len() > ADVERT_HOLDS_MAX {
             return Err(AdvertError::Invalid("holds"));
         }
+        if pb.tasks.len() > ADVERT_TASKS_MAX {
+            return Err(AdvertError::Invalid("tasks"));
+        }
+        if pb.warm.len() > ADVERT_WARM_MAX {
+            return Err(AdvertError::Invalid("warm"));
+        }
         let socket = |text: String| text.parse().map_err(|_| AdvertError::Invalid("data_addresses"));
-        let revision = |id: &Vec<u8>| RevisionId::try_from(&id[..]).map_err(|_| AdvertError::Invalid("holds"));
+        let revisions = |ids: &[Vec<u8>], field| {
+            let revision = |id: &Vec<u8>| RevisionId::try_from(&id[..]).map_err(|_| AdvertError::Invalid(field));
+            ids.iter().map(revision).collect::<Result<_, _>>()
+        };
         Ok(Self {
             realm: RealmId::try_from(&pb.realm[..]).map_err(|_| AdvertError::Invalid("realm"))?,
             node,
@@ -244,7 +265,9 @@ impl Advert {
             grants: Grants::from_pb(pb.grants.unwrap_or_default()),
             load: Load::from_pb(pb.load.unwrap_or_default()),
             agent: word(pb.agent, "agent")?,
-            holds: pb.holds.iter().map(revision).collect::<Result<_, _>>()?,
+            holds: revisions(&pb.holds, "holds")?,
+            tasks: pb.tasks.into_iter().map(|task| word(task, "tasks")).collect::<Result<_, _>>()?,
+            warm: revisions(&pb.warm, "warm")?,
         })
     }
 }
@@ -296,6 +319,8 @@ impl Load {
             sessions_max: self.sessions_max,
             stage_memory_free_bytes: self.stage_memory_free_bytes,
             loads: self.loads,
+            tasks: self.tasks,
+            tasks_max: self.tasks_max,
         }
     }
 
@@ -305,6 +330,8 @@ impl Load {
             sessions_max: pb.sessions_max,
             stage_memory_free_bytes: pb.stage_memory_free_bytes,
             loads: pb.loads,
+            tasks: pb.tasks,
+            tasks_max: pb.tasks_max,
         }
     }
 }

@@ -101,6 +101,10 @@ pub const ADDRESS_BYTES_MAX: usize = 256;
 pub const ADVERT_HOLDS_MAX: usize = 32;
 /// GPUs of one advert.
 pub const ADVERT_GPUS_MAX: usize = 16;
+/// Tasks that an advert says its node computes.
+pub const ADVERT_TASKS_MAX: usize = 16;
+/// Revisions that an advert says are loaded for a task: more are rarely in one memory, and 16 are 0.5 KiB.
+pub const ADVERT_WARM_MAX: usize = 16;
 /// Time to live that an advert may ask for: an hour, so that a vanished node is forgotten within the day.
 pub const ADVERT_TTL_MS_MAX: u32 = 3_600_000;
 
@@ -112,6 +116,14 @@ pub const FRAME_WIDTH_MAX: u32 = 65_536;
 pub const FRAME_BYTES_MAX: u32 = 64 * 1024 * 1024;
 /// A control message on a stage's stream: 128 Ki token ids of history fit.
 pub const STAGE_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Texts of one task: a request is answered in seconds, and longer lists are several requests.
+pub const TASK_TEXTS_MAX: usize = 1024;
+/// One text of a task: the longest that any known model reads is 8,192 tokens.
+pub const TASK_TEXT_BYTES_MAX: usize = 64 * 1024;
+/// All texts of one task together: half a message between nodes.
+pub const TASK_BYTES_MAX: usize = 512 * 1024;
+/// Values of one vector: four times the widest known.
+pub const VECTOR_WIDTH_MAX: u32 = 16_384;
 /// A piece of a byte stream over gRPC.
 pub const PIECE_BYTES_MAX: usize = 256 * 1024;
 /// Positions of one session: prompt and output together.

@@ -3,12 +3,14 @@
 //! A test names the program (`env!("CARGO_BIN_EXE_cairn")`), so that cargo builds it first. Not here: assertions about
 //! speed, and sleeping for luck: everything waits for an event with a deadline.
 
+mod encoder;
 mod generation;
 mod memory;
 mod models;
 mod net;
 
+pub use encoder::{ENCODER_WIDTH, encoder_model};
 pub use generation::{Generation, greedy};
 pub use memory::Memory;
-pub use models::{full_precision_model, random_adapter, real_model, tiny_model};
+pub use models::{full_precision_model, minilm_model, random_adapter, real_model, tiny_model};
 pub use net::{PATIENCE, Testnet, wait_until};

@@ -74,6 +74,12 @@ pub fn full_precision_model(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
+/// The folder of all-MiniLM-L6-v2, if it was fetched. Missing files are treated as [`real_model`] does.
+pub fn minilm_model() -> Result<Option<PathBuf>> {
+    let weights = real_model("minilm", "model.safetensors")?;
+    Ok(weights.and_then(|file| file.parent().map(Path::to_path_buf)))
+}
+
 /// The file of a real model, if it was fetched. Says loudly when it was not, and fails where
 /// `CAIRN_REQUIRE_MODELS` is set, as in CI.
 pub fn real_model(name: &str, file: &str) -> Result<Option<PathBuf>> {

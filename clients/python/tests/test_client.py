@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -224,3 +225,25 @@ def await_peers(node, count):
             return peers
         time.sleep(0.05)
     raise AssertionError(f"not {count} peers after 30 s: {node.peers()}")
+
+
+def test_texts_become_the_references_vectors_and_a_language_model_is_refused(node, model):
+    with pytest.raises(cairn.Refused, match="text-generation"):
+        node.embed("acme/tiny", ["a text"])
+    cache = Path(os.environ.get("CAIRN_TEST_MODELS") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "cairn-test-models"))
+    if not (cache / "minilm/model.safetensors").is_file():
+        assert "CAIRN_REQUIRE_MODELS" not in os.environ, "run scripts/fetch-model minilm"
+        pytest.skip("scripts/fetch-model minilm brings the model")
+    node.publish(cache / "minilm", "acme/minilm", progress=False)
+    fixture = CHECKOUT / "node/tests/minilm"
+    texts = (fixture / "sentences.txt").read_text(encoding="utf-8").splitlines()
+    wanted = struct.iter_unpack("<384f", (fixture / "vectors.f32").read_bytes())
+    made = node.embed("acme/minilm", texts * 60)
+    assert (len(made.vectors), made.width, made.truncated, len(made.nodes)) == (60 * len(texts), 384, 60, 1)
+    assert made.vectors[:len(texts)] == made.vectors[-len(texts):], "a text's vector depends on where it stands"
+    for got, reference in zip(made.vectors, wanted):
+        assert max(abs(a - b) for a, b in zip(got, reference)) < 1e-5
+    with pytest.raises(cairn.BadInput, match="query"):
+        node.embed("acme/minilm", texts, prompt="query")
+    with pytest.raises(cairn.BadInput, match="no texts"):
+        node.embed("acme/minilm", [])

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 import cairn
-from cairn import discovery, errors
+from cairn import discovery, embedding, errors
 from cairn.progress import Bar
 from cairn.v1 import cairn_pb2 as pb
 from conftest import CHECKOUT
@@ -143,3 +143,13 @@ def test_nothing_is_drawn_in_a_pipe_and_one_line_on_a_terminal(monkeypatch):
 def test_importing_the_package_asks_nothing_of_anyone():
     code = "import cairn; print(cairn.__version__)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0.1.0\n"
+
+
+def test_texts_are_cut_into_requests_that_a_node_takes():
+    limits = (CHECKOUT / "protocol/src/limits.rs").read_text()
+    assert "TASK_TEXTS_MAX: usize = 1024;" in limits and "TASK_BYTES_MAX: usize = 512 * 1024;" in limits
+    assert [len(part) for part in embedding.cut(["x"] * 2049)] == [1024, 1024, 1]
+    assert [len(part) for part in embedding.cut(["é" * (128 << 10)] * 5)] == [2, 2, 1]
+    assert list(embedding.cut([])) == []
+    with pytest.raises(cairn.BadInput, match="one text"):
+        list(embedding.cut("a text"))

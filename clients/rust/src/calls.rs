@@ -17,6 +17,7 @@ use crate::generated::compute_client::ComputeClient;
 use crate::generated::jobs_client::JobsClient;
 use crate::generated::node_client::NodeClient;
 use crate::generated::registry_client::RegistryClient;
+use crate::generated::tasks_client::TasksClient;
 use crate::refusal::from_status;
 
 /// A daemon on this machine answers in microseconds; one across the world in less than this.
@@ -37,6 +38,7 @@ pub struct Client {
     compute: ComputeClient<Wire>,
     jobs: JobsClient<Wire>,
     node: NodeClient<Wire>,
+    tasks: TasksClient<Wire>,
     found: Found,
     deadline: Option<Duration>,
 }
@@ -66,6 +68,7 @@ impl Client {
             registry: RegistryClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             compute: ComputeClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             jobs: JobsClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+            tasks: TasksClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             node: NodeClient::new(wire).max_decoding_message_size(ANSWER_BYTES_MAX),
             found,
             deadline: None,
@@ -153,6 +156,16 @@ impl Client {
     /// Generates text: the first event that is not progress is `started`, the last is `done`.
     pub async fn generate(&self, ask: api::GenerateRequest) -> Result<Events<api::GenerateEvent>, Refusal> {
         stream(self.compute.clone().generate(self.request(ask)).await)
+    }
+
+    /// What a model is for, and which nodes would do it.
+    pub async fn describe_task(&self, ask: api::DescribeRequest) -> Result<api::DescribeResponse, Refusal> {
+        answer(self.tasks.clone().describe(self.request(ask)).await)
+    }
+
+    /// Texts to vectors: the first event that is not progress is `started`, the last is `done`.
+    pub async fn embed(&self, ask: api::EmbedRequest) -> Result<Events<api::EmbedEvent>, Refusal> {
+        stream(self.tasks.clone().embed(self.request(ask)).await)
     }
 
     /// The node itself.

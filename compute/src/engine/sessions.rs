@@ -93,7 +93,8 @@ impl Sessions {
             Command::Sampling { session, sampling } => self.order(session, Order::Sampling(sampling)),
             Command::History { session, ids } => self.order(session, Order::History(ids)),
             Command::Adapter { session, adapter } => self.order(session, Order::Adapter(adapter)),
-            Command::Sweep => {}
+            // Work is not the sessions'; a sweep only wakes.
+            Command::Work(_) | Command::Sweep => {}
         }
     }
 

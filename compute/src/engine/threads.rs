@@ -7,6 +7,7 @@ use super::{
     adapter::AdapterHandle,
     handle::{Parts, StageHandle},
     sessions::Sessions,
+    work::Work,
 };
 use crate::{
     adapter::{self, AdapterSpec},
@@ -23,6 +24,7 @@ use cairn_protocol::{
 use candle_core::Device;
 use std::{
     any::Any,
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -77,6 +79,9 @@ impl<T, E> Drop for Answer<T, E> {
     }
 }
 
+/// Work that the engine thread has taken; more waits in the queue of commands.
+const WORKS_MAX: usize = 64;
+
 pub(super) type StepAnswer = Answer<StepOutput, StepError>;
 pub(super) type LoadAnswer = Answer<StageHandle, LoadError>;
 
@@ -112,6 +117,8 @@ pub(super) enum Command {
         session: SessionId,
         adapter: Option<Arc<Adapter>>,
     },
+    /// Something that is computed between two passes.
+    Work(Work),
     /// Look at the flags: a handle was dropped, or the engine is to stop.
     Sweep,
 }
@@ -148,38 +155,64 @@ pub(super) enum Job {
     Adapter(Box<AdapterJob>),
 }
 
+/// What the engine thread has before it.
+#[derive(Default)]
+struct Desk {
+    sessions: Sessions,
+    /// In the order in which it was asked for; the queue of commands bounds it.
+    works: VecDeque<Work>,
+}
+
 /// The engine thread: takes what it is asked and computes pass after pass, until it is stopped or nobody can ask any more.
+/// Passes of stages and other work take turns.
 pub(super) fn compute(hands: &Hands, queue: &Receiver<Command>, stop: &AtomicBool) {
     hands.pool.bind_caller();
-    let mut sessions = Sessions::default();
-    while gather(&mut sessions, queue) && !stop.load(Ordering::SeqCst) {
-        sessions.sweep();
-        if sessions.has_work() {
-            sessions.pass(hands);
+    let mut desk = Desk::default();
+    while desk.gather(queue) && !stop.load(Ordering::SeqCst) {
+        desk.sessions.sweep();
+        if desk.sessions.has_work() {
+            desk.sessions.pass(hands);
+        }
+        if let Some(work) = desk.works.pop_front() {
+            work.run(hands);
         }
     }
 }
 
-/// Takes what was asked by now: waits for something when there is nothing to compute, and a moment for those who are about to
-/// ask. False when there is nothing to compute and nobody can ask any more.
-fn gather(sessions: &mut Sessions, queue: &Receiver<Command>) -> bool {
-    if !sessions.has_work() {
-        let Ok(command) = queue.recv() else { return false };
-        sessions.take(command);
+impl Desk {
+    /// Takes what was asked by now: waits for something when there is nothing to compute, and a moment for those who are
+    /// about to ask. False when there is nothing to compute and nobody can ask any more.
+    fn gather(&mut self, queue: &Receiver<Command>) -> bool {
+        if !self.sessions.has_work() && self.works.is_empty() {
+            let Ok(command) = queue.recv() else { return false };
+            self.take(command);
+        }
+        while !self.is_full() {
+            let command = match queue.try_recv() {
+                Ok(command) => command,
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => {
+                    let wait = self.sessions.worth_waiting(Instant::now()).filter(|_| self.works.is_empty());
+                    let Some(wait) = wait else { break };
+                    let Ok(command) = queue.recv_timeout(wait) else { break };
+                    command
+                }
+            };
+            self.take(command);
+        }
+        true
     }
-    while !sessions.is_full() {
-        let command = match queue.try_recv() {
-            Ok(command) => command,
-            Err(TryRecvError::Disconnected) => break,
-            Err(TryRecvError::Empty) => {
-                let Some(wait) = sessions.worth_waiting(Instant::now()) else { break };
-                let Ok(command) = queue.recv_timeout(wait) else { break };
-                command
-            }
-        };
-        sessions.take(command);
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Work(work) => self.works.push_back(work),
+            command => self.sessions.take(command),
+        }
     }
-    true
+
+    fn is_full(&self) -> bool {
+        self.sessions.is_full() || self.works.len() >= WORKS_MAX
+    }
 }
 
 /// The loader thread: loads one stage or adapter after the other until nobody can ask for any. What was packed is saved

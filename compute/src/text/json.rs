@@ -42,18 +42,7 @@ impl Outline {
 
 /// Builds the tokenizer.
 pub(super) fn read(files: &Files) -> Result<Tokenizer, TokenizerError> {
-    if files.tokenizer.len() > TOKENIZER_BYTES_MAX {
-        return Err(TokenizerError::TooLarge {
-            what: "tokenizer.json",
-            size: files.tokenizer.len(),
-            most: TOKENIZER_BYTES_MAX,
-        });
-    }
-    let outline: Outline = parse("tokenizer.json", files.tokenizer)?;
-    credulous::check(&outline.parts()).map_err(|why| malformed("tokenizer.json", why))?;
-    let bos_by_template =
-        credulous::first_token(&outline.post_processor).map_err(|why| malformed("tokenizer.json", why))?;
-    let mut hub = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(|e| malformed("tokenizer.json", e))?;
+    let (mut hub, outline, bos_by_template) = checked(files.tokenizer)?;
     hub.with_truncation(None).map_err(|e| malformed("tokenizer.json", e))?;
     hub.with_padding(None);
     // What it would add is added here, and without it there is nothing that a file could make it do to a text.
@@ -79,6 +68,24 @@ pub(super) fn read(files: &Files) -> Result<Tokenizer, TokenizerError> {
     let template = side.template.map(|source| ChatTemplate::new(source, side.names));
     let encoder = Encoder::Hub { first: Box::new(hub), later: later.map(Box::new) };
     Ok(Tokenizer { encoder, specials, pieces, bos, adds_bos, eos, template })
+}
+
+/// A whole tokenizer for models that read texts at once: special tokens, truncation and padding are the caller's affair.
+pub(crate) fn checked_tokenizer(bytes: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    checked(bytes).map(|(hub, ..)| hub)
+}
+
+/// The library's tokenizer of a file that was looked through, what it was read from, and the token it puts first.
+fn checked(bytes: &[u8]) -> Result<(tokenizers::Tokenizer, Outline, Option<u32>), TokenizerError> {
+    if bytes.len() > TOKENIZER_BYTES_MAX {
+        let (what, size) = ("tokenizer.json", bytes.len());
+        return Err(TokenizerError::TooLarge { what, size, most: TOKENIZER_BYTES_MAX });
+    }
+    let outline: Outline = parse("tokenizer.json", bytes)?;
+    credulous::check(&outline.parts()).map_err(|why| malformed("tokenizer.json", why))?;
+    let first = credulous::first_token(&outline.post_processor).map_err(|why| malformed("tokenizer.json", why))?;
+    let hub = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| malformed("tokenizer.json", e))?;
+    Ok((hub, outline, first))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(file: &str, bytes: &[u8]) -> Result<T, TokenizerError> {

@@ -22,5 +22,6 @@ mod stream;
 mod tokenizer;
 
 pub use chat::{ChatError, ChatTemplate, Message, Moment};
+pub(crate) use json::checked_tokenizer;
 pub use stream::{Piece, Stream};
 pub use tokenizer::{EncodeError, Files, Tokenizer, TokenizerError};

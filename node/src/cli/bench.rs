@@ -10,15 +10,16 @@ use cairn_protocol::refusal::{Reason, Refusal};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 
+use super::bench_embed::EmbedBenchArgs;
 use super::interruption::or_interrupted;
-use super::{Global, Outcome, output};
+use super::{Global, Outcome, bench_embed, output};
 use crate::bench_blobs::{self, BlobsReport};
 use crate::bench_stages::{self, Side, StagesOptions, StagesReport};
 use crate::bench_users::{self, Crowd, UsersOptions, UsersReport};
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8\n  cairn bench perplexity model.gguf text.txt"
+    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8\n  cairn bench perplexity model.gguf text.txt\n  cairn bench embed ./all-MiniLM-L6-v2"
 )]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
@@ -37,6 +38,8 @@ enum BenchCommand {
     Users(UsersArgs),
     /// Measure how well a model foretells a text
     Perplexity(PerplexityArgs),
+    /// Measure texts to vectors
+    Embed(EmbedBenchArgs),
 }
 
 #[derive(Args)]
@@ -177,6 +180,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Outcome {
         BenchCommand::Engine(args) => or_interrupted("cairn bench engine", engine(global, args)).await,
         BenchCommand::Blobs(args) => or_interrupted("cairn bench blobs", blobs(global, args)).await,
         BenchCommand::Stages(args) => or_interrupted("cairn bench stages", stages(global, args)).await,
+        BenchCommand::Embed(args) => or_interrupted("cairn bench embed", bench_embed::run(global, args)).await,
         BenchCommand::Users(args) => or_interrupted("cairn bench users", users(global, args)).await,
         BenchCommand::Perplexity(args) => or_interrupted("cairn bench perplexity", perplexity(global, args)).await,
     }

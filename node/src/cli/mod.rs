@@ -7,6 +7,7 @@
 //! 4 refused, 5 unavailable.
 
 mod bench;
+mod bench_embed;
 mod catalog;
 mod daemon;
 mod demo;
@@ -20,6 +21,7 @@ mod publish;
 mod pull;
 mod run;
 mod settings;
+mod task;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -122,6 +124,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Generate text; a chat when no prompt is given
     Run(run::RunArgs),
+    /// Do what a model does that is whole on one node: texts to vectors
+    Task(task::TaskArgs),
     /// Show the configuration
     Config(settings::ConfigArgs),
     /// Measure this machine; needs no daemon
@@ -195,6 +199,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Capacity(_) => mesh::capacity(global).await,
         Command::Plan(args) => plan::run(global, args).await,
         Command::Run(args) => run::run(global, args).await,
+        Command::Task(args) => task::run(global, args).await,
         Command::Config(args) => settings::run(global, args),
         Command::Bench(args) => bench::run(global, args).await,
     }

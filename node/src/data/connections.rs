@@ -138,6 +138,8 @@ mod tests {
             load: Load::default(),
             agent: "test".to_owned(),
             holds: vec![],
+            tasks: vec![],
+            warm: vec![],
         }
     }
 

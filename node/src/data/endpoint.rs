@@ -32,6 +32,7 @@ use super::{
     connections::Connections,
     link,
     stage_door::StageDoor,
+    task_door::TaskDoor,
 };
 use crate::{
     config::Config,
@@ -123,8 +124,9 @@ pub async fn start(
     registry: &Registry,
     stages: StageHost,
 ) -> Result<DataHandle, Refusal> {
+    let task_door: Box<dyn DynProtocolHandler> = Box::new(TaskDoor::new(stages.clone()));
     let stage_door: Box<dyn DynProtocolHandler> = Box::new(StageDoor::new(stages));
-    let protocols = vec![(link::STAGE_ALPN.to_vec(), stage_door)];
+    let protocols = vec![(link::STAGE_ALPN.to_vec(), stage_door), (link::TASK_ALPN.to_vec(), task_door)];
     Ok(DataHandle::bind(config.data_listen, config.realm, identity, registry.blobs(), protocols).await?)
 }
 

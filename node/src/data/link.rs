@@ -23,6 +23,10 @@ use iroh::{
     endpoint::{ConnectOptions, Connection, QuicTransportConfig, RecvStream, SendStream},
 };
 
+/// The ALPN of tasks that are whole on one node: one bidirectional stream of messages a connection, an `OpenTask` and then
+/// `TaskEvent`s back.
+pub const TASK_ALPN: &[u8] = b"cairn/task/1";
+
 /// The ALPN of stage streams.
 pub const STAGE_ALPN: &[u8] = b"cairn/stage/1";
 
@@ -65,6 +69,17 @@ pub async fn dial(
     addresses: &[SocketAddr],
     deadline: Duration,
 ) -> Result<Connection, LinkError> {
+    dial_for(STAGE_ALPN, endpoint, node, addresses, deadline).await
+}
+
+/// The same for streams under another ALPN.
+pub async fn dial_for(
+    alpn: &[u8],
+    endpoint: &Endpoint,
+    node: NodeId,
+    addresses: &[SocketAddr],
+    deadline: Duration,
+) -> Result<Connection, LinkError> {
     let id = EndpointId::from_bytes(node.as_bytes()).map_err(|e| LinkError::Unreachable(e.to_string()))?;
     let mut address = EndpointAddr::new(id);
     for a in addresses {
@@ -72,7 +87,7 @@ pub async fn dial(
     }
     let connecting = async {
         let options = ConnectOptions::new().with_transport_config(transport());
-        let connecting = endpoint.connect_with_opts(address, STAGE_ALPN, options).await;
+        let connecting = endpoint.connect_with_opts(address, alpn, options).await;
         let connecting = connecting.map_err(|e| LinkError::Unreachable(e.to_string()))?;
         connecting.await.map_err(|e| LinkError::Unreachable(e.to_string()))
     };

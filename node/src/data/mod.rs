@@ -8,7 +8,8 @@
 //! | [`endpoint`] | the socket, its router, connections to peers |
 //! | [`blobs`] `patient` | serving blobs: to whom, how much at once, and how long a peer may take |
 //! | [`fetch`] `schedule` | one blob's ranges from several peers at once, verified on arrival |
-//! | [`link`] [`stage_door`] | streams between stages |
+//! | [`link`] [`stage_door`] `silent` | streams between stages |
+//! | [`task_door`] | the accepting end of tasks |
 
 pub mod blobs;
 mod connections;
@@ -17,6 +18,8 @@ pub mod fetch;
 pub mod link;
 mod patient;
 mod schedule;
+mod silent;
 pub mod stage_door;
+pub mod task_door;
 
 pub use endpoint::{DataError, DataHandle, start};

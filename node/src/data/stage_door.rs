@@ -4,11 +4,7 @@
 //! brings another stage's output. Not here: who may have a stage ([`crate::stages`]). Invariant: a peer that says
 //! nothing, or something else, costs one of a bounded number of places for a bounded time, and has an eighth of them at most.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use cairn_compute::StepInput;
 use cairn_protocol::{id::NodeId, limits, peer_pb};
@@ -19,7 +15,10 @@ use iroh::{
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::link::{self, FrameReader, LinkError, MessageReader, MessageWriter};
+use super::{
+    link::{self, FrameReader, LinkError, MessageReader, MessageWriter},
+    silent::Silent,
+};
 use crate::{
     shell::Node,
     stages::{Asker, Control, Run, StageHost, Step, bounds},
@@ -27,55 +26,12 @@ use crate::{
 
 /// Most unread bytes of one stage connection: two frames of the largest chunk on a wide model.
 const UNREAD_BYTES_MAX: u32 = 16 << 20;
-/// Connections of one node that have not said yet what they are for: an eighth of all, so that no key can keep others out.
-const SILENT_PER_NODE_MAX: usize = bounds::STRANGERS_MAX / 8;
 
 /// The handler to register under [`link::STAGE_ALPN`].
 #[derive(Clone)]
 pub struct StageDoor {
     host: StageHost,
     silent: Silent,
-}
-
-/// How many connections of each node have not said yet what they are for.
-#[derive(Clone, Default)]
-struct Silent {
-    /// Guards the counts; held for one step, never across an await.
-    counts: Arc<Mutex<BTreeMap<NodeId, usize>>>,
-}
-
-/// One of a node's places among them; given back when dropped.
-struct SilentPlace {
-    silent: Silent,
-    node: NodeId,
-}
-
-impl Silent {
-    fn place(&self, node: NodeId) -> Option<SilentPlace> {
-        let mut counts = self.counts();
-        let count = counts.entry(node).or_default();
-        if *count >= SILENT_PER_NODE_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(SilentPlace { silent: self.clone(), node })
-    }
-
-    fn counts(&self) -> MutexGuard<'_, BTreeMap<NodeId, usize>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for SilentPlace {
-    fn drop(&mut self) {
-        let mut counts = self.silent.counts();
-        if let Some(count) = counts.get_mut(&self.node) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.node);
-            }
-        }
-    }
 }
 
 impl std::fmt::Debug for StageDoor {
@@ -235,23 +191,5 @@ async fn take_frames(run: &Arc<Run>, from: NodeId, mut reader: FrameReader) {
         let (first_position, count, sample) = (header.first_position, header.count, header.sample);
         let step = Step { sequence: header.sequence, first_position, count, sample };
         run.submit(step, StepInput::Hidden { first_position, count, values, sample }, permit);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn silent_connections_of_one_node_leave_places_for_others() {
-        let silent = Silent::default();
-        let (greedy, other) = (NodeId::from([1; 32]), NodeId::from([2; 32]));
-        let mut places: Vec<_> = std::iter::from_fn(|| silent.place(greedy)).take(bounds::STRANGERS_MAX).collect();
-        assert_eq!(places.len(), SILENT_PER_NODE_MAX);
-        assert!(silent.place(other).is_some());
-        places.pop();
-        assert!(silent.place(greedy).is_some(), "a place that was given back is free");
-        places.clear();
-        assert!(silent.counts().is_empty(), "nobody is remembered who has no place");
     }
 }

@@ -24,6 +24,7 @@ use super::generated::compute_server::{Compute, ComputeServer};
 use super::generated::jobs_server::{Jobs, JobsServer};
 use super::generated::node_server::{Node as NodeService, NodeServer};
 use super::generated::registry_server::{Registry, RegistryServer};
+use super::generated::tasks_server::TasksServer;
 use super::guard::{Guarded, Patience};
 use super::status::status;
 use crate::flows;
@@ -87,7 +88,8 @@ pub(super) fn serve(
         .add_service(limited!(RegistryServer, calls))
         .add_service(limited!(ComputeServer, calls))
         .add_service(limited!(JobsServer, calls))
-        .add_service(limited!(NodeServer, calls));
+        .add_service(limited!(NodeServer, calls))
+        .add_service(limited!(TasksServer, calls));
     let guarded = Guarded::new(listener, PATIENCE, node);
     let incoming = futures::stream::unfold(guarded, async |guarded| {
         let (stream, _) = guarded.next().await;
@@ -98,6 +100,7 @@ pub(super) fn serve(
         health.set_serving::<ComputeServer<Calls>>().await;
         health.set_serving::<JobsServer<Calls>>().await;
         health.set_serving::<NodeServer<Calls>>().await;
+        health.set_serving::<TasksServer<Calls>>().await;
         if let Err(error) = router.serve_with_incoming_shutdown(incoming, closing.cancelled_owned()).await {
             tracing::error!(%error, "the gRPC door broke");
         }

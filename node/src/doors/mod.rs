@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod guard;
 pub mod http;
 pub mod status;
+mod tasks;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

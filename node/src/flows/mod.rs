@@ -18,5 +18,6 @@ pub mod quantise;
 pub mod records;
 pub mod show;
 pub mod status;
+pub mod tasks;
 mod turns;
 pub mod verify;

@@ -178,14 +178,14 @@ fn candidate(node: &Node, revision: RevisionId, peer: &PeerInfo) -> Option<Candi
 }
 
 /// The round trip to a peer. On one host a longer ping measures how busy its scheduler is, not a distance.
-fn rtt_us(peer: &PeerInfo) -> Option<u64> {
+pub(crate) fn rtt_us(peer: &PeerInfo) -> Option<u64> {
     let measured = peer.rtt.map(|rtt| rtt.as_micros() as u64);
     if peer.same_host { Some(measured.unwrap_or(SAME_HOST_RTT_US).min(SAME_HOST_RTT_US)) } else { measured }
 }
 
 /// Whether a peer will probably serve this node. Whom it lists it does not say; owners who list each other's nodes do
 /// so on both sides, so one that is not listed here is not asked.
-fn is_granted(advert: &Advert, is_same_host: bool, is_listed: bool) -> bool {
+pub(crate) fn is_granted(advert: &Advert, is_same_host: bool, is_listed: bool) -> bool {
     match advert.grants.compute {
         Grant::Nobody => false,
         Grant::Listed => is_same_host || is_listed,
@@ -193,7 +193,7 @@ fn is_granted(advert: &Advert, is_same_host: bool, is_listed: bool) -> bool {
     }
 }
 
-fn standing(realm: RealmId, is_same_host: bool, is_listed: bool) -> Standing {
+pub(crate) fn standing(realm: RealmId, is_same_host: bool, is_listed: bool) -> Standing {
     match (is_same_host, is_listed) {
         (true, _) => Standing::SameHost,
         (_, true) => Standing::Listed,

@@ -335,6 +335,8 @@ mod tests {
             load: Load::default(),
             agent: "test".to_owned(),
             holds: vec![RevisionId::from([7; 32])],
+            tasks: vec![],
+            warm: vec![],
         }
     }
 

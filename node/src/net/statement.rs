@@ -15,7 +15,7 @@ use std::{
 use cairn_protocol::{
     advert::{Advert, AdvertError, Capacity, Grants, Load, SignedAdvert},
     id::{RealmId, RevisionId},
-    limits::{ADVERT_ADDRESSES_MAX, ADVERT_HOLDS_MAX},
+    limits::{ADVERT_ADDRESSES_MAX, ADVERT_HOLDS_MAX, ADVERT_TASKS_MAX, ADVERT_WARM_MAX},
     record::Keypair,
 };
 
@@ -35,6 +35,10 @@ pub struct Statement {
     pub load: Load,
     /// Revisions kept whole, newest first.
     pub holds: Vec<RevisionId>,
+    /// Tasks that it computes.
+    pub tasks: Vec<String>,
+    /// Revisions whose models are loaded for a task, the last used first.
+    pub warm: Vec<RevisionId>,
     /// Where the byte stack (iroh) listens.
     pub data_addresses: Vec<SocketAddr>,
     /// Relays of the byte stack.
@@ -149,6 +153,8 @@ impl Advertiser {
             load: statement.load,
             agent: self.agent.clone(),
             holds: statement.holds.iter().copied().take(ADVERT_HOLDS_MAX).collect(),
+            tasks: statement.tasks.iter().take(ADVERT_TASKS_MAX).cloned().collect(),
+            warm: statement.warm.iter().copied().take(ADVERT_WARM_MAX).collect(),
         }
     }
 }

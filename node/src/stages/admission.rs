@@ -10,7 +10,8 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 
-use super::request::StageRequest;
+use super::{bounds, request::StageRequest};
+use crate::flows::tasks::TaskRequest;
 
 /// The node that asks, as this one sees it.
 #[derive(Debug, Clone, Copy)]
@@ -64,16 +65,30 @@ pub struct Usage {
 
 /// Says yes, or why not.
 pub fn admit(request: &StageRequest, asker: &Asker, house: &House, usage: Usage) -> Result<(), Refusal> {
-    realm(request, house)?;
+    realm(request.realm, house)?;
     grant(asker, house)?;
-    privacy(request, asker)?;
+    privacy(request.privacy, asker)?;
     level(request, house)?;
-    trust(request, asker, house, usage)?;
-    ceilings(asker, house, usage)
+    let model = (request.publisher, usage.is_revision_held);
+    let adapter = request.adapter.as_ref().map(|adapter| (adapter.publisher, usage.is_adapter_held));
+    trust(std::iter::once(model).chain(adapter), asker, house)?;
+    ceilings(asker, house.sessions_per_peer, house.sessions_max, usage)
 }
 
-fn realm(request: &StageRequest, house: &House) -> Result<(), Refusal> {
-    if request.realm == house.realm {
+/// The same for a task that is whole here; `usage` counts tasks. Results are the same bits at every level.
+pub fn admit_task(request: &TaskRequest, asker: &Asker, house: &House, usage: Usage) -> Result<(), Refusal> {
+    let rules = || {
+        realm(request.realm, house)?;
+        grant(asker, house)?;
+        privacy(request.privacy, asker)?;
+        trust(std::iter::once((request.publisher, usage.is_revision_held)), asker, house)?;
+        ceilings(asker, house.sessions_per_peer, bounds::TASKS_MAX, usage)
+    };
+    rules().map_err(|refusal| Refusal { what: "a task".to_owned(), ..refusal })
+}
+
+fn realm(asked: RealmId, house: &House) -> Result<(), Refusal> {
+    if asked == house.realm {
         return Ok(());
     }
     Err(refusal(Reason::NoGrant, format!("this node is in realm {}", house.realm.short()), "a node of your own realm"))
@@ -106,8 +121,8 @@ fn grant_words(grant: Grant) -> &'static str {
     }
 }
 
-fn privacy(request: &StageRequest, asker: &Asker) -> Result<(), Refusal> {
-    if request.privacy != Privacy::Local || asker.is_self || asker.is_same_host {
+fn privacy(privacy: Privacy, asker: &Asker) -> Result<(), Refusal> {
+    if privacy != Privacy::Local || asker.is_self || asker.is_same_host {
         return Ok(());
     }
     Err(refusal(Reason::Privacy, "a local session stays on its own machine", "--privacy trusted"))
@@ -121,22 +136,20 @@ fn level(request: &StageRequest, house: &House) -> Result<(), Refusal> {
     Err(refusal(Reason::WrongInstructionSet, why, "nodes of one instruction-set level"))
 }
 
-fn trust(request: &StageRequest, asker: &Asker, house: &House, usage: Usage) -> Result<(), Refusal> {
-    let model = Some((request.publisher, usage.is_revision_held));
-    let adapter = request.adapter.as_ref().map(|adapter| (adapter.publisher, usage.is_adapter_held));
-    let is_strange = |(publisher, is_held): &(PublisherKey, bool)| !is_held && !house.trusted.contains(publisher);
-    let strange = model.into_iter().chain(adapter).find(is_strange);
+/// `all` are the publishers of what is to be computed, and whether their revisions are here.
+fn trust(mut all: impl Iterator<Item = (PublisherKey, bool)>, asker: &Asker, house: &House) -> Result<(), Refusal> {
+    let strange = all.find(|(publisher, is_held)| !is_held && !house.trusted.contains(publisher));
     let Some((publisher, _)) = strange.filter(|_| !asker.is_trusted()) else { return Ok(()) };
     let why = format!("its publisher {} is not trusted here and the revision is not held", publisher.short());
     Err(refusal(Reason::Untrusted, why, "ask its owner to trust the publisher or to mirror the repo"))
 }
 
-fn ceilings(asker: &Asker, house: &House, usage: Usage) -> Result<(), Refusal> {
-    if usage.sessions >= house.sessions_max {
-        return Err(refusal(Reason::Busy, format!("{} sessions are open here", usage.sessions), "again in a moment"));
+fn ceilings(asker: &Asker, per_peer: usize, all: usize, usage: Usage) -> Result<(), Refusal> {
+    if usage.sessions >= all {
+        return Err(refusal(Reason::Busy, format!("{} are under way here", usage.sessions), "again in a moment"));
     }
-    if !asker.is_self && usage.sessions_of_peer >= house.sessions_per_peer {
-        let why = format!("your node has {} sessions open here, the most it may have", usage.sessions_of_peer);
+    if !asker.is_self && usage.sessions_of_peer >= per_peer {
+        let why = format!("your node has {} under way here, the most it may have", usage.sessions_of_peer);
         return Err(refusal(Reason::Busy, why, "again when one of them ends"));
     }
     Ok(())

@@ -1,7 +1,8 @@
-//! Keeps this node's advert true about its stages: sessions, loads and free memory.
+//! Keeps this node's advert true about its stages and tasks: what runs, what is loaded, and free memory.
 
 use std::sync::Arc;
 
+use cairn_compute::tasks::SERVED;
 use cairn_protocol::advert::Load;
 
 use super::bounds;
@@ -10,8 +11,14 @@ use crate::shell::Node;
 /// Tells the net whenever the occupancy changed, until the node stops.
 pub async fn advertise(node: Arc<Node>) {
     let mut changes = node.stages.changes();
-    let mut told = None;
+    let (mut told, mut told_warm) = (None, Vec::new());
+    node.net.state(|statement| statement.tasks = SERVED.iter().map(|task| task.name.to_owned()).collect());
     loop {
+        let warm = node.stages.rooms().warm_tasks();
+        if warm != told_warm {
+            node.net.state(|statement| statement.warm.clone_from(&warm));
+            told_warm = warm;
+        }
         let occupancy = node.stages.occupancy();
         if told != Some(occupancy) {
             told = Some(occupancy);
@@ -20,6 +27,8 @@ pub async fn advertise(node: Arc<Node>) {
                 sessions_max: bounds::SESSIONS_MAX as u32,
                 stage_memory_free_bytes: occupancy.memory_free_bytes,
                 loads: occupancy.loads,
+                tasks: occupancy.tasks,
+                tasks_max: bounds::TASKS_MAX as u32,
             });
         }
         tokio::select! {

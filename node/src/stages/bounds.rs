@@ -28,6 +28,9 @@ pub const DIAL: Duration = Duration::from_millis(1200);
 /// Most sessions on a node, all peers together. Memory bounds them long before; this bounds what else they hold.
 pub const SESSIONS_MAX: usize = 32;
 
+/// Most tasks on a node, all peers together: each holds its texts and two pieces of its answer.
+pub const TASKS_MAX: usize = 32;
+
 /// Most stage connections that have not said yet what they are for.
 pub const STRANGERS_MAX: usize = 64;
 

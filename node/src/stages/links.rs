@@ -187,7 +187,7 @@ async fn converse(
 
 /// Resolves when a node is gone: its talk connections closed, as they do at once when a process dies, and nothing was
 /// heard on the stream for a moment after. The one alone is a hint, and so is the other.
-async fn departed(mut events: broadcast::Receiver<PeerEvent>, node: NodeId, heard: &AtomicU64) -> LinkError {
+pub(crate) async fn departed(mut events: broadcast::Receiver<PeerEvent>, node: NodeId, heard: &AtomicU64) -> LinkError {
     loop {
         match events.recv().await {
             Ok(PeerEvent::Gone(other)) if other == node => {}

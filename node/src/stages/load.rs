@@ -178,7 +178,7 @@ async fn load_cold(
 
 /// A stranger's request may be let in because its publisher is trusted, and a manifest says whose it is without being
 /// signed: so the publisher's own record of the revision has to be here, or be known to a peer.
-pub(super) async fn prove_publisher(
+pub(crate) async fn prove_publisher(
     node: &Node,
     revision: RevisionId,
     manifest: &Manifest,

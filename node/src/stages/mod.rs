@@ -33,11 +33,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 pub(crate) use admission::Asker;
 pub use advertise::advertise;
-pub(crate) use load::{BlobTensors, keep};
+pub(crate) use load::{BlobTensors, keep, prove_publisher};
 use placements::Placements;
+pub(crate) use request::{Neighbour, id, neighbour};
 pub use request::{parse_privacy, privacy_word};
 pub use rooms::Occupancy;
-use rooms::Rooms;
+pub(crate) use rooms::{Reservation, Rooms};
 pub(crate) use run::{Run, Step};
 pub(crate) use serve::Control;
 

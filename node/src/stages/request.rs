@@ -154,7 +154,7 @@ fn sources(wire: &[peer_pb::Source]) -> Result<Vec<Neighbour>, Refusal> {
     wire.iter().map(|s| neighbour(&s.node, &s.addresses)).collect()
 }
 
-fn neighbour(node: &[u8], addresses: &[String]) -> Result<Neighbour, Refusal> {
+pub(crate) fn neighbour(node: &[u8], addresses: &[String]) -> Result<Neighbour, Refusal> {
     if addresses.len() > bounds::ADDRESSES_MAX {
         return Err(bad(format!(
             "{} addresses of one node, at most {} are taken",
@@ -167,7 +167,7 @@ fn neighbour(node: &[u8], addresses: &[String]) -> Result<Neighbour, Refusal> {
     Ok(Neighbour { node: id(node, "node")?, addresses })
 }
 
-fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T, Refusal> {
+pub(crate) fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T, Refusal> {
     T::try_from(bytes).map_err(|_| bad(format!("{what} of {} bytes", bytes.len())))
 }
 

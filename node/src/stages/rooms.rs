@@ -4,13 +4,13 @@
 //! it is dropped, so a session that ends in any way leaves nothing behind.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use cairn_protocol::{
-    id::{NodeId, SessionId},
+    id::{NodeId, RevisionId, SessionId},
     refusal::{Reason, Refusal},
 };
 use tokio::sync::watch;
@@ -22,9 +22,12 @@ use super::{
     bounds,
     request::StageRequest,
     run::Run,
-    warm::{Base, Key, Warm},
+    warm::{Base, Kept, Key, Warm},
 };
-use crate::data::link::Introduction;
+use crate::{
+    data::link::Introduction,
+    flows::tasks::{TaskModel, TaskRequest},
+};
 
 /// How long a newer plan's stage waits for the older one of its session to leave.
 const PREDECESSOR: Duration = Duration::from_millis(500);
@@ -42,6 +45,10 @@ pub(crate) struct Rooms {
 struct State {
     seats: HashMap<SessionId, Seat>,
     loading: BTreeSet<NodeId>,
+    /// Tasks under way, by who asked.
+    tasks: BTreeMap<NodeId, usize>,
+    /// Models that are being loaded for a task.
+    loading_tasks: BTreeSet<RevisionId>,
     memory_used: u64,
     warm: Warm,
     adapters: adapters::Warm,
@@ -67,6 +74,8 @@ pub struct Occupancy {
     pub loads: u32,
     /// Memory that another stage could have; warm stages give way.
     pub memory_free_bytes: u64,
+    /// Tasks under way.
+    pub tasks: u32,
 }
 
 /// What of a request's revisions is here already: the manifest or more.
@@ -94,6 +103,7 @@ impl Rooms {
             memory_free_bytes: self.memory_max.saturating_sub(
                 state.memory_used.saturating_sub(state.warm.idle_bytes() + state.adapters.idle_bytes()),
             ),
+            tasks: state.tasks.values().sum::<usize>() as u32,
         }
     }
 
@@ -216,7 +226,7 @@ impl Rooms {
                 (None, None) => {
                     let why = format!("it needs {bytes} bytes of memory, {free} of {} are free", self.memory_max);
                     return Err(
-                        Refusal::new(Reason::NoMemory, "a stage", why).try_this("more stages, or a shorter context")
+                        Refusal::new(Reason::NoMemory, "the model", why).try_this("more nodes, or a smaller model")
                     );
                 }
             }
@@ -231,7 +241,7 @@ impl Rooms {
 
     /// Keeps weights for the sessions to come.
     pub fn keep_warm(&self, key: Key, base: Arc<Base>) {
-        let surplus = self.state().warm.put(key, base);
+        let surplus = self.state().warm.put(Kept::Stage(key, base));
         drop(surplus);
     }
 
@@ -244,6 +254,58 @@ impl Rooms {
     pub fn keep_adapter(&self, key: adapters::Key, adapter: Arc<adapters::Loaded>) {
         let surplus = self.state().adapters.put(key, adapter);
         drop(surplus);
+    }
+
+    /// Admits a task; its place is given back when what is returned goes.
+    pub fn enter_task(
+        self: &Arc<Self>,
+        request: &TaskRequest,
+        asker: &Asker,
+        is_revision_held: bool,
+    ) -> Result<TaskPlace, Refusal> {
+        let mut state = self.state();
+        let usage = Usage {
+            sessions_of_peer: state.tasks.get(&asker.node).copied().unwrap_or_default(),
+            sessions: state.tasks.values().sum(),
+            is_revision_held,
+            is_adapter_held: false,
+        };
+        admission::admit_task(request, asker, &self.house, usage)?;
+        *state.tasks.entry(asker.node).or_default() += 1;
+        drop(state);
+        self.changed.send_replace(());
+        Ok(TaskPlace { rooms: self.clone(), asker: asker.node })
+    }
+
+    /// Waits until nobody else loads the model of this revision for a task.
+    pub async fn task_turn(self: &Arc<Self>, revision: RevisionId) -> TaskTurn {
+        let mut changes = self.changes();
+        loop {
+            changes.borrow_and_update();
+            if self.state().loading_tasks.insert(revision) {
+                return TaskTurn { rooms: self.clone(), revision };
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The model of this revision, if it is loaded for its task.
+    pub fn find_warm_task(&self, revision: RevisionId) -> Option<Arc<TaskModel>> {
+        self.state().warm.find_task(revision)
+    }
+
+    /// Keeps a model for the tasks to come.
+    pub fn keep_warm_task(&self, revision: RevisionId, model: Arc<TaskModel>) {
+        let surplus = self.state().warm.put(Kept::Task(revision, model));
+        drop(surplus);
+        self.changed.send_replace(());
+    }
+
+    /// Revisions that are loaded for their task, the last used first.
+    pub fn warm_tasks(&self) -> Vec<RevisionId> {
+        self.state().warm.tasks()
     }
 
     /// Forgets weights whose session broke.
@@ -324,6 +386,39 @@ pub(crate) struct Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.rooms.state().loading.remove(&self.peer);
+        self.rooms.changed.send_replace(());
+    }
+}
+
+/// A task's place here.
+pub(crate) struct TaskPlace {
+    rooms: Arc<Rooms>,
+    asker: NodeId,
+}
+
+impl Drop for TaskPlace {
+    fn drop(&mut self) {
+        let mut state = self.rooms.state();
+        if let Some(tasks) = state.tasks.get_mut(&self.asker) {
+            *tasks -= 1;
+            if *tasks == 0 {
+                state.tasks.remove(&self.asker);
+            }
+        }
+        drop(state);
+        self.rooms.changed.send_replace(());
+    }
+}
+
+/// The one loading of a model for a task.
+pub(crate) struct TaskTurn {
+    rooms: Arc<Rooms>,
+    revision: RevisionId,
+}
+
+impl Drop for TaskTurn {
+    fn drop(&mut self) {
+        self.rooms.state().loading_tasks.remove(&self.revision);
         self.rooms.changed.send_replace(());
     }
 }

@@ -1,4 +1,4 @@
-//! Loaded weights, shared by the sessions that need them and kept for the next one of the same model and part.
+//! Loaded weights, shared by the sessions and tasks that need them and kept for the next of the same model and part.
 //!
 //! Not here: memory accounting ([`super::rooms`]). Invariant: weights that a session uses are never dropped; idle ones are
 //! at most [`bounds::IDLE_STAGES_MAX`], and the one that was used longest ago goes first.
@@ -15,6 +15,7 @@ use cairn_compute::{StageHandle, arch::StagePart, quantise::Target};
 use cairn_protocol::id::RevisionId;
 
 use super::{bounds, rooms::Reservation};
+use crate::flows::tasks::TaskModel;
 
 /// What loaded weights are of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,47 +56,91 @@ impl Base {
     }
 }
 
+/// Something loaded.
+pub(crate) enum Kept {
+    /// A part of a model whose layers may be on several nodes.
+    Stage(Key, Arc<Base>),
+    /// A model that is whole here, for its task.
+    Task(RevisionId, Arc<TaskModel>),
+}
+
+impl Kept {
+    fn is_idle(&self) -> bool {
+        match self {
+            Kept::Stage(_, base) => Arc::strong_count(base) == 1,
+            Kept::Task(_, model) => Arc::strong_count(model) == 1,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Kept::Stage(_, base) => base.reservation.bytes(),
+            Kept::Task(_, model) => model.reservation.bytes(),
+        }
+    }
+}
+
 /// All loaded weights, the last used at the end.
 #[derive(Default)]
 pub(crate) struct Warm {
-    bases: VecDeque<(Key, Arc<Base>)>,
-}
-
-fn is_idle(base: &Arc<Base>) -> bool {
-    Arc::strong_count(base) == 1
+    kept: VecDeque<Kept>,
 }
 
 impl Warm {
-    /// Memory of those that no session uses.
+    /// Memory of those that nobody uses.
     pub fn idle_bytes(&self) -> u64 {
-        self.bases.iter().filter(|(_, base)| is_idle(base)).map(|(_, base)| base.reservation.bytes()).sum()
+        self.kept.iter().filter(|kept| kept.is_idle()).map(Kept::bytes).sum()
     }
 
     /// The weights of this model and part, if they are here.
     pub fn find(&mut self, key: &Key) -> Option<Arc<Base>> {
-        let at = self.bases.iter().position(|(k, _)| k == key)?;
-        let entry = self.bases.remove(at)?;
-        let base = entry.1.clone();
-        self.bases.push_back(entry);
-        Some(base)
+        match self.touch(|kept| matches!(kept, Kept::Stage(k, _) if k == key))? {
+            Kept::Stage(_, base) => Some(base.clone()),
+            Kept::Task(..) => None,
+        }
     }
 
-    /// Keeps weights; hands back an idle one that is too many.
-    pub fn put(&mut self, key: Key, base: Arc<Base>) -> Option<Arc<Base>> {
-        self.bases.push_back((key, base));
-        let idle = self.bases.iter().filter(|(_, base)| is_idle(base)).count();
+    /// The model of this revision, if it is loaded for its task.
+    pub fn find_task(&mut self, revision: RevisionId) -> Option<Arc<TaskModel>> {
+        match self.touch(|kept| matches!(kept, Kept::Task(r, _) if *r == revision))? {
+            Kept::Task(_, model) => Some(model.clone()),
+            Kept::Stage(..) => None,
+        }
+    }
+
+    /// Revisions that are loaded for their task, the last used first.
+    pub fn tasks(&self) -> Vec<RevisionId> {
+        let revision = |kept: &Kept| match kept {
+            Kept::Task(revision, _) => Some(*revision),
+            Kept::Stage(..) => None,
+        };
+        self.kept.iter().rev().filter_map(revision).collect()
+    }
+
+    /// Puts what was found last, as it is used now.
+    fn touch(&mut self, is_sought: impl Fn(&Kept) -> bool) -> Option<&Kept> {
+        let at = self.kept.iter().position(is_sought)?;
+        let found = self.kept.remove(at)?;
+        self.kept.push_back(found);
+        self.kept.back()
+    }
+
+    /// Keeps something; hands back an idle one that is too many.
+    pub fn put(&mut self, kept: Kept) -> Option<Kept> {
+        self.kept.push_back(kept);
+        let idle = self.kept.iter().filter(|kept| kept.is_idle()).count();
         if idle > bounds::IDLE_STAGES_MAX { self.pop_idle() } else { None }
     }
 
     /// The idle one that was used longest ago.
-    pub fn pop_idle(&mut self) -> Option<Arc<Base>> {
-        let at = self.bases.iter().position(|(_, base)| is_idle(base))?;
-        self.bases.remove(at).map(|(_, base)| base)
+    pub fn pop_idle(&mut self) -> Option<Kept> {
+        let at = self.kept.iter().position(Kept::is_idle)?;
+        self.kept.remove(at)
     }
 
     /// Forgets weights whose session broke.
-    pub fn forget(&mut self, base: &Arc<Base>) -> Option<Arc<Base>> {
-        let at = self.bases.iter().position(|(_, b)| Arc::ptr_eq(b, base))?;
-        self.bases.remove(at).map(|(_, base)| base)
+    pub fn forget(&mut self, base: &Arc<Base>) -> Option<Kept> {
+        let at = self.kept.iter().position(|kept| matches!(kept, Kept::Stage(_, b) if Arc::ptr_eq(b, base)))?;
+        self.kept.remove(at)
     }
 }

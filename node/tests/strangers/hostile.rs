@@ -11,17 +11,18 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use cairn_node::data::link;
 use cairn_protocol::{
-    Keypair, RealmId,
-    advert::{Advert, Capacity, Grants, Load, SignedAdvert},
+    Keypair, RealmId, RevisionId,
+    advert::{Advert, Capacity, Grant, Grants, Load, SignedAdvert},
     peer_pb::{self, Answer, HeadsPage, Held, Hello, Holding, Question, Records, answer::Say, question::Ask},
     record_pb::Envelope,
 };
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt};
 use iroh::{
     Endpoint, SecretKey,
-    endpoint::{Builder, presets},
-    protocol::Router,
+    endpoint::{Builder, Connection, presets},
+    protocol::{AcceptError, ProtocolHandler, Router},
 };
 use iroh_blobs::{BlobsProtocol, store::mem::MemStore};
 use libp2p::{
@@ -47,6 +48,12 @@ pub struct Lies {
     pub heads: Vec<Envelope>,
     /// To whoever asks for a name.
     pub resolve: Vec<Envelope>,
+    /// Revisions that its advert says it has loaded for a task, on a machine faster than any.
+    pub warm: Vec<RevisionId>,
+    /// To whoever asks it for a task: these bytes, and then nothing more while `is_silent`.
+    pub task: Vec<u8>,
+    /// The stream of a task stays open and says nothing.
+    pub is_silent: bool,
 }
 
 /// What has happened to it.
@@ -91,8 +98,13 @@ impl Stranger {
         let blobs = MemStore::new();
         let endpoint = endpoint(&key).await?;
         let data_addresses = endpoint.bound_sockets();
-        let router = Router::builder(endpoint).accept(iroh_blobs::ALPN, BlobsProtocol::new(&blobs, None)).spawn();
+        let warm = lies.warm.clone();
         let lies = Arc::new(Mutex::new(lies));
+        let router = Router::builder(endpoint)
+            .accept(iroh_blobs::ALPN, BlobsProtocol::new(&blobs, None))
+            .accept(link::TASK_ALPN, TaskLiar(lies.clone()))
+            .spawn();
+        let compute = if warm.is_empty() { Grant::default() } else { Grant::Anyone };
         let (orders, queue) = mpsc::channel(64);
         let (told, seen) = watch::channel(Seen::default());
         let mut swarm = swarm(&key, realm)?;
@@ -106,11 +118,13 @@ impl Stranger {
             talk_addresses: Vec::new(),
             data_addresses,
             relay_urls: Vec::new(),
-            capacity: Capacity::default(),
-            grants: Grants::default(),
+            capacity: Capacity { macs_per_s: u64::MAX, ..Capacity::default() },
+            grants: Grants { compute, ..Grants::default() },
             load: Load::default(),
             agent: "stranger/1".into(),
             holds: Vec::new(),
+            tasks: warm.iter().map(|_| "embed".to_owned()).take(1).collect(),
+            warm,
         };
         let actor =
             Actor { swarm, key: key.clone(), advert, lies: lies.clone(), seen: told, asks: Vec::new(), peer: None };
@@ -172,6 +186,26 @@ impl Stranger {
     /// Its byte stack, to open streams of its own.
     pub fn endpoint(&self) -> &Endpoint {
         self.router.endpoint()
+    }
+}
+
+/// Answers tasks with whatever the lie is.
+#[derive(Debug, Clone)]
+struct TaskLiar(Arc<Mutex<Lies>>);
+
+impl ProtocolHandler for TaskLiar {
+    async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
+        let (mut send, mut receive) = connection.accept_bi().await?;
+        let mut length = [0; 4];
+        receive.read_exact(&mut length).await.map_err(AcceptError::from_err)?;
+        let Lies { task, is_silent, .. } = self.0.lock().unwrap().clone();
+        send.write_all(&task).await.map_err(AcceptError::from_err)?;
+        if is_silent {
+            connection.closed().await;
+        }
+        let _ = send.finish();
+        let _ = tokio::time::timeout(PATIENCE, send.stopped()).await;
+        Ok(())
     }
 }
 

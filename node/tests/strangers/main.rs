@@ -15,6 +15,7 @@ mod hostile;
 mod manifests;
 mod records;
 mod signer;
+mod tasks;
 
 use std::{fs, process::Output, time::Duration};
 

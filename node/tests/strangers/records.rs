@@ -92,7 +92,7 @@ async fn an_old_head_takes_no_node_back() -> Result<()> {
     let profile = author.profile("author");
     let revisions = [author.revision("m", old), author.revision("m", new), author.revision("m", other)];
     let today = envelopes(&[&profile, &revisions[0], &revisions[1], &first, &second]);
-    let honest = meet(&net, 1, Lies { heads: today.clone(), resolve: today }).await?;
+    let honest = meet(&net, 1, Lies { heads: today.clone(), resolve: today, ..Lies::default() }).await?;
     let stands = async || Ok::<_, anyhow::Error>(net.client(0).resolve(&author.repo("m")).await?.revision);
     let newest = RevisionId::from(BlobHash::of(new)).to_string();
     wait_until("the newest is known", || async { Ok(stands().await? == newest) }).await?;
@@ -102,7 +102,7 @@ async fn an_old_head_takes_no_node_back() -> Result<()> {
     let before = author.head("m", (0, 9), Some(RecordId::from([9; 32])), other);
     withstand(&net, "old heads: replayed, of a lower epoch, from a page and for a name", async || {
         let yesterday = envelopes(&[&profile, &revisions[0], &revisions[2], &first, &again, &before]);
-        let liar = meet(&net, 2, Lies { heads: yesterday.clone(), resolve: yesterday }).await?;
+        let liar = meet(&net, 2, Lies { heads: yesterday.clone(), resolve: yesterday, ..Lies::default() }).await?;
         liar.gossip(before.to_bytes()).await?;
         liar.gossip(again.to_bytes()).await?;
         let are_known = || async {

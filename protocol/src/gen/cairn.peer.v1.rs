@@ -40,6 +40,12 @@ pub struct Advert {
     /// Ids of the newest revisions that this node keeps whole (at most 32).
     #[prost(bytes = "vec", repeated, tag = "14")]
     pub holds: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Tasks that this node computes, e.g. "embed" (at most 16).
+    #[prost(string, repeated, tag = "15")]
+    pub tasks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Ids of revisions whose models are loaded for a task, the last used first (at most 16).
+    #[prost(bytes = "vec", repeated, tag = "16")]
+    pub warm: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Capacity {
@@ -91,6 +97,11 @@ pub struct Load {
     pub stage_memory_free_bytes: u64,
     #[prost(uint32, tag = "4")]
     pub loads: u32,
+    /// Tasks under way.
+    #[prost(uint32, tag = "5")]
+    pub tasks: u32,
+    #[prost(uint32, tag = "6")]
+    pub tasks_max: u32,
 }
 /// A question over libp2p; every one has a deadline.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -452,4 +463,82 @@ impl Grant {
             _ => None,
         }
     }
+}
+/// First and only message of the asking node on a task's stream; closing the stream ends the task.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OpenTask {
+    #[prost(bytes = "vec", tag = "1")]
+    pub realm: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub revision: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub publisher: ::prost::alloc::vec::Vec<u8>,
+    /// trusted, realm, open, local.
+    #[prost(string, tag = "4")]
+    pub privacy: ::prost::alloc::string::String,
+    /// Nodes that are known to hold the revision, with their data addresses.
+    #[prost(message, repeated, tag = "5")]
+    pub sources: ::prost::alloc::vec::Vec<Source>,
+    #[prost(oneof = "open_task::Task", tags = "6")]
+    pub task: ::core::option::Option<open_task::Task>,
+}
+/// Nested message and enum types in `OpenTask`.
+pub mod open_task {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Task {
+        #[prost(message, tag = "6")]
+        Embed(super::EmbedTexts),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EmbedTexts {
+    #[prost(string, repeated, tag = "1")]
+    pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Name of a prompt of the model; empty for its default.
+    #[prost(string, tag = "2")]
+    pub prompt: ::prost::alloc::string::String,
+}
+/// What the computing node says: signs of life, pieces of the answer in order, and one of done and refused last.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TaskEvent {
+    #[prost(oneof = "task_event::Event", tags = "1, 2, 3, 4")]
+    pub event: ::core::option::Option<task_event::Event>,
+}
+/// Nested message and enum types in `TaskEvent`.
+pub mod task_event {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "1")]
+        Beat(super::TaskBeat),
+        #[prost(message, tag = "2")]
+        Vectors(super::VectorsPiece),
+        #[prost(message, tag = "3")]
+        Done(super::TaskDone),
+        #[prost(message, tag = "4")]
+        Refused(super::Refused),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaskBeat {
+    /// Of the files that the task needs, while they are fetched; both 0 otherwise.
+    #[prost(uint64, tag = "1")]
+    pub bytes_done: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes_needed: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct VectorsPiece {
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    #[prost(uint32, tag = "2")]
+    pub width: u32,
+    #[prost(float, repeated, tag = "3")]
+    pub values: ::prost::alloc::vec::Vec<f32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaskDone {
+    #[prost(uint64, tag = "1")]
+    pub tokens: u64,
+    #[prost(uint32, tag = "2")]
+    pub truncated: u32,
 }

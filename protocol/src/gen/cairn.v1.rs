@@ -831,3 +831,149 @@ pub struct Measured {
     #[prost(double, tag = "2")]
     pub gmacs_per_s: f64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DescribeRequest {
+    /// REPO\[@REF\].
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    /// trusted (the default), local, realm, open.
+    #[prost(string, tag = "2")]
+    pub privacy: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DescribeResponse {
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub revision: ::prost::alloc::string::String,
+    /// "embed".
+    #[prost(string, tag = "3")]
+    pub task: ::prost::alloc::string::String,
+    /// Values of a vector.
+    #[prost(uint32, tag = "4")]
+    pub width: u32,
+    /// Most tokens of a text; more are cut off.
+    #[prost(uint32, tag = "5")]
+    pub tokens_max: u32,
+    /// Memory that a node needs for it.
+    #[prost(uint64, tag = "6")]
+    pub memory_bytes: u64,
+    /// Names of the prompts that may stand before texts.
+    #[prost(string, repeated, tag = "7")]
+    pub prompts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Nodes in the order in which they would be asked.
+    #[prost(message, repeated, tag = "8")]
+    pub nodes: ::prost::alloc::vec::Vec<TaskNode>,
+    #[prost(message, repeated, tag = "9")]
+    pub rejected: ::prost::alloc::vec::Vec<RejectedNode>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaskNode {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// It keeps the whole revision.
+    #[prost(bool, tag = "2")]
+    pub holds: bool,
+    /// It has the model loaded.
+    #[prost(bool, tag = "3")]
+    pub warm: bool,
+    /// Why it stands there.
+    #[prost(string, tag = "4")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EmbedRequest {
+    /// REPO\[@REF\].
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    /// At most 1,024, of at most 512 KiB together.
+    #[prost(string, repeated, tag = "2")]
+    pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// trusted (the default), local, realm, open.
+    #[prost(string, tag = "3")]
+    pub privacy: ::prost::alloc::string::String,
+    /// Name of a prompt of the model that stands before each text; empty for the model's default.
+    #[prost(string, tag = "4")]
+    pub prompt: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EmbedEvent {
+    #[prost(oneof = "embed_event::Event", tags = "1, 2, 3, 4, 5")]
+    pub event: ::core::option::Option<embed_event::Event>,
+}
+/// Nested message and enum types in `EmbedEvent`.
+pub mod embed_event {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "1")]
+        Started(super::EmbedStarted),
+        #[prost(message, tag = "2")]
+        Vectors(super::Vectors),
+        #[prost(message, tag = "3")]
+        Lost(super::TaskLost),
+        #[prost(message, tag = "4")]
+        Done(super::EmbedDone),
+        #[prost(message, tag = "5")]
+        Progress(super::Progress),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EmbedStarted {
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub revision: ::prost::alloc::string::String,
+    /// The node that is asked first.
+    #[prost(string, tag = "3")]
+    pub node: ::prost::alloc::string::String,
+}
+/// Vectors of some texts, in the order of the texts: each message begins where the last ended.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Vectors {
+    /// The first text.
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    /// Values of one vector.
+    #[prost(uint32, tag = "2")]
+    pub width: u32,
+    #[prost(float, repeated, tag = "3")]
+    pub values: ::prost::alloc::vec::Vec<f32>,
+    /// The node that computed them.
+    #[prost(string, tag = "4")]
+    pub node: ::prost::alloc::string::String,
+}
+/// A node that failed; what it had not answered is asked of another.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaskLost {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// A reason of the refusal table.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EmbedDone {
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub revision: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub texts: u32,
+    #[prost(uint32, tag = "4")]
+    pub width: u32,
+    /// Of all texts, special tokens too.
+    #[prost(uint64, tag = "5")]
+    pub tokens: u64,
+    /// Texts whose end was cut off.
+    #[prost(uint32, tag = "6")]
+    pub truncated: u32,
+    /// Nodes that computed something, in order.
+    #[prost(string, repeated, tag = "7")]
+    pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "8")]
+    pub lost: ::prost::alloc::vec::Vec<TaskLost>,
+    #[prost(double, tag = "9")]
+    pub seconds: f64,
+}

@@ -33,9 +33,11 @@ fn advert() -> Advert {
             stage_memory_bytes: 5,
         },
         grants: Grants { store: Grant::Realm, compute: Grant::Anyone, train: Grant::Nobody },
-        load: Load { sessions: 1, sessions_max: 2, stage_memory_free_bytes: 3, loads: 1 },
+        load: Load { sessions: 1, sessions_max: 2, stage_memory_free_bytes: 3, loads: 1, tasks: 2, tasks_max: 4 },
         agent: "cairn/0.1.0".into(),
         holds: vec![RevisionId::from([9; 32])],
+        tasks: vec!["embed".into()],
+        warm: vec![RevisionId::from([8; 32])],
     }
 }
 
@@ -59,6 +61,9 @@ fn an_advert_outside_of_its_limits_can_not_be_made() {
         ("ttl_ms", Advert { ttl_ms: 0, ..advert() }),
         ("ttl_ms", Advert { ttl_ms: 3_600_001, ..advert() }),
         ("holds", Advert { holds: vec![revision; 33], ..advert() }),
+        ("tasks", Advert { tasks: vec!["x".into(); 17], ..advert() }),
+        ("tasks", Advert { tasks: vec!["a\x1b[2J".into()], ..advert() }),
+        ("warm", Advert { warm: vec![revision; 17], ..advert() }),
         ("talk_addresses", Advert { talk_addresses: vec!["x".into(); 17], ..advert() }),
         ("relay_urls", Advert { relay_urls: vec!["a\x1b[2J".into()], ..advert() }),
         ("agent", Advert { agent: "x".repeat(129), ..advert() }),

@@ -8,6 +8,7 @@
 """
 
 from cairn.client import Client, connect
+from cairn.embedding import Embeddings, Lost
 from cairn.errors import BadInput, CairnError, Failed, NotFound, Refused, Unavailable
 from cairn.generation import Generation
 from cairn.types import (
@@ -18,8 +19,8 @@ from cairn.types import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adapter", "BadInput", "CairnError", "Capacity", "Client", "DeathOutcome", "Failed", "File", "Generation", "Gpu", "Grants",
-    "Model", "NotFound", "Peer", "Plan", "Progress", "Published", "Pulled", "Recovery", "Ref", "Refused",
+    "Adapter", "BadInput", "CairnError", "Capacity", "Client", "DeathOutcome", "Embeddings", "Failed", "File", "Generation", "Gpu",
+    "Grants", "Lost", "Model", "NotFound", "Peer", "Plan", "Progress", "Published", "Pulled", "Recovery", "Ref", "Refused",
     "RejectedNode", "Repo", "RepoDetails", "Resolved", "Result", "StagePlan", "StageReport", "Started", "Status",
     "Token", "Unavailable", "Verified", "connect",
 ]

@@ -10,6 +10,7 @@ import grpc
 
 from cairn import discovery
 from cairn.errors import BadInput, CairnError, Failed, from_rpc
+from cairn.embedding import Embeddings, cut, together
 from cairn.generation import Generation
 from cairn.progress import Bar, Report
 from cairn.types import (
@@ -17,6 +18,8 @@ from cairn.types import (
 )
 from cairn.v1 import cairn_pb2 as pb
 from cairn.v1 import cairn_pb2_grpc as stubs
+from cairn.v1 import tasks_pb2 as tasks_pb
+from cairn.v1 import tasks_pb2_grpc as tasks_stubs
 
 _ANSWER_BYTES_MAX = 8 << 20
 _PAGE = 200
@@ -50,6 +53,7 @@ class Client:
             stubs.RegistryStub(channel), stubs.ComputeStub(channel), stubs.NodeStub(channel),
         )
         self._jobs = stubs.JobsStub(channel)
+        self._tasks = tasks_stubs.TasksStub(channel)
         self._metadata = (("authorization", f"Bearer {found.token}"),) if found.token else ()
 
     def __enter__(self) -> Client:
@@ -192,6 +196,21 @@ class Client:
         call = self._compute.Generate(request, metadata=self._metadata, timeout=timeout)
         return Generation(call, self._explain, Bar(progress))
 
+    def embed(
+        self, repo: str, texts: Sequence[str], *, prompt: str = "", privacy: str = "", progress: Report = None
+    ) -> Embeddings:
+        """Vectors of texts, in their order, by the node that suits best; long lists are several requests. `prompt` names one of the
+        model's own, which then stands before each text."""
+        answers = []
+        for part in cut(texts):
+            vectors = []
+            request = tasks_pb.EmbedRequest(repo=repo, texts=part, prompt=prompt, privacy=privacy)
+            done = self._follow(self._tasks.Embed, request, progress, lambda event: vectors.extend(_rows(event)))
+            answers.append((vectors, done))
+        if not answers:
+            raise BadInput("bad_input", repo, "there are no texts", "one or more texts")
+        return together(answers)
+
     def status(self) -> Status:
         """The node's own state."""
         return Status._of(self._ask(self._node.Status, pb.StatusRequest()))
@@ -219,8 +238,8 @@ class Client:
         finally:
             call.cancel()
 
-    def _follow(self, method, request, report: Report):
-        """Shows progress until the last message, `done`."""
+    def _follow(self, method, request, report: Report, other=lambda event: None):
+        """Shows progress until the last message, `done`; `other` takes what is neither."""
         with Bar(report) as bar:
             for event in self._events(method, request):
                 kind = event.WhichOneof("event")
@@ -228,10 +247,18 @@ class Client:
                     bar.update(Progress._of(event.progress))
                 elif kind == "done":
                     return event.done
+                else:
+                    other(event)
         raise Failed("internal", self.found.target, "the call ended without a result")
 
     def _explain(self, error: grpc.RpcError) -> CairnError:
         return from_rpc(error, self.found.target)
+
+
+def _rows(event: tasks_pb.EmbedEvent) -> list[list[float]]:
+    """The vectors that an event brings, if it brings any."""
+    values, width = list(event.vectors.values), event.vectors.width
+    return [values[at:at + width] for at in range(0, len(values), width)] if width else []
 
 
 def _layers(layers: range | tuple[int, int] | None) -> tuple[int, int]:
