@@ -13,7 +13,7 @@
 //! | [`ask`] | one node's answer, held against what was asked |
 //! | [`embed`] | the flow behind the API, with its retries |
 //! | [`request`] | what a node asks of another, parsed |
-//! | [`serve`] [`model`] | doing it here, for this node's clients and for peers |
+//! | `serve` `model` | doing it here, for this node's clients and for peers |
 //!
 //! Invariant: a task is a function of its request, so that asking again elsewhere is safe; nothing of it is kept.
 
