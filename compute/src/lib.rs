@@ -4,6 +4,7 @@
 
 pub mod arch;
 pub mod bench;
+pub mod choose;
 mod cpu;
 pub mod engine;
 pub mod files;

@@ -15,8 +15,7 @@ use super::{
     threads::{Command, SessionId, StepAnswer, said},
 };
 use crate::{
-    sample::Sampling,
-    stage::{self, Hands, Session, StepError, StepInput, Turn, UnderWay, Weights},
+    stage::{self, Choosing, Hands, Session, StepError, StepInput, Turn, UnderWay, Weights},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -56,7 +55,7 @@ struct Open {
 enum Order {
     Step { input: StepInput, asked: Instant, answer: StepAnswer },
     Truncate(usize),
-    Sampling(Sampling),
+    Choosing(Choosing),
     History(Vec<u32>),
 }
 
@@ -89,7 +88,7 @@ impl Sessions {
                 self.order(session, Order::Step { input, asked, answer });
             }
             Command::Truncate { session, len } => self.order(session, Order::Truncate(len)),
-            Command::Sampling { session, sampling } => self.order(session, Order::Sampling(sampling)),
+            Command::Choosing { session, choosing } => self.order(session, Order::Choosing(choosing)),
             Command::History { session, ids } => self.order(session, Order::History(ids)),
             Command::Sweep => {}
         }
@@ -281,7 +280,7 @@ impl Open {
                 }
             }
             Order::Truncate(len) => self.change(|session| session.truncate(len)),
-            Order::Sampling(sampling) => self.change(|session| session.set_sampling(sampling)),
+            Order::Choosing(choosing) => self.change(|session| session.set_choosing(choosing)),
             Order::History(ids) => self.change(|session| session.set_history(ids)),
         }
     }

@@ -10,8 +10,7 @@ use super::{
 use crate::{
     arch::StagePart,
     cpu::acts::Planes,
-    sample::Sampling,
-    stage::{CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
+    stage::{Choosing, CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
     weights::{self, Loaded, TensorSource},
 };
 use cairn_protocol::manifest::{Model, TensorEntry};
@@ -95,9 +94,9 @@ pub(super) enum Command {
         session: SessionId,
         len: usize,
     },
-    Sampling {
+    Choosing {
         session: SessionId,
-        sampling: Sampling,
+        choosing: Choosing,
     },
     History {
         session: SessionId,

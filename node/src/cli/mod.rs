@@ -20,6 +20,7 @@ mod publish;
 mod pull;
 mod run;
 mod settings;
+mod telling;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -107,7 +107,13 @@ fn open_session(
     };
     let (width, rooms) = (base.width, rooms.clone());
     let loaded = Loaded { handle, report, width, is_broken: false, is_lent, _reservation: reservation, base, rooms };
-    if loaded.handle.set_sampling(request.sampling) && loaded.handle.set_history(request.history.clone()) {
+    let is_set = match request.demands.needs_logits() {
+        true => loaded.handle.hand_out_logits(),
+        false => {
+            loaded.handle.set_sampling(request.demands.sampling) && loaded.handle.set_history(request.history.clone())
+        }
+    };
+    if is_set {
         return Ok(loaded);
     }
     Err(Refusal::new(Reason::Busy, "a stage", "the engine's queue is full").try_this("again in a moment"))
@@ -189,7 +195,7 @@ async fn is_signed(node: &Node, manifest: &Manifest, revision: RevisionId) -> Re
 }
 
 /// Holders as the coordinator names them, then those this node knows itself; where there are none, peers are asked.
-async fn sources(node: &Node, request: &StageRequest) -> Vec<Source> {
+pub(super) async fn sources(node: &Node, request: &StageRequest) -> Vec<Source> {
     let own = node.identity.node_id();
     let mut sources: Vec<Source> = Vec::new();
     let named = request.sources.iter().map(|s| Source { node: s.node, addresses: s.addresses.clone() });

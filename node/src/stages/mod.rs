@@ -15,6 +15,7 @@
 mod admission;
 mod advertise;
 pub(crate) mod bounds;
+pub(crate) mod choosing;
 pub(crate) mod links;
 mod load;
 mod packed;

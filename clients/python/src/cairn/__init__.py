@@ -11,7 +11,7 @@ from cairn.client import Client, connect
 from cairn.errors import BadInput, CairnError, Failed, NotFound, Refused, Unavailable
 from cairn.generation import Generation
 from cairn.types import (
-    Capacity, DeathOutcome, File, Gpu, Grants, Model, Peer, Plan, Progress, Published, Pulled, Recovery, Ref,
+    Capacity, DeathOutcome, File, Gpu, Grants, Likely, Model, Peer, Plan, Progress, Published, Pulled, Recovery, Ref,
     RejectedNode, Repo, RepoDetails, Resolved, Result, StagePlan, StageReport, Started, Status, Token, Verified,
 )
 
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadInput", "CairnError", "Capacity", "Client", "DeathOutcome", "Failed", "File", "Generation", "Gpu", "Grants",
-    "Model", "NotFound", "Peer", "Plan", "Progress", "Published", "Pulled", "Recovery", "Ref", "Refused",
+    "Likely", "Model", "NotFound", "Peer", "Plan", "Progress", "Published", "Pulled", "Recovery", "Ref", "Refused",
     "RejectedNode", "Repo", "RepoDetails", "Resolved", "Result", "StagePlan", "StageReport", "Started", "Status",
     "Token", "Unavailable", "Verified", "connect",
 ]
