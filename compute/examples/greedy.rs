@@ -62,7 +62,7 @@ fn run(chain: &[StageHandle], first: u64, ids: Vec<u32>, sample: bool) -> Result
         input = match output.recv()?? {
             StepOutput::Hidden { values, .. } => StepInput::Hidden { first_position: first, count, values, sample },
             StepOutput::Token { token, .. } => return Ok(Some(token)),
-            StepOutput::Nothing { .. } => return Ok(None),
+            StepOutput::Logits { .. } | StepOutput::Nothing { .. } => return Ok(None),
         };
     }
     Err("the last stage gave a hidden state".into())

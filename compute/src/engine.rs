@@ -27,6 +27,7 @@ pub use work::WorkError;
 use crate::{
     adapter::AdapterError,
     arch::{self, ShapeError, StageError, StagePart},
+    choose::CHOOSER_THREAD,
     cpu::{
         acts::Planes,
         pool::{self, Pool},
@@ -55,7 +56,7 @@ const LOAD_THREAD: &str = "cairn-load";
 
 /// Whether a thread of this name is the engine's, which catches its own panics.
 pub fn is_engine_thread(name: &str) -> bool {
-    name == ENGINE_THREAD || name == LOAD_THREAD || name.starts_with(pool::KERNEL_THREADS)
+    [ENGINE_THREAD, LOAD_THREAD, CHOOSER_THREAD].contains(&name) || name.starts_with(pool::KERNEL_THREADS)
 }
 
 /// Loads that may wait.

@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod arch;
 pub mod bench;
+pub mod choose;
 mod cpu;
 pub mod engine;
 pub mod files;

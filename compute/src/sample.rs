@@ -8,7 +8,8 @@
 //! section 4.3): key = seed, counter = (position, sample index).
 //!
 //! Order of the steps, as in most engines: repetition penalty (Keskar et al. 2019, CTRL, section 4.1), temperature,
-//! top-k, softmax, top-p (the smallest set of likeliest tokens that reaches p, as in Holtzman et al. 2020), draw.
+//! top-k, softmax, top-p (the smallest set of likeliest tokens that reaches p, as in Holtzman et al. 2020), min-p (Nguyen et
+//! al. 2024), draw. What else a request may ask of its tokens comes before all of these and is [`choose`](crate::choose)'s.
 
 use std::cmp::Ordering;
 
@@ -25,11 +26,16 @@ pub struct Sampling {
     pub seed: u64,
     /// Divides positive and multiplies negative logits of ids in the history; 1 (or 0) is none.
     pub repetition_penalty: f32,
+    /// Only tokens at least so likely as this part of the likeliest; 0 is all.
+    pub min_p: f32,
+    /// Which of several samples of one prompt this is: each has its own dice.
+    pub index: u32,
 }
 
 impl Sampling {
     /// The likeliest token each time.
-    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, repetition_penalty: 1.0 };
+    pub const GREEDY: Sampling =
+        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, repetition_penalty: 1.0, min_p: 0.0, index: 0 };
 
     /// Whether the choice looks at the history, so that the last stage needs the prompt's ids.
     pub fn needs_history(&self) -> bool {
@@ -67,7 +73,11 @@ fn choose_from(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     if sampling.top_p > 0.0 && sampling.top_p < 1.0 {
         keep_nucleus(&mut candidates, f64::from(sampling.top_p));
     }
-    draw(&candidates, uniform(sampling.seed, position, 0)).unwrap_or(greedy)
+    if sampling.min_p > 0.0 && sampling.min_p <= 1.0 {
+        // The likeliest weighs 1.
+        candidates.retain(|(_, weight)| *weight >= f64::from(sampling.min_p));
+    }
+    draw(&candidates, uniform(sampling.seed, position, u64::from(sampling.index))).unwrap_or(greedy)
 }
 
 /// The lowest id among the greatest logits, NaN aside.
@@ -236,6 +246,29 @@ mod tests {
     }
 
     #[test]
+    fn min_p_keeps_what_is_likely_beside_the_likeliest() {
+        // Probabilities 0.6, 0.3, 0.1.
+        let logits = [0.6f32.ln(), 0.3f32.ln(), 0.1f32.ln()];
+        let seen = |min_p: f32| {
+            let sampling = Sampling { temperature: 1.0, min_p, seed: 5, ..Sampling::GREEDY };
+            (0..2_000).map(|p| choose(&logits, &sampling, p, &[])).collect::<std::collections::BTreeSet<u32>>().len()
+        };
+        assert_eq!((seen(0.0), seen(0.1), seen(0.4), seen(0.6), seen(1.0)), (3, 3, 2, 1, 1));
+    }
+
+    #[test]
+    fn samples_of_one_prompt_have_dice_of_their_own() {
+        let logits = [0.0f32; 64];
+        let drawn = |index| {
+            let sampling = Sampling { index, ..hot(3) };
+            (0..32).map(|position| choose(&logits, &sampling, position, &[])).collect::<Vec<u32>>()
+        };
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(0), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
+    }
+
+    #[test]
     fn a_flat_vocabulary_has_a_nucleus_of_its_share() {
         let mut flat: Vec<Weighted> = (0..5_000).map(|id| (id, 1.0)).collect();
         keep_nucleus(&mut flat, 0.5);
@@ -248,7 +281,7 @@ mod tests {
             logits in prop::collection::vec(prop_oneof![9 => -20.0f32..20.0, 1 => Just(f32::NAN), 1 => Just(f32::NEG_INFINITY)], 1..80),
             top_k in 0u32..10, top_p in 0.0f32..1.2, seed: u64, position: u64, temperature in 0.01f32..3.0,
         ) {
-            let sampling = Sampling { temperature, top_k, top_p, seed, repetition_penalty: 1.0 };
+            let sampling = Sampling { temperature, top_k, top_p, seed, ..Sampling::GREEDY };
             let id = choose(&logits, &sampling, position, &[]);
             prop_assert_eq!(id, choose(&logits, &sampling, position, &[1, 2, 3]));
             if logits.iter().any(|l| !l.is_nan()) {
@@ -266,8 +299,9 @@ mod tests {
         }
 
         #[test]
-        fn any_floats_are_survived(logits in prop::collection::vec(any::<f32>(), 0..40), t: f32, p: f32, r: f32, k: u32) {
-            let sampling = Sampling { temperature: t, top_k: k, top_p: p, seed: 1, repetition_penalty: r };
+        fn any_floats_are_survived(logits in prop::collection::vec(any::<f32>(), 0..40), t: f32, p: f32, r: f32, m: f32, k: u32) {
+            let sampling =
+                Sampling { temperature: t, top_k: k, top_p: p, seed: 1, repetition_penalty: r, min_p: m, index: 9 };
             let id = choose(&logits, &sampling, 7, &[0, 3, 500]);
             prop_assert!(id == 0 || (id as usize) < logits.len());
         }

@@ -70,6 +70,13 @@ pub enum StepOutput {
         /// Time spent computing.
         compute_ns: u64,
     },
+    /// What a last stage's token is chosen from, where another does that.
+    Logits {
+        /// One for each id, after the last position.
+        values: Vec<f32>,
+        /// Time spent computing.
+        compute_ns: u64,
+    },
     /// A last stage that was not asked to sample.
     Nothing {
         /// Time spent computing.
@@ -227,6 +234,15 @@ impl<'a> Checked<'a> {
     }
 }
 
+/// Who chooses a last stage's tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Choosing {
+    /// The pass, at its end.
+    Here(Sampling),
+    /// Who is handed the logits.
+    Elsewhere,
+}
+
 /// What was computed.
 pub(crate) enum Made {
     Hidden(Vec<f32>),
@@ -242,7 +258,7 @@ pub(crate) struct Session {
     held: usize,
     /// Most positions.
     context: usize,
-    sampling: Sampling,
+    choosing: Choosing,
     /// Ids by position, as far as they are known: what a penalty reads.
     history: Vec<u32>,
     /// What it adds to the weights.
@@ -257,12 +273,12 @@ impl Session {
         let facts = weights.facts();
         let context = context.min(facts.context);
         let seat = weights.open(context)?;
-        let (sampling, history) = (Sampling::GREEDY, Vec::new());
-        Ok(Self { seat, facts, held: 0, context, sampling, history, adapter: None, weights })
+        let (choosing, history) = (Choosing::Here(Sampling::GREEDY), Vec::new());
+        Ok(Self { seat, facts, held: 0, context, choosing, history, adapter: None, weights })
     }
 
-    pub fn set_sampling(&mut self, sampling: Sampling) {
-        self.sampling = sampling;
+    pub fn set_choosing(&mut self, choosing: Choosing) {
+        self.choosing = choosing;
     }
 
     /// Ids of positions from 0 on: the prompt, for a last stage that does not see tokens.
@@ -304,8 +320,9 @@ impl Session {
             }
         }
         let hidden = if self.facts.has_head { Vec::new() } else { vec![0.0; count * self.facts.width] };
-        let (token, compute) = (None, Duration::ZERO);
-        Ok(UnderWay { input, count, sample: sample && self.facts.has_head, done: 0, hidden, token, compute })
+        let (token, logits, compute) = (None, None, Duration::ZERO);
+        let sample = sample && self.facts.has_head;
+        Ok(UnderWay { input, count, sample, done: 0, hidden, token, logits, compute })
     }
 
     /// A whole step at once, alone.
@@ -323,6 +340,9 @@ impl Session {
     pub fn finish(&mut self, step: UnderWay) -> StepOutput {
         self.held += step.count;
         let compute_ns = step.compute.as_nanos() as u64;
+        if let Some(values) = step.logits {
+            return StepOutput::Logits { values, compute_ns };
+        }
         match step.token {
             Some(token) => {
                 self.remember(token);
@@ -400,6 +420,8 @@ pub(crate) struct UnderWay {
     /// Of a stage that is not last, token-major.
     hidden: Vec<f32>,
     token: Option<u32>,
+    /// Where they are handed out.
+    logits: Option<Vec<f32>>,
     compute: Duration,
 }
 
@@ -443,7 +465,7 @@ pub(crate) fn compute(hands: &Hands, turns: &mut [Turn]) -> Result<(), StepError
 
 impl Turn<'_> {
     fn piece(&mut self) -> Option<Piece<'_>> {
-        let (Session { seat, facts, held, sampling, history, adapter, .. }, step) =
+        let (Session { seat, facts, held, choosing, history, adapter, .. }, step) =
             (&mut *self.session, &mut *self.step);
         let adapter = adapter.as_ref().map(|adapter| &adapter.weights);
         let Seat::Cpu(stage) = seat else { return None };
@@ -455,14 +477,17 @@ impl Turn<'_> {
         let history = &history[..history.len().min(*held + to)];
         let wants = match facts.has_head {
             false => Wants::Hidden(&mut step.hidden[from * facts.width..to * facts.width]),
-            true if step.sample && to == step.count => Wants::Token { sampling, history, token: &mut step.token },
+            true if step.sample && to == step.count => match choosing {
+                Choosing::Here(sampling) => Wants::Token { sampling, history, token: &mut step.token },
+                Choosing::Elsewhere => Wants::Logits(&mut step.logits),
+            },
             true => Wants::Nothing,
         };
         Some(Piece { stage, adapter, input, first: *held + from, count: self.count, wants })
     }
 
     fn compute_alone(&mut self) -> Result<(), StepError> {
-        let (Session { seat, held, sampling, history, .. }, step) = (&mut *self.session, &mut *self.step);
+        let (Session { seat, held, choosing, history, .. }, step) = (&mut *self.session, &mut *self.step);
         let Seat::Gpu(stage) = seat else { return Ok(()) };
         let input = match &step.input {
             StepInput::Tokens { ids, .. } => Checked::Ids(ids),
@@ -470,7 +495,14 @@ impl Turn<'_> {
         };
         let position = *held + step.count;
         let history = &history[..history.len().min(position)];
-        let mut choose = |logits: &[f32]| sample::choose(logits, sampling, position as u64, history);
+        let handed_out = &mut step.logits;
+        let mut choose = |logits: &[f32]| match choosing {
+            Choosing::Here(sampling) => sample::choose(logits, sampling, position as u64, history),
+            Choosing::Elsewhere => {
+                *handed_out = Some(logits.to_vec());
+                0
+            }
+        };
         let run = Run { input, held: *held, count: step.count, sample: step.sample };
         match stage.compute(run, &mut choose)? {
             Made::Hidden(values) => step.hidden = values,

@@ -201,7 +201,7 @@ async fn another_node_goes_on_where_the_asked_one_died() -> Result<()> {
     net.node_mut(0).kill().await?;
     let cut = loop {
         match events.next().await {
-            Ok(Some(api::GenerateEvent { event: Some(Event::Token(token)) })) => received.push(token),
+            Ok(Some(api::GenerateEvent { event: Some(Event::Token(token)), .. })) => received.push(token),
             Ok(Some(_)) => {}
             Ok(None) => anyhow::bail!("the stream of a dead node ended as if it were whole"),
             Err(refusal) => break refusal,

@@ -35,7 +35,8 @@ pub struct ResumeToken {
 pub struct NoResumeToken;
 
 impl ResumeToken {
-    /// The request that goes on after `received`, made of the one that was begun. What follows is what would have followed.
+    /// The request that goes on after `received`, made of the one that was begun. What follows is what would have followed. Of several
+    /// answers it goes on with the first; set `sample_index` to go on with another.
     pub fn request(&self, begun: GenerateRequest, received: &[Token]) -> GenerateRequest {
         let at = |name: &str, revision: RevisionId| {
             format!("{}@{revision}", name.split_once('@').map_or(name, |(repo, _)| repo))
@@ -47,6 +48,8 @@ impl ResumeToken {
             messages: Vec::new(),
             token_ids: self.prompt.iter().copied().chain(received.iter().map(|token| token.id)).collect(),
             seed: Some(self.seed),
+            n: 1,
+            generated: begun.generated.saturating_add(u32::try_from(received.len()).unwrap_or(u32::MAX)),
             max_tokens: begun.max_tokens.saturating_sub(u32::try_from(received.len()).unwrap_or(u32::MAX)),
             ..begun
         }
@@ -129,10 +132,11 @@ mod tests {
             top_k: 5,
             ..Default::default()
         };
-        let on = token.request(begun, &[Token { id: 9, ..Default::default() }]);
+        let on = token.request(GenerateRequest { n: 3, ..begun }, &[Token { id: 9, ..Default::default() }]);
         assert_eq!(on.repo, format!("acme/tiny@{}", token.revision));
         assert_eq!((on.token_ids, on.max_tokens, on.seed, on.top_k), (vec![1, 2, 9], 9, Some(3), 5));
         assert!(on.prompt.is_empty() && on.adapter.is_empty());
+        assert_eq!((on.n, on.generated), (1, 1), "a grammar goes on from what was received");
     }
 
     #[test]

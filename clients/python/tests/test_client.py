@@ -130,6 +130,53 @@ def test_one_seed_makes_one_text(node, model):
     assert text() == text()
 
 
+def test_a_text_follows_what_it_was_asked_to(node, model):
+    schema = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["age"],
+              "additionalProperties": False}
+    for seed in range(3):
+        made = node.generate("acme/tiny", "Say", json_schema=schema, seed=seed, temperature=1.0).result
+        assert made.finish == "stop" and 0 <= json.loads(made.text)["age"] <= 99
+    assert node.generate("acme/tiny", "Is it?", regex="(yes|no)", seed=1).text in ("yes", "no")
+    assert node.generate("acme/tiny", "Is it?", grammar='start: "a" "b"', seed=1).text == "ab"
+    with pytest.raises(cairn.BadInput, match="grammar"):
+        node.generate("acme/tiny", "Is it?", regex="(", seed=1).text
+    with pytest.raises(cairn.BadInput, match="regex and grammar"):
+        node.generate("acme/tiny", "Is it?", regex="a", grammar="b")
+
+
+def test_a_grammar_is_gone_on_with(node, model):
+    options = {"temperature": 1.0, "seed": 3, "regex": "[a-z]{6,12}", "frequency_penalty": 0.5}
+    words = node.generate("acme/tiny", "Once upon", max_tokens=30, raw=True, **options)
+    tokens = [token.id for token in words]
+    ids = words.started.prompt_ids + tokens[:2]
+    rest = node.generate(f"acme/tiny@{words.started.revision}", token_ids=ids, generated=2, max_tokens=28, **options)
+    assert tokens[:2] + [token.id for token in rest] == tokens
+
+
+def test_tokens_tell_how_likely_they_were(node, model):
+    tokens = list(node.generate("acme/tiny", "Once", max_tokens=6, temperature=0, raw=True, logprobs=3))
+    for token in tokens:
+        assert len(token.best) == 3 and token.best[0].id == token.id and token.best[0].logprob == token.logprob <= 0
+    assert all(token.logprob is None for token in node.generate("acme/tiny", "Once", max_tokens=2, raw=True))
+
+
+def test_several_answers_come_with_their_numbers(node, model):
+    words = node.generate("acme/tiny", "Once", max_tokens=8, temperature=1.0, seed=2, raw=True, n=3)
+    tokens = list(words)
+    assert {token.choice for token in tokens} == {0, 1, 2} and len(words.results) == 3
+    for choice, result in enumerate(words.results):
+        assert [token.id for token in tokens if token.choice == choice] == result.tokens
+        alone = node.generate("acme/tiny", "Once", max_tokens=8, temperature=1.0, seed=2, raw=True, sample_index=choice)
+        assert alone.result.tokens == result.tokens
+    assert words.result == words.results[0]
+
+
+def test_a_bias_forbids_a_token(node, model):
+    first = node.generate("acme/tiny", "Once", max_tokens=1, temperature=0, raw=True).result.tokens[0]
+    other = node.generate("acme/tiny", "Once", max_tokens=1, temperature=0, raw=True, logit_bias={first: -100}).result.tokens
+    assert other != [first]
+
+
 def test_asking_for_the_start_first_loses_no_token(node, model):
     words = node.generate("acme/tiny", "Once", max_tokens=5, temperature=0, raw=True)
     assert words.started.session

@@ -381,7 +381,7 @@ fn tokens(chain: &[StageHandle], ids: &[u32], count: usize) -> Vec<u32> {
                 None
             }
             StepOutput::Token { token, .. } => Some(token),
-            StepOutput::Nothing { .. } => None,
+            StepOutput::Nothing { .. } | StepOutput::Logits { .. } => None,
         });
         let token = token.expect("a token");
         made.push(token);

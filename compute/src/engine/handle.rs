@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cpu::kernels::KV_TILE,
     sample::Sampling,
-    stage::{Adapter, StepError, StepInput, StepOutput, Weights},
+    stage::{Adapter, Choosing, StepError, StepInput, StepOutput, Weights},
 };
 use std::{
     sync::{
@@ -72,7 +72,13 @@ impl StageHandle {
 
     /// How a last stage chooses tokens; greedy until set. False as for [`StageHandle::truncate`].
     pub fn set_sampling(&self, sampling: Sampling) -> bool {
-        self.send(Command::Sampling { session: self.inner.session, sampling })
+        self.send(Command::Choosing { session: self.inner.session, choosing: Choosing::Here(sampling) })
+    }
+
+    /// A last stage hands the logits of each token out instead ([`StepOutput::Logits`]), until it is given a sampling again. Whoever
+    /// takes them says what comes next; a history is not kept for it here. False as above.
+    pub fn hand_out_logits(&self) -> bool {
+        self.send(Command::Choosing { session: self.inner.session, choosing: Choosing::Elsewhere })
     }
 
     /// The ids of positions from 0 on, which a repetition penalty in a last stage needs. False as above.

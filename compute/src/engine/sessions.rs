@@ -14,10 +14,7 @@ use super::{
     deal::{Waiting, deal},
     threads::{Command, SessionId, StepAnswer, said},
 };
-use crate::{
-    sample::Sampling,
-    stage::{self, Adapter, Hands, Session, StepError, StepInput, Turn, UnderWay, Weights},
-};
+use crate::stage::{self, Adapter, Choosing, Hands, Session, StepError, StepInput, Turn, UnderWay, Weights};
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -56,7 +53,7 @@ struct Open {
 enum Order {
     Step { input: StepInput, asked: Instant, answer: StepAnswer },
     Truncate(usize),
-    Sampling(Sampling),
+    Choosing(Choosing),
     History(Vec<u32>),
     Adapter(Option<Arc<Adapter>>),
 }
@@ -90,7 +87,7 @@ impl Sessions {
                 self.order(session, Order::Step { input, asked, answer });
             }
             Command::Truncate { session, len } => self.order(session, Order::Truncate(len)),
-            Command::Sampling { session, sampling } => self.order(session, Order::Sampling(sampling)),
+            Command::Choosing { session, choosing } => self.order(session, Order::Choosing(choosing)),
             Command::History { session, ids } => self.order(session, Order::History(ids)),
             Command::Adapter { session, adapter } => self.order(session, Order::Adapter(adapter)),
             // Work is not the sessions'; a sweep only wakes.
@@ -284,7 +281,7 @@ impl Open {
                 }
             }
             Order::Truncate(len) => self.change(|session| session.truncate(len)),
-            Order::Sampling(sampling) => self.change(|session| session.set_sampling(sampling)),
+            Order::Choosing(choosing) => self.change(|session| session.set_choosing(choosing)),
             Order::Adapter(adapter) => self.change(|session| session.set_adapter(adapter)),
             Order::History(ids) => self.change(|session| session.set_history(ids)),
         }

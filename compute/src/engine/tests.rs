@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     arch::{LayerRole, Projection, Role},
+    choose::{Choice, Chooser, Demands},
     cpu::{
         cache::Cache,
         pass::{Pass, Slot},
@@ -266,7 +267,7 @@ fn through(chain: &[StageHandle], first: usize, ids: &[u32]) -> u32 {
                 StepInput::Hidden { first_position: first as u64, count: ids.len() as u32, values, sample: true }
             }
             StepOutput::Token { token, .. } => return token,
-            StepOutput::Nothing { .. } => panic!("asked to sample"),
+            StepOutput::Logits { .. } | StepOutput::Nothing { .. } => panic!("asked to sample"),
         };
     }
     panic!("the last stage has no head")
@@ -284,7 +285,7 @@ fn generated(chain: &[StageHandle], ids: &[u32], n: usize) -> Vec<u32> {
 fn one_two_and_three_stages_make_the_same_tokens() {
     for (name, tiny) in recipes().into_iter().filter(|(_, tiny)| tiny.model.layers == 3) {
         let (engine, ids) = (engine(Level::best(), 2), prompt(&tiny, 30, 2));
-        let sampling = Sampling { temperature: 1.3, top_k: 0, top_p: 1.0, seed: 7, repetition_penalty: 1.0 };
+        let sampling = Sampling { temperature: 1.3, seed: 7, ..Sampling::GREEDY };
         let mut want: Option<Vec<u32>> = None;
         for cuts in [&[0, 3][..], &[0, 1, 3], &[0, 2, 3], &[0, 1, 2, 3], &[0, 0, 3, 3]] {
             let part = |w: &[u32]| StagePart {
@@ -309,7 +310,7 @@ fn sessions_at_once_get_the_tokens_that_each_gets_alone_and_may_leave_at_any_tim
         let another = |user: usize| {
             let session = first.another(300).expect("room");
             let seed = user as u64;
-            let sampling = Sampling { temperature: 1.1, top_k: 0, top_p: 1.0, seed, repetition_penalty: 1.1 };
+            let sampling = Sampling { temperature: 1.1, seed, repetition_penalty: 1.1, ..Sampling::GREEDY };
             assert!(session.set_sampling(sampling));
             session
         };
@@ -613,4 +614,66 @@ fn a_level_that_the_processor_has_not_is_refused() {
         assert_eq!(level.name().parse::<Level>(), Ok(level));
     }
     assert!("avx9".parse::<Level>().is_err());
+}
+
+/// Tokens of a session whose logits are handed out to a chooser, and what it said of them.
+fn chosen(stage: &StageHandle, demands: Demands, ids: &[u32], n: usize) -> Vec<Choice> {
+    assert!(stage.hand_out_logits());
+    let chooser = Chooser::start(demands, None, ids.to_vec()).expect("no grammar");
+    let (mut first, mut input, mut made) = (0, ids.to_vec(), Vec::new());
+    while made.len() < n {
+        let output = step(stage, tokens(first, &input, true)).expect("step");
+        let StepOutput::Logits { values, .. } = output else { panic!("{output:?} instead of logits") };
+        first += input.len();
+        let (done, choice) = std::sync::mpsc::sync_channel(1);
+        chooser.choose(first as u64, values, Box::new(move |chosen| drop(done.send(chosen))));
+        let choice: Choice = choice.recv().expect("an answer").expect("a choice");
+        input = vec![choice.token];
+        made.push(choice);
+    }
+    made
+}
+
+#[test]
+fn a_chooser_that_adds_nothing_makes_the_tokens_that_the_engine_makes() {
+    let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::Q8_0);
+    let (engine, ids) = (engine(Level::best(), 2), prompt(&tiny, 30, 2));
+    let stage = load(&engine, &tiny, StagePart::whole(3), 2);
+    for sampling in [
+        Sampling::GREEDY,
+        Sampling { temperature: 1.3, seed: 7, min_p: 0.01, index: 2, repetition_penalty: 1.2, ..Sampling::GREEDY },
+    ] {
+        assert!(stage.truncate(0) && stage.set_sampling(sampling));
+        let want = generated(std::slice::from_ref(&stage), &ids, 20);
+        assert!(stage.truncate(0));
+        let demands = Demands { sampling, logprobs: Some(2), prompt_tokens: ids.len(), ..Demands::default() };
+        let got = chosen(&stage, demands, &ids, 20);
+        assert_eq!(want, got.iter().map(|choice| choice.token).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn logprobs_are_those_of_the_full_precision_reference() {
+    for (name, tiny) in [("llama", tiny::llama()), ("qwen3", tiny::qwen3())] {
+        let tiny = Tiny::new(tiny, 3, |_| Dtype::F32);
+        let (engine, mut ids) = (engine(Level::best(), 2), prompt(&tiny, 12, 2));
+        let stage = load(&engine, &tiny, StagePart::whole(tiny.model.layers), 2);
+        let demands = Demands { logprobs: Some(5), prompt_tokens: ids.len(), ..Demands::default() };
+        for choice in chosen(&stage, demands, &ids, 12) {
+            let logits = tiny.reference(&ids).1;
+            let top = logits.iter().copied().fold(f64::MIN, f64::max);
+            let normaliser = top + logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
+            let said = choice.logprobs.expect("they were asked for");
+            assert_eq!(said.best.len(), 5);
+            for (id, logprob) in said.best.iter().chain([&(choice.token, said.chosen)]) {
+                let want = logits[*id as usize] - normaliser;
+                assert!(
+                    (f64::from(*logprob) - want).abs() < 5e-3,
+                    "{name}: {logprob} against {want} after {}",
+                    ids.len()
+                );
+            }
+            ids.push(choice.token);
+        }
+    }
 }

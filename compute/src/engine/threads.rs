@@ -13,8 +13,7 @@ use crate::{
     adapter::{self, AdapterSpec},
     arch::{self, StagePart},
     cpu::acts::Planes,
-    sample::Sampling,
-    stage::{Adapter, CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
+    stage::{Adapter, Choosing, CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
     weights::{self, Loaded, TensorSource},
 };
 use cairn_protocol::{
@@ -105,9 +104,9 @@ pub(super) enum Command {
         session: SessionId,
         len: usize,
     },
-    Sampling {
+    Choosing {
         session: SessionId,
-        sampling: Sampling,
+        choosing: Choosing,
     },
     History {
         session: SessionId,

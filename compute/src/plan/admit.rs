@@ -3,7 +3,7 @@
 //! Not a choice among the admitted, and blind to instruction-set levels: which level a plan has is known only when it
 //! is chosen.
 
-use super::{Candidate, PlanInput, RejectReason, Rejection, SLOWER_THAN_FASTEST_MAX, STAGE_RTT_US_MAX};
+use super::{Candidate, FAST_ENOUGH_NS, PlanInput, RejectReason, Rejection, SLOWER_THAN_FASTEST_MAX, STAGE_RTT_US_MAX};
 use cairn_protocol::id::NodeId;
 use cairn_protocol::layers::LayerRange;
 use std::collections::BTreeSet;
@@ -73,7 +73,7 @@ fn standing(c: &Candidate) -> &'static str {
 fn drop_the_far_too_slow(input: &PlanInput, admitted: &mut Vec<&Candidate>, rejected: &mut Vec<Rejection>) {
     let whole = LayerRange { start: 0, end: input.cost.layer_count() as u32 };
     let Some(fastest) = admitted.iter().map(|c| input.cost.decode_ns(whole, c)).min() else { return };
-    let limit = fastest.saturating_mul(SLOWER_THAN_FASTEST_MAX).max(1);
+    let limit = fastest.saturating_mul(SLOWER_THAN_FASTEST_MAX).max(FAST_ENOUGH_NS);
     admitted.retain(|c| {
         let own = input.cost.decode_ns(whole, c);
         if own > limit {

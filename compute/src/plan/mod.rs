@@ -43,6 +43,8 @@ pub const STAGE_RTT_US_MAX: u64 = 80_000;
 pub const RTT_UNKNOWN_US: u64 = 2_000;
 /// A node this many times slower than the fastest usable one is refused as too slow.
 pub const SLOWER_THAN_FASTEST_MAX: u64 = 20;
+/// Whoever computes all layers of a token in this time is too slow for nobody, however fast others are.
+pub const FAST_ENOUGH_NS: u64 = 10_000_000;
 /// A free plan takes one node more only if that makes a token this much faster (parts of 100): every node more is one
 /// more that can die.
 pub const GAIN_PERCENT_MIN: u64 = 5;

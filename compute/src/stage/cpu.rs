@@ -51,6 +51,8 @@ pub(crate) enum Wants<'a> {
     Hidden(&'a mut [f32]),
     /// The token after its last position.
     Token { sampling: &'a Sampling, history: &'a [u32], token: &'a mut Option<u32> },
+    /// The logits after its last position.
+    Logits(&'a mut Option<Vec<f32>>),
     /// That its keys and values are kept.
     Nothing,
 }
@@ -136,7 +138,7 @@ fn choose(pass: &Pass, work: &mut Work, pieces: &mut [Piece]) {
     let mut end = 0;
     for piece in pieces.iter() {
         end += piece.count;
-        if matches!(piece.wants, Wants::Token { .. }) {
+        if matches!(piece.wants, Wants::Token { .. } | Wants::Logits(_)) {
             wanted.push(end - 1);
         }
     }
@@ -146,9 +148,17 @@ fn choose(pass: &Pass, work: &mut Work, pieces: &mut [Piece]) {
     pass.logits(work, &wanted);
     let mut column = 0;
     for piece in pieces {
-        let Wants::Token { sampling, history, token } = &mut piece.wants else { continue };
-        let logits = pass.column(work, column, wanted.len());
-        **token = Some(sample::choose(logits, sampling, (piece.first + piece.count) as u64, history));
+        let logits = match piece.wants {
+            Wants::Token { .. } | Wants::Logits(_) => pass.column(work, column, wanted.len()),
+            Wants::Hidden(_) | Wants::Nothing => continue,
+        };
+        match &mut piece.wants {
+            Wants::Token { sampling, history, token } => {
+                **token = Some(sample::choose(logits, sampling, (piece.first + piece.count) as u64, history));
+            }
+            Wants::Logits(values) => **values = Some(logits.to_vec()),
+            Wants::Hidden(_) | Wants::Nothing => {}
+        }
         column += 1;
     }
 }
@@ -157,7 +167,7 @@ impl Wants<'_> {
     fn rows(&mut self, width: usize) -> std::slice::ChunksExactMut<'_, f32> {
         match self {
             Self::Hidden(values) => values.chunks_exact_mut(width),
-            Self::Token { .. } | Self::Nothing => [].chunks_exact_mut(width),
+            Self::Token { .. } | Self::Logits(_) | Self::Nothing => [].chunks_exact_mut(width),
         }
     }
 }

@@ -170,6 +170,11 @@ impl Tokenizer {
         Stream::new(self.pieces.clone(), begins && self.pieces.strips_leading_space, stops)
     }
 
+    /// An incremental decoder of every character, the leading space too: for text that follows a grammar.
+    pub fn stream_exactly(&self, stops: Vec<String>) -> Stream {
+        Stream::new(self.pieces.clone(), false, stops)
+    }
+
     /// Ids that end a generation, sorted; the model's own configuration may name more.
     pub fn eos(&self) -> &[u32] {
         &self.eos
@@ -188,6 +193,11 @@ impl Tokenizer {
     /// Whether an id is a special token, which has no text.
     pub fn is_special(&self, id: u32) -> bool {
         self.pieces.is_special(id)
+    }
+
+    /// The bytes that a token adds to a text; none of special tokens and of unknown ids.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.pieces.bytes(id)
     }
 
     /// The model's chat template.

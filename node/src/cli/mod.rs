@@ -22,6 +22,7 @@ mod pull;
 mod run;
 mod settings;
 mod task;
+mod telling;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,26 +1,26 @@
-//! `cairn run`: a generation as it comes, or a chat.
+//! `cairn run`: a generation as it comes, or a chat. What is shown of it is [`super::telling`]'s.
 
 use std::io::{IsTerminal, Read, Write};
-use std::time::Instant;
+use std::path::PathBuf;
 
-use cairn_client::api::{self, generate_event::Event};
-use cairn_client::{Client, Events};
+use cairn_client::Client;
+use cairn_client::api::{self, generate_request::Format};
 use cairn_compute::quantise::Target;
 use cairn_protocol::refusal::{Reason, Refusal};
 use clap::Args;
-use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::progress::Bar;
-use super::publish::unfinished;
-use super::{Global, Outcome, output, plan};
+use super::telling::Telling;
+use super::{Global, Outcome, output};
 
 /// A prompt from a pipe is a text that a person wrote, and must fit one call.
 const PROMPT_BYTES_MAX: u64 = 512 << 10;
+/// More than the node takes of a grammar, so that it says what is wrong.
+const GRAMMAR_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Args, Clone)]
 #[command(
-    after_help = "Examples:\n  cairn run acme/tiny \"Once upon a time\"\n  cairn run acme/tiny                       a chat, on a terminal\n  cairn run acme/tiny --raw --temperature 0 --max-tokens 64 --stages 3 --json \"Once\"\n  cairn run acme/tiny --adapter adapters/acme/pirate@v1 \"Once\"\n  cairn run acme/full --quantise q8_0 \"Once\"  in half the memory of F16\n  cat question.txt | cairn run acme/tiny"
+    after_help = "Examples:\n  cairn run acme/tiny \"Once upon a time\"\n  cairn run acme/tiny                       a chat, on a terminal\n  cairn run acme/tiny --raw --temperature 0 --max-tokens 64 --stages 3 --json \"Once\"\n  cairn run acme/tiny --adapter adapters/acme/pirate@v1 \"Once\"\n  cairn run acme/full --quantise q8_0 \"Once\"  in half the memory of F16\n  cat question.txt | cairn run acme/tiny\n  cairn run acme/tiny --json-schema person.json \"Who was Ada Lovelace?\"\n  cairn run acme/tiny --regex '(yes|no)' \"Is it raining?\"\n  cairn run acme/tiny -n 3 --seed 7 --logprobs 5 --json \"Once\""
 )]
 pub(super) struct RunArgs {
     /// REPO[@REF]
@@ -57,6 +57,36 @@ pub(super) struct RunArgs {
     /// Stop at this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// How many answers, at most 8
+    #[arg(short = 'n', long = "choices", value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
+    choices: u32,
+    /// The answer is JSON that this JSON Schema accepts; - reads it from standard input
+    #[arg(long, value_name = "FILE", group = "format")]
+    json_schema: Option<PathBuf>,
+    /// The answer follows this Lark grammar, from its rule start; - reads it from standard input
+    #[arg(long, value_name = "FILE", group = "format")]
+    grammar: Option<PathBuf>,
+    /// The answer matches this regular expression as a whole
+    #[arg(long, value_name = "PATTERN", group = "format")]
+    regex: Option<String>,
+    /// The answer is JSON, any
+    #[arg(long, group = "format")]
+    any_json: bool,
+    /// Tell how likely each token was, and so many of the likeliest (with --json)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    logprobs: Option<u32>,
+    /// Only tokens at least so likely as this part of the likeliest
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = not_negative)]
+    min_p: Option<f64>,
+    /// Makes tokens less likely for each time that they were generated
+    #[arg(long, value_name = "X", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
+    frequency_penalty: f64,
+    /// Makes tokens less likely that were generated
+    #[arg(long, value_name = "X", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
+    presence_penalty: f64,
+    /// Makes a token likelier or less likely, -100 to 100; may be given several times
+    #[arg(long, value_name = "ID=BIAS", value_parser = logit_bias)]
+    logit_bias: Vec<api::LogitBias>,
     /// No chat template: special tokens in the prompt are parsed
     #[arg(long)]
     raw: bool,
@@ -74,8 +104,31 @@ fn not_negative(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "it must be a number, 0 or more".to_string())
 }
 
+fn logit_bias(text: &str) -> Result<api::LogitBias, String> {
+    let (id, bias) = text.split_once('=').unwrap_or((text, ""));
+    let parsed = id.parse().ok().zip(bias.parse().ok());
+    let (id, bias) = parsed.ok_or_else(|| "it must be an id and a number, such as 42=-100".to_string())?;
+    Ok(api::LogitBias { id, bias })
+}
+
 impl RunArgs {
-    fn request(&self) -> api::GenerateRequest {
+    /// What the answer follows, if anything.
+    fn format(&self) -> Result<Option<Format>, Refusal> {
+        Ok(match (&self.json_schema, &self.grammar, &self.regex, self.any_json) {
+            (Some(file), ..) => Some(Format::JsonSchema(read(file)?)),
+            (_, Some(file), ..) => Some(Format::Grammar(read(file)?)),
+            (_, _, Some(pattern), _) => Some(Format::Regex(pattern.clone())),
+            (.., true) => Some(Format::Json(true)),
+            _ => None,
+        })
+    }
+
+    /// Whether standard input holds the grammar, and so no prompt.
+    fn reads_grammar(&self) -> bool {
+        [&self.json_schema, &self.grammar].into_iter().flatten().any(|file| file.as_os_str() == "-")
+    }
+
+    fn request(&self, format: Option<Format>) -> api::GenerateRequest {
         api::GenerateRequest {
             repo: self.repo.clone(),
             adapter: self.adapter.clone().unwrap_or_default(),
@@ -90,30 +143,60 @@ impl RunArgs {
             raw: self.raw,
             privacy: self.privacy.clone(),
             repetition_penalty: self.repetition_penalty.unwrap_or(0.0),
+            n: self.choices,
+            format,
+            logprobs: self.logprobs,
+            min_p: self.min_p.unwrap_or(0.0),
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            logit_bias: self.logit_bias.clone(),
             ..api::GenerateRequest::default()
         }
     }
 }
 
 pub(super) async fn run(global: &Global, args: RunArgs) -> Outcome {
+    let format = args.format()?;
     let prompt = match &args.prompt {
         Some(prompt) => Some(prompt.clone()),
+        None if args.reads_grammar() => return Err(no_prompt()),
         None if std::io::stdin().is_terminal() => None,
         None => Some(piped_prompt()?),
     };
     let client = global.connect().await?;
     match prompt {
         Some(prompt) => {
-            let request = api::GenerateRequest { prompt, ..args.request() };
+            let request = api::GenerateRequest { prompt, ..args.request(format) };
             let told = turn(global, &client, request).await?;
             Ok(told.finish != "cancelled")
         }
-        None => chat(global, &client, &args).await,
+        None => chat(global, &client, &args, format).await,
     }
 }
 
+fn no_prompt() -> Refusal {
+    let why = "standard input holds the grammar, so it has to be an argument";
+    Refusal::new(Reason::BadInput, "the prompt", why).try_this("cairn run REPO --json-schema - PROMPT")
+}
+
+/// The text of a file, or of standard input.
+fn read(file: &std::path::Path) -> Result<String, Refusal> {
+    let mut text = String::new();
+    let read = if file.as_os_str() == "-" {
+        std::io::stdin().take(GRAMMAR_BYTES_MAX).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|opened| opened.take(GRAMMAR_BYTES_MAX).read_to_string(&mut text))
+    };
+    read.map_err(|error| {
+        let reason = if error.kind() == std::io::ErrorKind::NotFound { Reason::NotFound } else { Reason::BadInput };
+        Refusal::new(reason, file.display().to_string(), error.to_string()).try_this("a file that holds the grammar")
+    })?;
+    Ok(text)
+}
+
 async fn turn(global: &Global, client: &Client, request: api::GenerateRequest) -> Result<api::Done, Refusal> {
-    Telling::new(global).follow(client.generate(request).await?).await
+    let telling = Telling::new(global, request.n);
+    telling.follow(client.generate(request).await?).await
 }
 
 fn piped_prompt() -> Result<String, Refusal> {
@@ -128,7 +211,7 @@ fn piped_prompt() -> Result<String, Refusal> {
 }
 
 /// Turns until the person has had enough: an empty line is ignored, the end of input ends it.
-async fn chat(global: &Global, client: &Client, args: &RunArgs) -> Outcome {
+async fn chat(global: &Global, client: &Client, args: &RunArgs, format: Option<Format>) -> Outcome {
     let output = global.output();
     output.note("a chat: Ctrl-C cuts an answer short, Ctrl-D ends it");
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
@@ -146,7 +229,7 @@ async fn chat(global: &Global, client: &Client, args: &RunArgs) -> Outcome {
             continue;
         }
         messages.push(message("user", line));
-        let request = api::GenerateRequest { messages: messages.clone(), ..args.request() };
+        let request = api::GenerateRequest { messages: messages.clone(), ..args.request(format.clone()) };
         match turn(global, client, request).await {
             Ok(told) => messages.push(message("assistant", told.text)),
             // The person may go on, perhaps with a shorter question.
@@ -161,165 +244,4 @@ async fn chat(global: &Global, client: &Client, args: &RunArgs) -> Outcome {
 
 fn message(role: &str, content: String) -> api::ChatMessage {
     api::ChatMessage { role: role.to_string(), content }
-}
-
-/// One generation on its way to the screen, and what is known of it so far.
-struct Telling<'a> {
-    global: &'a Global,
-    bar: Bar,
-    asked: Instant,
-    first: Option<Instant>,
-    last: Option<Instant>,
-    so_far: api::Done,
-}
-
-impl<'a> Telling<'a> {
-    fn new(global: &'a Global) -> Telling<'a> {
-        let so_far = api::Done { finish: "cancelled".to_string(), ..api::Done::default() };
-        let bar = Bar::new(global.output());
-        Telling { global, bar, asked: Instant::now(), first: None, last: None, so_far }
-    }
-
-    /// Shows events until the last. Ctrl-C drops the call, which cancels the work, and what came so far is the result.
-    async fn follow(mut self, mut events: Events<api::GenerateEvent>) -> Result<api::Done, Refusal> {
-        loop {
-            let event = tokio::select! {
-                event = events.next() => event,
-                _ = tokio::signal::ctrl_c() => return Ok(self.cancelled()),
-            };
-            let event = match event {
-                Ok(event) => event.ok_or_else(|| unfinished("run"))?.event,
-                Err(refusal) => {
-                    self.end_line();
-                    return Err(refusal);
-                }
-            };
-            match event {
-                Some(Event::Done(done)) => {
-                    self.end_line();
-                    self.show_done(&done);
-                    return Ok(done);
-                }
-                Some(event) => self.show(event),
-                None => {}
-            }
-        }
-    }
-
-    fn show(&mut self, event: Event) {
-        let output = self.global.output();
-        match event {
-            Event::Progress(progress) => self.bar.show(&progress),
-            Event::Started(started) => {
-                self.bar.clear();
-                self.so_far.seed = started.seed;
-                self.so_far.prompt_tokens = started.prompt_tokens;
-                self.so_far.stages = started.plan.iter().flat_map(|plan| &plan.stages).map(planned).collect();
-                output.event(&json!({
-                    "event": "started", "session": started.session, "revision": started.revision, "seed": started.seed,
-                    "prompt_tokens": started.prompt_tokens, "resume_token": started.resume_token, "adapter": started.adapter,
-                    "plan": started.plan.as_ref().map(plan::plan_value),
-                }));
-            }
-            Event::Token(token) => {
-                self.bar.clear();
-                self.last = Some(Instant::now());
-                self.first = self.first.or(self.last);
-                self.so_far.tokens.push(token.id);
-                self.so_far.text.push_str(&token.text);
-                output.event(&json!({"event": "token", "id": token.id, "text": token.text, "index": token.index}));
-                output.piece(&token.text);
-            }
-            Event::Recovery(lost) => {
-                output.event(&json!({
-                    "event": "recovery", "node": lost.node, "why": lost.why, "pause_ms": lost.pause_ms,
-                    "noticed_ms": lost.noticed_ms, "replanned_ms": lost.replanned_ms, "rebuilt_ms": lost.rebuilt_ms,
-                    "stages": lost.stages.iter().map(stage).collect::<Vec<_>>(),
-                }));
-                self.tell_of(&lost);
-                self.so_far.recoveries += 1;
-                self.so_far.pauses_ms.push(lost.pause_ms);
-                let stages = std::mem::replace(&mut self.so_far.stages, lost.stages);
-                self.so_far.replans.push(api::Replan { stages });
-            }
-            Event::Done(_) => {}
-        }
-    }
-
-    /// Says at once, to a person, why the text paused.
-    fn tell_of(&self, lost: &api::Recovery) {
-        self.bar.clear();
-        let is_mid_line = !self.so_far.text.is_empty() && !self.so_far.text.ends_with('\n');
-        let before = if is_mid_line { "\n" } else { "" };
-        self.global.output().note(&format!(
-            "{before}[node {:.10} was lost ({}); its layers went on elsewhere after {:.0} ms]",
-            lost.node, lost.why, lost.pause_ms
-        ));
-    }
-
-    /// What is known when the person has had enough; times are measured here.
-    fn cancelled(self) -> api::Done {
-        self.end_line();
-        let mut done = self.so_far.clone();
-        if let (Some(first), Some(last)) = (self.first, self.last) {
-            done.ttft_ms = first.duration_since(self.asked).as_secs_f64() * 1e3;
-            let seconds = last.duration_since(first).as_secs_f64();
-            done.tokens_per_s = if seconds > 0.0 { (done.tokens.len() - 1) as f64 / seconds } else { 0.0 };
-        }
-        self.show_done(&done);
-        done
-    }
-
-    fn end_line(&self) {
-        self.bar.clear();
-        if !self.so_far.text.is_empty() && !self.so_far.text.ends_with('\n') {
-            self.global.output().piece("\n");
-        }
-    }
-
-    fn show_done(&self, done: &api::Done) {
-        self.global.output().event(&json!({
-            "event": "done", "tokens": done.tokens, "text": done.text, "finish": done.finish, "seed": done.seed,
-            "prompt_tokens": done.prompt_tokens, "ttft_ms": done.ttft_ms, "tokens_per_s": done.tokens_per_s,
-            "stages": done.stages.iter().map(stage).collect::<Vec<_>>(),
-            "replans": done.replans.iter().map(|replan| {
-                json!({"stages": replan.stages.iter().map(stage).collect::<Vec<_>>()})
-            }).collect::<Vec<_>>(),
-            "recoveries": done.recoveries, "pauses_ms": done.pauses_ms, "lap_ms": done.lap_ms,
-        }));
-        if std::io::stderr().is_terminal() {
-            let lost = if done.recoveries > 0 {
-                format!(", {} stages lost and replaced", done.recoveries)
-            } else {
-                String::new()
-            };
-            self.global.output().note(&format!(
-                "[{} tokens, {:.1}/s, first after {:.0} ms, {} stages, seed {}{lost}]",
-                done.tokens.len(),
-                done.tokens_per_s,
-                done.ttft_ms,
-                done.stages.len(),
-                done.seed
-            ));
-        }
-    }
-}
-
-/// A stage of which only the plan is known.
-fn planned(stage: &api::StagePlan) -> api::StageReport {
-    api::StageReport {
-        node: stage.node.clone(),
-        first_layer: stage.first_layer,
-        end_layer: stage.end_layer,
-        bytes_needed: stage.bytes,
-        ..api::StageReport::default()
-    }
-}
-
-fn stage(stage: &api::StageReport) -> Value {
-    json!({
-        "node": stage.node, "layers": [stage.first_layer, stage.end_layer], "bytes_needed": stage.bytes_needed,
-        "bytes_local": stage.bytes_local, "bytes_fetched": stage.bytes_fetched, "bytes_overhead": stage.bytes_overhead,
-        "step_ms": stage.step_ms,
-    })
 }

@@ -19,6 +19,7 @@ use super::{holders, names, plan::Wish};
 use crate::{data::fetch::Source, shell::Node};
 
 /// An adapter of one generation.
+#[derive(Clone)]
 pub(crate) struct Chosen {
     /// Which it is, the same on every stage.
     pub revision: RevisionId,

@@ -59,6 +59,7 @@ pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::Pla
 }
 
 /// What is wished of a plan, beside the nodes.
+#[derive(Clone)]
 pub(crate) struct Wish {
     pub cost: ModelCost,
     pub context: u64,

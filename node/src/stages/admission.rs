@@ -161,7 +161,7 @@ fn refusal(reason: Reason, why: impl Into<String>, attempt: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use cairn_compute::{arch::StagePart, sample::Sampling};
+    use cairn_compute::{arch::StagePart, choose::Demands};
     use cairn_protocol::{
         id::{RevisionId, SessionId},
         layers::LayerRange,
@@ -182,7 +182,7 @@ mod tests {
             planes: 2,
             next: None,
             previous: NodeId::from([4; 32]),
-            sampling: Sampling::default(),
+            demands: Demands::default(),
             history: Vec::new(),
             privacy: Privacy::Trusted,
             sources: Vec::new(),

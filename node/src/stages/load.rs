@@ -121,10 +121,13 @@ fn open_session(
     if given == Err(SetAdapterError::OtherWeights) {
         return Err(Refusal::internal("a stage", "its adapter was loaded for other weights"));
     }
-    if given.is_ok()
-        && loaded.handle.set_sampling(request.sampling)
-        && loaded.handle.set_history(request.history.clone())
-    {
+    let is_set = match request.demands.needs_logits() {
+        true => loaded.handle.hand_out_logits(),
+        false => {
+            loaded.handle.set_sampling(request.demands.sampling) && loaded.handle.set_history(request.history.clone())
+        }
+    };
+    if given.is_ok() && is_set {
         return Ok(loaded);
     }
     Err(Refusal::new(Reason::Busy, "a stage", "the engine's queue is full").try_this("again in a moment"))

@@ -16,6 +16,7 @@ mod adapters;
 mod admission;
 mod advertise;
 pub(crate) mod bounds;
+pub(crate) mod choosing;
 pub(crate) mod links;
 mod load;
 mod packed;

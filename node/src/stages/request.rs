@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 
 use cairn_compute::{
     arch::StagePart,
+    choose::Demands,
     plan::Privacy,
     quantise::{Target, parse_wish},
-    sample::Sampling,
 };
 use cairn_protocol::{
     id::{NodeId, PublisherKey, RealmId, RevisionId, SessionId},
@@ -18,7 +18,7 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 
-use super::bounds;
+use super::{bounds, choosing};
 
 /// Parses the privacy word of the API and of openings; empty is the default, `trusted`.
 pub fn parse_privacy(word: &str) -> Result<Privacy, Refusal> {
@@ -74,9 +74,9 @@ pub struct StageRequest {
     pub next: Option<Neighbour>,
     /// The only node whose frames are taken; the coordinator for the first stage.
     pub previous: NodeId,
-    /// How the last stage samples.
-    pub sampling: Sampling,
-    /// Ids before the first step, for penalties at the last stage.
+    /// How the last stage chooses tokens.
+    pub demands: Demands,
+    /// Ids before the first step, for a last stage whose choice depends on them.
     pub history: Vec<u32>,
     /// The session's privacy class.
     pub privacy: Privacy,
@@ -128,7 +128,7 @@ impl StageRequest {
             planes: open.planes,
             next,
             previous: id(&open.previous_node, "previous node")?,
-            sampling: sampling(open.sampling.unwrap_or_default())?,
+            demands: choosing::parse(open.sampling.unwrap_or_default(), open.choosing)?,
             history: open.history,
             privacy: parse_privacy(&open.privacy)?,
             sources: sources(&open.sources)?,
@@ -171,20 +171,6 @@ pub(crate) fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Resul
     T::try_from(bytes).map_err(|_| bad(format!("{what} of {} bytes", bytes.len())))
 }
 
-fn sampling(wire: peer_pb::Sampling) -> Result<Sampling, Refusal> {
-    let numbers = [wire.temperature, wire.top_p, wire.repetition_penalty];
-    if numbers.iter().any(|n| !n.is_finite() || *n < 0.0) {
-        return Err(bad("sampling numbers must be finite and not negative".to_owned()));
-    }
-    Ok(Sampling {
-        temperature: wire.temperature as f32,
-        top_k: wire.top_k,
-        top_p: wire.top_p as f32,
-        seed: wire.seed,
-        repetition_penalty: wire.repetition_penalty as f32,
-    })
-}
-
-fn bad(why: String) -> Refusal {
+pub(super) fn bad(why: String) -> Refusal {
     Refusal::new(Reason::BadInput, "a stage request", why).try_this("the same version of cairn on both nodes")
 }

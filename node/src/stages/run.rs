@@ -10,11 +10,15 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use cairn_compute::{StageHandle, StepInput, StepOutput};
+use cairn_compute::{
+    StageHandle, StepInput, StepOutput,
+    choose::{Choice, ChooseError, Chooser, Logprobs},
+};
 use cairn_protocol::{
     frame::{FrameDtype, FrameHeader},
     id::{NodeId, SessionId},
-    peer_pb,
+    peer_pb::{self, stage_event::Event},
+    refusal::Reason,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +41,8 @@ pub(crate) struct RunParts {
     pub me: NodeId,
     pub width: u32,
     pub handle: StageHandle,
+    /// Of a last stage whose engine hands its logits out.
+    pub chooser: Option<Chooser>,
     pub events: mpsc::Sender<peer_pb::StageEvent>,
     /// None for the last stage.
     pub frames: Option<mpsc::Sender<Outgoing>>,
@@ -71,6 +77,13 @@ pub(crate) struct Step {
     pub first_position: u64,
     pub count: u32,
     pub sample: bool,
+}
+
+impl Step {
+    /// The position of the token that it asks for.
+    fn after(&self) -> u64 {
+        self.first_position + u64::from(self.count)
+    }
 }
 
 impl Run {
@@ -153,6 +166,9 @@ impl Run {
     /// Gives the engine a step; its thread passes the result on.
     pub fn submit(self: &Arc<Self>, step: Step, input: StepInput, permit: OwnedSemaphorePermit) {
         self.worked.store(true, Ordering::Relaxed);
+        if let (Some(chooser), StepInput::Tokens { first_position, ids, .. }) = (&self.parts.chooser, &input) {
+            chooser.see(*first_position, ids.clone());
+        }
         let run = self.clone();
         let done = move |result| match result {
             Ok(output) => run.pass_on(step, output, permit),
@@ -184,10 +200,10 @@ impl Run {
         }
         tracing::info!(session = %self.parts.session, lost = %node.short(), why, "stage link lost");
         let lost = peer_pb::StageLost { node: node.as_bytes().to_vec(), why };
-        self.say(peer_pb::stage_event::Event::Lost(lost));
+        self.say(Event::Lost(lost));
     }
 
-    fn pass_on(&self, step: Step, output: StepOutput, permit: OwnedSemaphorePermit) {
+    fn pass_on(self: &Arc<Self>, step: Step, output: StepOutput, permit: OwnedSemaphorePermit) {
         match output {
             StepOutput::Hidden { values, compute_ns } => {
                 self.computed(step, compute_ns);
@@ -195,13 +211,47 @@ impl Run {
             }
             StepOutput::Token { token, compute_ns } => {
                 self.computed(step, compute_ns);
-                let position = step.first_position + u64::from(step.count);
-                let (epoch, sequence) = (self.parts.epoch, step.sequence);
-                let token = peer_pb::StageToken { epoch, sequence, position, token };
-                self.say(peer_pb::stage_event::Event::Token(token));
+                self.say_token(step, Choice { token, logprobs: None });
+            }
+            StepOutput::Logits { values, compute_ns } => {
+                self.computed(step, compute_ns);
+                self.choose(step, values, permit);
             }
             StepOutput::Nothing { compute_ns } => self.computed(step, compute_ns),
         }
+    }
+
+    /// Has a token chosen, off the engine's thread.
+    fn choose(self: &Arc<Self>, step: Step, logits: Vec<f32>, permit: OwnedSemaphorePermit) {
+        let Some(chooser) = &self.parts.chooser else {
+            return self.lose(self.parts.me, "an engine handed logits out to nobody".to_owned());
+        };
+        let run = self.clone();
+        let done = move |chosen: Result<Choice, ChooseError>| {
+            match chosen {
+                Ok(choice) => run.say_token(step, choice),
+                Err(error) => run.say_unchosen(&error),
+            }
+            drop(permit);
+        };
+        chooser.choose(step.after(), logits, Box::new(done));
+    }
+
+    fn say_token(&self, step: Step, choice: Choice) {
+        let logprobs = choice.logprobs.map(|Logprobs { chosen, best }| {
+            let (best, best_logprobs) = best.into_iter().unzip();
+            peer_pb::TokenLogprobs { logprob: chosen, best, best_logprobs }
+        });
+        let (epoch, sequence, token) = (self.parts.epoch, step.sequence, choice.token);
+        self.say(Event::Token(peer_pb::StageToken { epoch, sequence, position: step.after(), token, logprobs }));
+    }
+
+    fn say_unchosen(&self, error: &ChooseError) {
+        let reason = match error {
+            ChooseError::Grammar(_) => Reason::Limit,
+            ChooseError::UnknownPast { .. } | ChooseError::Stopped => Reason::Internal,
+        };
+        self.say(Event::Unchosen(peer_pb::Refused { reason: reason.code().to_owned(), why: error.to_string() }));
     }
 
     fn send_on(&self, step: Step, values: Vec<f32>, permit: OwnedSemaphorePermit) {
@@ -224,7 +274,7 @@ impl Run {
     }
 
     /// Tells the coordinator. One that reads nothing for a whole queue of events is gone.
-    pub fn say(&self, event: peer_pb::stage_event::Event) {
+    pub fn say(&self, event: Event) {
         if self.parts.events.try_send(peer_pb::StageEvent { event: Some(event) }).is_err() {
             self.closed.cancel();
         }

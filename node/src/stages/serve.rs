@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use cairn_compute::StepInput;
+use cairn_compute::{StepInput, choose::Chooser};
 use cairn_protocol::{
     id::{NodeId, RevisionId},
     limits,
@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     admission::Asker,
-    bounds, load,
+    bounds, choosing, load,
     request::{Neighbour, StageRequest},
     rooms::{Held, Place, Rooms},
     run::{Outgoing, Run, RunParts, Step},
@@ -107,6 +107,7 @@ fn cancelled(why: &str) -> Refusal {
 /// A stage that is loaded and whose link to the next is open.
 struct Prepared {
     loaded: load::Loaded,
+    chooser: Option<Chooser>,
     link: Option<FrameWriter>,
 }
 
@@ -122,9 +123,14 @@ async fn prepare(
         let opened = open_link(node, request, next).await;
         opened.map(Some).map_err(|error| Unprepared::NextLost(next.node, error.to_string()))
     };
-    let loading = async { load::load(node, rooms, request, events, asker).await.map_err(Unprepared::Refused) };
-    let (loaded, link) = tokio::try_join!(loading, linking)?;
-    Ok(Prepared { loaded, link })
+    // What a chooser needs is fetched only once the load has held the request against its rules.
+    let loading = async {
+        let loaded = load::load(node, rooms, request, events, asker).await?;
+        Ok((loaded, choosing::chooser(node, request).await?))
+    };
+    let loading = async { loading.await.map_err(Unprepared::Refused) };
+    let ((loaded, chooser), link) = tokio::try_join!(loading, linking)?;
+    Ok(Prepared { loaded, chooser, link })
 }
 
 async fn open_link(node: &Arc<Node>, request: &StageRequest, next: &Neighbour) -> Result<FrameWriter, LinkError> {
@@ -178,7 +184,7 @@ impl Session {
     }
 
     async fn run(mut self, node: &Arc<Node>, place: Place, request: &StageRequest, prepared: Prepared) {
-        let Prepared { mut loaded, link } = prepared;
+        let Prepared { mut loaded, chooser, link } = prepared;
         let ready = loaded.report.clone();
         let (frames, outgoing) = mpsc::channel(bounds::STEPS_MAX + 1);
         let run = Run::new(RunParts {
@@ -188,6 +194,7 @@ impl Session {
             me: node.identity.node_id(),
             width: loaded.width,
             handle: loaded.handle.clone(),
+            chooser,
             events: self.events.clone(),
             frames: link.is_some().then_some(frames),
         });

@@ -270,6 +270,10 @@ pub struct OpenStage {
     /// The type that matrices of more bits are held as; empty for that of the files. StageReady says whether it was read.
     #[prost(string, tag = "31")]
     pub quantise: ::prost::alloc::string::String,
+    /// For a last stage that has to do more than `sampling` says. Then `sampling` holds what no stage takes (a negative temperature), so that
+    /// one that does not know this field refuses instead of passing over it.
+    #[prost(message, optional, tag = "40")]
+    pub choosing: ::core::option::Option<Choosing>,
 }
 /// An adapter of a session: the same revision on every stage.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -281,6 +285,43 @@ pub struct Adapter {
     /// Nodes that are known to hold the revision, with their data addresses.
     #[prost(message, repeated, tag = "3")]
     pub sources: ::prost::alloc::vec::Vec<Source>,
+}
+/// All that a last stage does when it chooses tokens.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Choosing {
+    /// Words for what it has to be able to do. One that is not known is a refusal; whoever adds a field here adds a word.
+    #[prost(string, repeated, tag = "1")]
+    pub needs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "2")]
+    pub sampling: ::core::option::Option<Sampling>,
+    #[prost(double, tag = "3")]
+    pub min_p: f64,
+    #[prost(uint32, tag = "4")]
+    pub sample_index: u32,
+    #[prost(double, tag = "5")]
+    pub frequency_penalty: f64,
+    #[prost(double, tag = "6")]
+    pub presence_penalty: f64,
+    #[prost(message, repeated, tag = "7")]
+    pub logit_bias: ::prost::alloc::vec::Vec<TokenBias>,
+    /// Present: StageToken tells log-probabilities, and those of so many likeliest tokens.
+    #[prost(uint32, optional, tag = "8")]
+    pub logprobs: ::core::option::Option<u32>,
+    /// json, json-schema, regex, lark; empty for none.
+    #[prost(string, tag = "9")]
+    pub grammar_kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub grammar: ::prost::alloc::string::String,
+    /// Position of the first generated token: what penalties count, and where a grammar begins.
+    #[prost(uint64, tag = "11")]
+    pub prompt_tokens: u64,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct TokenBias {
+    #[prost(uint32, tag = "1")]
+    pub token: u32,
+    #[prost(float, tag = "2")]
+    pub bias: f32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Source {
@@ -303,14 +344,14 @@ pub struct Sampling {
     pub repetition_penalty: f64,
 }
 /// From a stage to its coordinator.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StageEvent {
-    #[prost(oneof = "stage_event::Event", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "stage_event::Event", tags = "1, 2, 3, 4, 5, 6, 40")]
     pub event: ::core::option::Option<stage_event::Event>,
 }
 /// Nested message and enum types in `StageEvent`.
 pub mod stage_event {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Event {
         #[prost(message, tag = "1")]
         Progress(super::StageProgress),
@@ -324,6 +365,9 @@ pub mod stage_event {
         Beat(super::StageBeat),
         #[prost(message, tag = "6")]
         Lost(super::StageLost),
+        /// No token could be chosen, for a reason that would be the same on any node: the generation ends.
+        #[prost(message, tag = "40")]
+        Unchosen(super::Refused),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -354,7 +398,7 @@ pub struct StageReady {
     #[prost(string, tag = "11")]
     pub quantised: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StageToken {
     #[prost(uint32, tag = "1")]
     pub epoch: u32,
@@ -364,6 +408,18 @@ pub struct StageToken {
     pub position: u64,
     #[prost(uint32, tag = "4")]
     pub token: u32,
+    #[prost(message, optional, tag = "40")]
+    pub logprobs: ::core::option::Option<TokenLogprobs>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenLogprobs {
+    #[prost(float, tag = "1")]
+    pub logprob: f32,
+    /// The likeliest first: ids, and as many log-probabilities.
+    #[prost(uint32, repeated, tag = "2")]
+    pub best: ::prost::alloc::vec::Vec<u32>,
+    #[prost(float, repeated, tag = "3")]
+    pub best_logprobs: ::prost::alloc::vec::Vec<f32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StageBeat {

@@ -606,9 +606,65 @@ pub struct GenerateRequest {
     /// Every stage holds matrices of more bits as this type: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0. Empty: as they are stored.
     #[prost(string, tag = "31")]
     pub quantise: ::prost::alloc::string::String,
+    /// So many of token_ids, the last ones, were generated before: a grammar and penalties go on from them.
+    #[prost(uint32, tag = "40")]
+    pub generated: u32,
+    /// Only tokens at least so likely as this part of the likeliest; 0 is all.
+    #[prost(double, tag = "41")]
+    pub min_p: f64,
+    /// Taken from a token's logit for each time that it was generated, and once if it was; between -2 and 2.
+    #[prost(double, tag = "42")]
+    pub frequency_penalty: f64,
+    #[prost(double, tag = "43")]
+    pub presence_penalty: f64,
+    /// Added to the logits of some ids; at most 1024 of them, between -100 and 100.
+    #[prost(message, repeated, tag = "44")]
+    pub logit_bias: ::prost::alloc::vec::Vec<LogitBias>,
+    /// Tell log-probabilities: of each token, and of so many likeliest (at most 20).
+    #[prost(uint32, optional, tag = "45")]
+    pub logprobs: ::core::option::Option<u32>,
+    /// How many answers, at most 8; 0 is one. Each has its own dice, and its events say which it is of.
+    #[prost(uint32, tag = "46")]
+    pub n: u32,
+    /// Which dice the first answer has: to go on with the third of three answers, 2 with n = 1.
+    #[prost(uint32, tag = "47")]
+    pub sample_index: u32,
+    /// What the generated text follows, whole.
+    #[prost(oneof = "generate_request::Format", tags = "48, 49, 50, 51")]
+    pub format: ::core::option::Option<generate_request::Format>,
 }
+/// Nested message and enum types in `GenerateRequest`.
+pub mod generate_request {
+    /// What the generated text follows, whole.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Format {
+        /// Any JSON value.
+        #[prost(bool, tag = "48")]
+        Json(bool),
+        /// JSON that this JSON Schema accepts.
+        #[prost(string, tag = "49")]
+        JsonSchema(::prost::alloc::string::String),
+        /// A regular expression, in the syntax of Rust's regex crate.
+        #[prost(string, tag = "50")]
+        Regex(::prost::alloc::string::String),
+        /// A context-free grammar in Lark's syntax; its rule `start`.
+        #[prost(string, tag = "51")]
+        Grammar(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct LogitBias {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    #[prost(double, tag = "2")]
+    pub bias: f64,
+}
+/// Each answer's events begin with started and end with done; events of several answers are mixed.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerateEvent {
+    /// Which of the answers, from 0.
+    #[prost(uint32, tag = "40")]
+    pub choice: u32,
     #[prost(oneof = "generate_event::Event", tags = "1, 2, 3, 4, 5")]
     pub event: ::core::option::Option<generate_event::Event>,
 }
@@ -646,7 +702,7 @@ pub struct Started {
     #[prost(string, tag = "10")]
     pub adapter: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Token {
     #[prost(uint32, tag = "1")]
     pub id: u32,
@@ -655,6 +711,30 @@ pub struct Token {
     pub text: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
     pub index: u32,
+    /// If they were asked for.
+    #[prost(message, optional, tag = "40")]
+    pub logprobs: ::core::option::Option<Logprobs>,
+}
+/// By the model's own logits: before temperature, penalties, biases and grammars.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Logprobs {
+    #[prost(double, tag = "1")]
+    pub logprob: f64,
+    /// The likeliest first.
+    #[prost(message, repeated, tag = "2")]
+    pub best: ::prost::alloc::vec::Vec<Likely>,
+    /// The chosen token's own bytes, which may be half a character; empty for a special token.
+    #[prost(bytes = "vec", tag = "3")]
+    pub bytes: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Likely {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    #[prost(double, tag = "2")]
+    pub logprob: f64,
+    #[prost(bytes = "vec", tag = "3")]
+    pub bytes: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Recovery {

@@ -3,8 +3,9 @@ then that machine's). Every failure is a `CairnError`."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 import grpc
 
@@ -177,6 +178,18 @@ class Client:
         adapter: str = "",
         quantise: str = "",
         repetition_penalty: float = 0.0,
+        min_p: float = 0.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: int | None = None,
+        n: int = 1,
+        any_json: bool = False,
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        generated: int = 0,
+        sample_index: int = 0,
         timeout: float | None = None,
         progress: Report = None,
     ) -> Generation:
@@ -184,14 +197,22 @@ class Client:
         an unset seed is drawn and reported; `stages` asks for exactly so many different nodes; `adapter` is added to the model
         (`adapters/PUBLISHER/NAME[@REF]`); with `quantise` ("q8_0", …) stages hold matrices of more bits as that type.
 
+        The text follows one of `any_json`, `json_schema` (a dictionary or its text), `regex` and `grammar` (Lark), from its first character
+        to its last; only one that ends with `finish` "length" was cut short. `logprobs` tells of each token how likely it was, and of
+        that many likeliest. `n` answers come mixed, each token with its `choice`.
+
         When the node itself dies, another one goes on: ask it for the same revisions (also the adapter's), seed and options, with `started.prompt_ids` and
-        the ids received so far as `token_ids`, and `max_tokens` less by those. What follows is what would have followed."""
+        the ids received so far as `token_ids`, how many those are as `generated`, and `max_tokens` less by them; of several answers
+        each by itself, its choice as `sample_index`. What follows is what would have followed."""
         if sum(way is not None for way in (prompt, messages, token_ids)) != 1:
             raise BadInput("bad_input", repo, "one of prompt, messages and token_ids is needed")
         request = pb.GenerateRequest(
             repo=repo, prompt=prompt or "", messages=[_message(one) for one in messages or ()], max_tokens=max_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=_texts("stop", stop), stages=stages,
-            raw=raw, privacy=privacy, adapter=adapter, quantise=quantise, repetition_penalty=repetition_penalty, token_ids=token_ids or (),
+            raw=raw, privacy=privacy, adapter=adapter, quantise=quantise, repetition_penalty=repetition_penalty, token_ids=token_ids or (), min_p=min_p,
+            frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, logprobs=logprobs, n=n,
+            logit_bias=[pb.LogitBias(id=id, bias=bias) for id, bias in (logit_bias or {}).items()],
+            generated=generated, sample_index=sample_index, **_format(any_json, json_schema, regex, grammar),
         )
         call = self._compute.Generate(request, metadata=self._metadata, timeout=timeout)
         return Generation(call, self._explain, Bar(progress))
@@ -268,6 +289,17 @@ def _layers(layers: range | tuple[int, int] | None) -> tuple[int, int]:
     if step != 1 or not 0 <= first < end:
         raise BadInput("bad_input", "layers", f"{layers} is no half-open range of layers", "layers=(0, 10)")
     return first, end
+
+
+def _format(
+    any_json: bool, schema: str | Mapping[str, Any] | None, regex: str | None, grammar: str | None
+) -> dict[str, Any]:
+    schema = json.dumps(schema) if isinstance(schema, Mapping) else schema
+    asked = {"json": any_json or None, "json_schema": schema, "regex": regex, "grammar": grammar}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if len(asked) > 1:
+        raise BadInput("bad_input", "format", f"{' and '.join(asked)} were given, a text follows one", "one of them")
+    return asked
 
 
 def _texts(name: str, texts: Sequence[str]) -> list[str]:

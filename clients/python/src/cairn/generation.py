@@ -13,11 +13,13 @@ from cairn.types import Progress, Recovery, Result, Started, Token
 
 
 class Generation:
-    """An iterator of `Token`. `started` is there before the first token, `result` at the end."""
+    """An iterator of `Token`. `started` is there before the first token, `result` at the end. Of several answers `result` is the first,
+    and `results` has all."""
 
     def __init__(self, events, explain: Callable[[grpc.RpcError], CairnError], bar: Bar) -> None:
         self._events, self._explain, self._bar = events, explain, bar
-        self._tokens, self._started, self._result = self._read(), None, None
+        self._tokens, self._started = self._read(), None
+        self._results: dict[int, Result] = {}
         self._waiting: list[Token] = []
         self.recoveries: list[Recovery] = []
 
@@ -54,10 +56,15 @@ class Generation:
     @property
     def result(self) -> Result:
         """The whole generation; reads the rest of it first."""
+        return self.results[0]
+
+    @property
+    def results(self) -> list[Result]:
+        """All answers, in order; reads the rest of them first."""
         self._waiting.extend(self._tokens)
-        if self._result is None:
+        if 0 not in self._results:
             raise Failed("internal", "generation", "it ended without a result")
-        return self._result
+        return [self._results[choice] for choice in sorted(self._results)]
 
     @property
     def text(self) -> str:
@@ -70,15 +77,15 @@ class Generation:
                 kind = event.WhichOneof("event")
                 if kind == "token":
                     self._bar.close()
-                    yield Token._of(event.token)
-                elif kind == "started":
+                    yield Token._of(event.token, event.choice)
+                elif kind == "started" and event.choice == 0:
                     self._started = Started._of(event.started)
                 elif kind == "recovery":
                     self.recoveries.append(Recovery._of(event.recovery))
                 elif kind == "progress":
                     self._bar.update(Progress._of(event.progress))
                 elif kind == "done":
-                    self._result = Result._of(event.done)
+                    self._results[event.choice] = Result._of(event.done)
         except grpc.RpcError as error:
             raise self._explain(error) from None
         finally:

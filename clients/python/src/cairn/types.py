@@ -303,16 +303,41 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Likely:
+    """A token that might have been chosen; `bytes` may be half a character, and are empty for a special token."""
+
+    id: int
+    logprob: float
+    bytes: bytes
+
+    @property
+    def text(self) -> str:
+        """Its bytes as text, U+FFFD for what is none."""
+        return self.bytes.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
 class Token:
-    """One token; `text` holds whole characters only and may be empty."""
+    """One token; `text` holds whole characters only and may be empty. `choice` says which answer it belongs to.
+
+    `logprob` and `best` (the likeliest first) are there if they were asked for: the model's own, before temperature, penalties,
+    biases and grammars.
+    """
 
     id: int
     text: str
     index: int
+    choice: int = 0
+    logprob: float | None = None
+    best: tuple[Likely, ...] = ()
+    bytes: bytes = b""
 
     @classmethod
-    def _of(cls, m: pb.Token) -> Token:
-        return cls(m.id, m.text, m.index)
+    def _of(cls, m: pb.Token, choice: int = 0) -> Token:
+        if not m.HasField("logprobs"):
+            return cls(m.id, m.text, m.index, choice)
+        best = tuple(Likely(one.id, one.logprob, one.bytes) for one in m.logprobs.best)
+        return cls(m.id, m.text, m.index, choice, m.logprobs.logprob, best, m.logprobs.bytes)
 
 
 @dataclass(frozen=True)

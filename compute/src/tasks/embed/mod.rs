@@ -6,7 +6,7 @@
 //! | [`recipe`] | how a model's hidden states become one vector, from `modules.json` and what it names |
 //! | [`texts`] | text to ids, cut as the library cuts |
 //! | [`pooling`] | hidden states to a vector |
-//! | [`bench`] | how fast that is here |
+//! | [`mod@bench`] | how fast that is here |
 //!
 //! Work is cut into passes of about [`PASS_TOKENS`] tokens, whole texts in their order, so that a generation on the same
 //! engine waits for no longer than one of them. Invariant: a text's vector is the same bits alone and in any company.

@@ -21,7 +21,10 @@ use cairn_protocol::{
     peer_pb::{self, stage_event},
     refusal::{Reason, Refusal},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{Job, openings, tellings::Story};
 use crate::{
@@ -37,13 +40,21 @@ const NEWS_IN_A_ROW_MAX: usize = 32;
 /// Times that a session looks again at nodes it had given up: a node that is truly broken must not keep it busy.
 const PARDONS_MAX: u32 = 3;
 
-/// Runs a generation to its end.
-pub(super) async fn drive(node: Arc<Node>, job: Job, events: mpsc::Sender<api::GenerateEvent>) -> Result<(), Refusal> {
+/// Told for a log-probability that is no number, as in the OpenAI API: JSON has no infinities.
+const LOGPROB_NONE: f64 = -9999.0;
+
+/// Runs a generation to its end. `begun` is sent with its first token, and dropped with its end.
+pub(super) async fn drive(
+    node: Arc<Node>,
+    job: Job,
+    events: mpsc::Sender<api::GenerateEvent>,
+    begun: oneshot::Sender<()>,
+) -> Result<(), Refusal> {
     let (teller, mut news) = mpsc::channel(NEWS_MAX);
     let mut session = job.session();
     let mut drive = Drive {
         links: Links::new(node.clone(), teller),
-        stream: job.text.stream(&job.machine.prompt, &job.stops),
+        stream: job.stream(),
         story: Story::new(&job),
         outbox: VecDeque::new(),
         started: Instant::now(),
@@ -51,6 +62,9 @@ pub(super) async fn drive(node: Arc<Node>, job: Job, events: mpsc::Sender<api::G
         has_placed: false,
         excluded: BTreeSet::new(),
         pardons: 0,
+        begun: Some(begun),
+        chosen: None,
+        unchosen: None,
         node,
         job,
     };
@@ -148,6 +162,11 @@ struct Drive {
     excluded: BTreeSet<NodeId>,
     /// How often the excluded were looked at again.
     pardons: u32,
+    begun: Option<oneshot::Sender<()>>,
+    /// The token that was heard last, with what its stage said beside.
+    chosen: Option<peer_pb::StageToken>,
+    /// Why no token could be chosen, here or anywhere.
+    unchosen: Option<Refusal>,
 }
 
 impl Drive {
@@ -205,9 +224,9 @@ impl Drive {
                 self.links.send(peer_pb::StageInput { epoch, sequence, first_position, tokens, sample });
                 None
             }
-            Effect::Emit { index, id, .. } => {
+            Effect::Emit { index, position, id } => {
                 self.note_placement(session);
-                self.emit(index, id)
+                self.emit(index, position, id)
             }
             Effect::Close { epoch } => {
                 self.links.close(epoch);
@@ -243,12 +262,33 @@ impl Drive {
         }
     }
 
-    fn emit(&mut self, index: u64, id: u32) -> Option<Input> {
+    fn emit(&mut self, index: u64, position: u64, id: u32) -> Option<Input> {
+        if let Some(begun) = self.begun.take() {
+            let _ = begun.send(());
+        }
+        let chosen = self.chosen.take().filter(|chosen| chosen.position == position && chosen.token == id);
+        let logprobs = chosen.and_then(|chosen| chosen.logprobs).and_then(|said| self.logprobs(id, &said));
         let piece = self.stream.push(id);
         self.story.token(self.started.elapsed(), &piece.text);
-        self.tell(Event::Token(api::Token { id, text: piece.text, index: index as u32 }));
+        self.tell(Event::Token(api::Token { id, text: piece.text, index: index as u32, logprobs }));
         Counters::add(&self.node.counters.tokens_total, 1);
         piece.stopped.then_some(Input::StopMatched)
+    }
+
+    /// What a stage said of a token's likelihood, no more than was asked for.
+    fn logprobs(&self, id: u32, said: &peer_pb::TokenLogprobs) -> Option<api::Logprobs> {
+        let count = self.job.demands.logprobs? as usize;
+        let number = |logprob: f32| if logprob.is_finite() { f64::from(logprob) } else { LOGPROB_NONE };
+        let best = said.best.iter().zip(&said.best_logprobs).take(count).map(|(id, logprob)| api::Likely {
+            id: *id,
+            logprob: number(*logprob),
+            bytes: self.job.text.token_bytes(*id),
+        });
+        Some(api::Logprobs {
+            logprob: number(said.logprob),
+            best: best.collect(),
+            bytes: self.job.text.token_bytes(id),
+        })
     }
 
     fn recovered(&mut self, recovery: &Recovery) {
@@ -258,7 +298,7 @@ impl Drive {
     }
 
     fn tell(&mut self, event: Event) {
-        self.outbox.push_back(api::GenerateEvent { event: Some(event) });
+        self.outbox.push_back(api::GenerateEvent { event: Some(event), choice: self.job.choice });
     }
 
     /// What a stage's news are to the machine.
@@ -274,7 +314,9 @@ impl Drive {
                 }
                 stage_event::Event::Token(token) => {
                     let (sequence, position, id) = (token.sequence, token.position, token.token);
-                    Input::Token { epoch: token.epoch.min(epoch), sequence, position, id }
+                    let epoch = token.epoch.min(epoch);
+                    self.chosen = Some(token);
+                    Input::Token { epoch, sequence, position, id }
                 }
                 stage_event::Event::Progress(progress) => {
                     if let Some(told) = self.story.progress(epoch, index, &progress) {
@@ -295,6 +337,14 @@ impl Drive {
                 stage_event::Event::Refused(refused) => {
                     let refusal = self.refusal(index, refused);
                     Input::StageRefused { epoch, index, refusal }
+                }
+                stage_event::Event::Unchosen(refused) => {
+                    // Stages of an epoch that is over may say what they like.
+                    if epoch == self.story.epoch() {
+                        self.unchosen = Some(self.refusal(index, refused));
+                        return Some(Input::Cancel);
+                    }
+                    return None;
                 }
                 stage_event::Event::Lost(lost) => match lost.node.as_slice().try_into() {
                     Ok(node) => Input::Lost { epoch, index, node, why: lost.why },
@@ -325,11 +375,14 @@ impl Drive {
             Finish::Failed(refusal) => return Err(refusal),
             Finish::Stop => "stop",
             Finish::Length => "length",
-            Finish::Cancelled => "cancelled",
+            Finish::Cancelled => match self.unchosen {
+                Some(refusal) => return Err(refusal),
+                None => "cancelled",
+            },
         };
-        let rest = self.stream.finish();
+        let rest = self.stream.clone().finish();
         let done = self.story.done(&self.job, session, word, &rest);
-        self.outbox.push_back(api::GenerateEvent { event: Some(Event::Done(done)) });
+        self.tell(Event::Done(done));
         let (closing, outbox) = (self.links.finish(), self.outbox);
         let telling = async {
             for event in outbox {

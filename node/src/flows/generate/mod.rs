@@ -9,29 +9,34 @@
 //! Not here: the decisions, which are [`cairn_compute::session`]'s. Invariant: dropping the flow's future, or the
 //! receiver of its events, ends every stage of the session.
 
+mod asks;
 mod drive;
 mod openings;
 mod prompt;
 mod tellings;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+};
 
 use cairn_compute::{
+    choose::{Chooser, Demands},
+    plan::Plan,
     quantise::{Target, as_loaded},
-    sample::Sampling,
     session::{self, Session},
 };
 use cairn_protocol::{
     api,
     id::{RevisionId, SessionId},
-    manifest::Manifest,
+    manifest::{Manifest, Model},
     peer_pb,
     refusal::{Reason, Refusal},
     resume::ResumeToken,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use prompt::TextCache;
+pub(crate) use prompt::{TextCache, texts};
 
 use super::{adapters, holders, names, plan};
 use crate::{data::fetch::Source, shell::Node, stages};
@@ -45,7 +50,8 @@ const CONTEXT_MIN: u64 = 512;
 /// Longest generation where the caller set no deadline.
 const GENERATION_MS_MAX: u64 = 24 * 3600 * 1000;
 
-/// Answers `Generate`: `Started` first, `Done` last.
+/// Answers `Generate`: for each answer `Started` first, `Done` last. Each begins when the one before has its first token, so that
+/// stages that keep a prompt's keys and values need not compute them again.
 pub async fn generate(
     node: Arc<Node>,
     request: api::GenerateRequest,
@@ -53,19 +59,36 @@ pub async fn generate(
 ) -> Result<(), Refusal> {
     let counted = node.clone();
     let _under_way = counted.counters.session();
+    let choices = asks::choices(&request)?;
     let job = prepare(&node, request).await?;
-    drive::drive(node, job, events).await
+    let mut before: Option<oneshot::Receiver<()>> = None;
+    let drives = (0..choices).map(|choice| {
+        let (begun, begins) = oneshot::channel();
+        let (node, job, events) = (node.clone(), job.choice(choice), events.clone());
+        let before = before.replace(begins);
+        async move {
+            if let Some(before) = before {
+                // Dropped unsent where the one before ended without a token.
+                let _ = before.await;
+            }
+            drive::drive(node, job, events, begun).await
+        }
+    });
+    futures::future::try_join_all(drives).await.map(drop)
 }
 
 /// Everything a generation needs before its first plan.
+#[derive(Clone)]
 pub(crate) struct Job {
     pub path: String,
     pub repo: String,
     pub revision: RevisionId,
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
     pub session: SessionId,
     pub wish: plan::Wish,
-    pub sampling: Sampling,
+    /// Which of several answers.
+    pub choice: u32,
+    pub demands: Demands,
     pub stops: Vec<String>,
     pub text: Arc<prompt::Texts>,
     pub machine: session::Config,
@@ -76,12 +99,16 @@ pub(crate) struct Job {
     pub adapter: Option<adapters::Chosen>,
     /// What stages hold matrices of more bits as.
     pub quantise: Option<Target>,
+    /// The first plan of the first answer, which the others take over.
+    pub first_plan: Arc<OnceLock<Plan>>,
 }
 
 async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job, Refusal> {
     let privacy = stages::parse_privacy(&request.privacy)?;
     let seed = request.seed.unwrap_or_else(rand::random);
-    let sampling = sampling(&request, seed)?;
+    let stops = asks::stops(&request)?;
+    // What is wrong with numbers is said before anything is fetched.
+    asks::sampling(&request, seed)?;
     let quantise = plan::parse_quantise(&request.quantise)?;
     let reference = names::parse(&request.repo)?;
     let resolved = names::resolve_anywhere(node, &reference).await?;
@@ -95,6 +122,8 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     }
     let text = prompt::texts(node, resolved.revision, &manifest, &sources).await?;
     let ids = prompt::ids(&text, &request, model.vocabulary).await?;
+    let demands = asks::demands(&request, seed, ids.len(), model.vocabulary)?;
+    check_grammar(&text, &model, &demands, &ids).await?;
     let tokens_max = if request.max_tokens == 0 { plan::ANSWER_TOKENS as u32 } else { request.max_tokens };
     let context = context(ids.len() as u64, u64::from(tokens_max), u64::from(model.context_max))?;
     let cost = plan::cost(&model, &as_loaded(&manifest.tensors, quantise))?;
@@ -135,13 +164,31 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         repo: request.repo,
         revision: resolved.revision,
         session: SessionId::from(rand::random::<[u8; 16]>()),
-        manifest,
-        sampling,
-        stops: request.stop,
+        manifest: Arc::new(manifest),
+        choice: 0,
+        demands,
+        stops,
         sources,
         text,
         machine,
+        first_plan: Arc::default(),
     })
+}
+
+/// Compiles a grammar here, before a stage elsewhere is asked to: what is wrong with it is told to its author at once.
+async fn check_grammar(
+    text: &Arc<prompt::Texts>,
+    model: &Model,
+    demands: &Demands,
+    ids: &[u32],
+) -> Result<(), Refusal> {
+    if demands.grammar.is_none() {
+        return Ok(());
+    }
+    let (vocabulary, demands, ids) = (text.vocabulary(model).await?, demands.clone(), ids.to_vec());
+    let checked = tokio::task::spawn_blocking(move || Chooser::start(demands, Some(vocabulary), ids).map(drop)).await;
+    let checked = checked.map_err(|error| Refusal::internal("a grammar", error))?;
+    checked.map_err(|error| stages::choosing::refusal(&error))
 }
 
 /// Positions that stages keep: what prompt and output need, as a power of two, within what the model was made for.
@@ -154,33 +201,27 @@ fn context(prompt: u64, tokens_max: u64, context_max: u64) -> Result<u64, Refusa
     Ok(needed.next_power_of_two().max(CONTEXT_MIN).min(context_max))
 }
 
-fn sampling(request: &api::GenerateRequest, seed: u64) -> Result<Sampling, Refusal> {
-    let bad = |what: &str, why: &str, attempt: &str| Err(Refusal::new(Reason::BadInput, what, why).try_this(attempt));
-    let temperature = request.temperature.unwrap_or(0.7);
-    if !temperature.is_finite() || temperature < 0.0 {
-        return bad("temperature", "it must be 0 or more", "0 for greedy, 0.7 for lively");
-    }
-    if !request.top_p.is_finite() || !(0.0..=1.0).contains(&request.top_p) {
-        return bad("top_p", "it must be between 0 and 1", "0.9");
-    }
-    if !request.repetition_penalty.is_finite() || request.repetition_penalty < 0.0 {
-        return bad("repetition_penalty", "it must be 0 (none) or more", "1.1");
-    }
-    let top_p = if request.top_p == 0.0 { 1.0 } else { request.top_p };
-    let repetition_penalty = if request.repetition_penalty == 0.0 { 1.0 } else { request.repetition_penalty };
-    Ok(Sampling {
-        temperature: temperature as f32,
-        top_k: request.top_k,
-        top_p: top_p as f32,
-        seed,
-        repetition_penalty: repetition_penalty as f32,
-    })
-}
-
 impl Job {
     /// The adapter's revision, if there is one.
     fn adapter_revision(&self) -> Option<RevisionId> {
         self.adapter.as_ref().map(|adapter| adapter.revision)
+    }
+
+    /// The same for another of several answers.
+    fn choice(&self, choice: u32) -> Job {
+        let mut job = self.clone();
+        job.choice = choice;
+        job.session = SessionId::from(rand::random::<[u8; 16]>());
+        job.demands.sampling.index = self.demands.sampling.index.saturating_add(choice);
+        job
+    }
+
+    /// Decodes what is generated.
+    fn stream(&self) -> cairn_compute::text::Stream {
+        match self.demands.grammar {
+            Some(_) => self.text.stream_exactly(&self.stops),
+            None => self.text.stream(&self.machine.prompt, &self.stops),
+        }
     }
 
     /// The machine of this generation.
@@ -188,16 +229,24 @@ impl Job {
         Session::new(self.machine.clone())
     }
 
-    /// Makes a plan as the machine asks for it.
+    /// Makes a plan as the machine asks for it; the first one is shared by all answers.
     fn plan(
         &self,
         node: &Node,
         bound: cairn_compute::plan::Bound,
         excluded: BTreeSet<cairn_protocol::id::NodeId>,
-        in_force: Option<&cairn_compute::plan::Plan>,
-    ) -> Result<cairn_compute::plan::Plan, Refusal> {
-        plan::make(node, self.revision, &self.wish, bound, excluded, in_force)
-            .map_err(|error| plan::refusal(&self.repo, &error))
+        in_force: Option<&Plan>,
+    ) -> Result<Plan, Refusal> {
+        let is_first = in_force.is_none() && excluded.is_empty();
+        if let Some(plan) = self.first_plan.get().filter(|_| is_first) {
+            return Ok(plan.clone());
+        }
+        let made = plan::make(node, self.revision, &self.wish, bound, excluded, in_force)
+            .map_err(|error| plan::refusal(&self.repo, &error))?;
+        if is_first {
+            let _ = self.first_plan.set(made.clone());
+        }
+        Ok(made)
     }
 }
 
@@ -256,15 +305,5 @@ mod tests {
         assert_eq!(unquantised(wanted, &ready("q8_0")), None);
         assert_eq!(unquantised(None, &ready("")), None);
         assert!(unquantised(wanted, &ready("")).is_some() && unquantised(None, &ready("q8_0")).is_some());
-    }
-
-    #[test]
-    fn sampling_that_means_nothing_is_refused() {
-        let request = |temperature, top_p| api::GenerateRequest { temperature, top_p, ..Default::default() };
-        assert!(sampling(&request(Some(f64::NAN), 0.0), 1).is_err());
-        assert!(sampling(&request(Some(-1.0), 0.0), 1).is_err());
-        assert!(sampling(&request(None, 1.5), 1).is_err());
-        let plain = sampling(&request(None, 0.0), 1).unwrap();
-        assert_eq!((plain.temperature, plain.top_p, plain.repetition_penalty), (0.7, 1.0, 1.0));
     }
 }

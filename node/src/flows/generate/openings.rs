@@ -9,7 +9,7 @@ use super::Job;
 use crate::{
     data::fetch::Source,
     shell::Node,
-    stages::{self, bounds, links::Opening},
+    stages::{self, bounds, choosing, links::Opening},
 };
 
 /// Int8 planes of activations: two, since one changes the best token at 8-20 % of positions on a small model.
@@ -31,6 +31,7 @@ pub(super) fn openings(
         sources: sources(&adapter.sources, excluded),
     });
     let sources = sources(&job.sources, excluded);
+    let (sampling, choosing) = choosing::to_wire(&job.demands);
     let opening = |index: usize| {
         let stage = &plan.stages[index];
         let next = plan.stages.get(index + 1);
@@ -50,13 +51,9 @@ pub(super) fn openings(
             next_node: next.map(|s| s.node.to_vec()).unwrap_or_default(),
             next_addresses: next.map(|s| addresses_as_text(node, s.node)).unwrap_or_default(),
             previous_node: previous.to_vec(),
-            sampling: Some(peer_pb::Sampling {
-                temperature: f64::from(job.sampling.temperature),
-                top_k: job.sampling.top_k,
-                top_p: f64::from(job.sampling.top_p),
-                seed: job.sampling.seed,
-                repetition_penalty: f64::from(job.sampling.repetition_penalty),
-            }),
+            // No other stage chooses anything.
+            sampling: stage.head.then_some(sampling),
+            choosing: choosing.clone().filter(|_| stage.head),
             privacy: stages::privacy_word(job.wish.privacy).to_owned(),
             deadline_ms: 0,
             sources: sources.clone(),
@@ -64,7 +61,7 @@ pub(super) fn openings(
             level: plan.level.clone(),
             adapter: adapter.clone(),
             quantise: job.quantise.map(|target| target.name().to_owned()).unwrap_or_default(),
-            history: if stage.head && job.sampling.needs_history() { history.to_vec() } else { Vec::new() },
+            history: if stage.head && job.demands.needs_history() { history.to_vec() } else { Vec::new() },
         };
         Opening { node: stage.node, addresses: addresses(node, stage.node), open }
     };

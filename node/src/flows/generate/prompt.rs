@@ -7,11 +7,14 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use bytes::Bytes;
-use cairn_compute::text::{self, ChatError, EncodeError, Files, Message, Moment, Tokenizer};
+use cairn_compute::{
+    choose::Vocabulary,
+    text::{self, ChatError, EncodeError, Files, Message, Moment, Tokenizer},
+};
 use cairn_protocol::{
     api, gguf,
     id::RevisionId,
@@ -20,7 +23,12 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 
-use crate::{data::fetch::Source, panics, shell::Node, stages};
+use crate::{
+    data::fetch::Source,
+    panics,
+    shell::Node,
+    stages::{self, choosing},
+};
 
 /// Tokenizers that are kept read: a node rarely serves more models at once, and one takes up to 100 MB.
 const TEXTS_MAX: usize = 4;
@@ -57,6 +65,8 @@ impl TextCache {
 /// A model's way with text.
 pub(crate) struct Texts {
     tokenizer: Tokenizer,
+    /// Made when the first grammar needs it.
+    vocabulary: OnceLock<Arc<Vocabulary>>,
 }
 
 impl Texts {
@@ -72,10 +82,31 @@ impl Texts {
     pub fn stream(&self, prompt: &[u32], stops: &[String]) -> text::Stream {
         self.tokenizer.stream(prompt, stops.to_vec())
     }
+
+    /// The same for text that follows a grammar, of which no character may be lost.
+    pub fn stream_exactly(&self, stops: &[String]) -> text::Stream {
+        self.tokenizer.stream_exactly(stops.to_vec())
+    }
+
+    /// The bytes that an id adds to a text.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.tokenizer.token_bytes(id).to_vec()
+    }
+
+    /// What grammars need of the vocabulary, made once: it takes up to a second.
+    pub async fn vocabulary(self: &Arc<Self>, model: &Model) -> Result<Arc<Vocabulary>, Refusal> {
+        if let Some(vocabulary) = self.vocabulary.get() {
+            return Ok(vocabulary.clone());
+        }
+        let (texts, eos, size) = (self.clone(), self.eos(model), model.vocabulary);
+        let make = move || Vocabulary::new(&texts.tokenizer, &eos, size).map_err(|error| choosing::refusal(&error));
+        let made = Arc::new(guarded("reading a vocabulary", make).await?);
+        Ok(self.vocabulary.get_or_init(|| made).clone())
+    }
 }
 
 /// The tokenizer of a revision, read once.
-pub(super) async fn texts(
+pub(crate) async fn texts(
     node: &Arc<Node>,
     revision: RevisionId,
     manifest: &Manifest,
@@ -86,7 +117,7 @@ pub(super) async fn texts(
     }
     let material = material(node, manifest, sources).await?;
     let tokenizer = guarded("reading a tokenizer", move || material.read()).await?;
-    let texts = Arc::new(Texts { tokenizer });
+    let texts = Arc::new(Texts { tokenizer, vocabulary: OnceLock::new() });
     node.stages.texts().put(revision, texts.clone());
     Ok(texts)
 }

@@ -53,6 +53,11 @@ impl Story {
         }
     }
 
+    /// Of the plan in force.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
     /// The node of a stage of the plan in force.
     pub fn node(&self, index: usize) -> Option<NodeId> {
         self.nodes.get(index).copied()
@@ -63,7 +68,7 @@ impl Story {
         api::Started {
             session: job.session.to_string(),
             revision: job.revision.to_string(),
-            seed: job.sampling.seed,
+            seed: job.demands.sampling.seed,
             plan: Some(plan::to_api(&job.path, job.revision, made)),
             resume_token: job.resume_token.clone(),
             prompt_tokens: self.prompt_tokens,
@@ -147,7 +152,7 @@ impl Story {
             tokens: session.generated().to_vec(),
             text: std::mem::take(&mut self.text),
             finish: finish.to_owned(),
-            seed: job.sampling.seed,
+            seed: job.demands.sampling.seed,
             ttft_ms: self.first_token.map_or(0.0, |d| d.as_secs_f64() * 1e3),
             tokens_per_s: self.tokens_per_s(),
             stages: std::mem::take(&mut self.reports),

@@ -554,7 +554,7 @@ class ChatMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("repo", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stages", "raw", "privacy", "repetition_penalty", "token_ids", "adapter", "quantise")
+    __slots__ = ("repo", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stages", "raw", "privacy", "repetition_penalty", "token_ids", "adapter", "quantise", "generated", "min_p", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "n", "sample_index", "json", "json_schema", "regex", "grammar")
     REPO_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -571,6 +571,18 @@ class GenerateRequest(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     QUANTISE_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     repo: str
     prompt: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
@@ -587,21 +599,43 @@ class GenerateRequest(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     adapter: str
     quantise: str
-    def __init__(self, repo: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stages: _Optional[int] = ..., raw: bool = ..., privacy: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ..., quantise: _Optional[str] = ...) -> None: ...
+    generated: int
+    min_p: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: _containers.RepeatedCompositeFieldContainer[LogitBias]
+    logprobs: int
+    n: int
+    sample_index: int
+    json: bool
+    json_schema: str
+    regex: str
+    grammar: str
+    def __init__(self, repo: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stages: _Optional[int] = ..., raw: bool = ..., privacy: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ..., quantise: _Optional[str] = ..., generated: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., logprobs: _Optional[int] = ..., n: _Optional[int] = ..., sample_index: _Optional[int] = ..., json: bool = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ...) -> None: ...
+
+class LogitBias(_message.Message):
+    __slots__ = ("id", "bias")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    bias: float
+    def __init__(self, id: _Optional[int] = ..., bias: _Optional[float] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
-    __slots__ = ("started", "token", "recovery", "done", "progress")
+    __slots__ = ("started", "token", "recovery", "done", "progress", "choice")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     RECOVERY_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
     started: Started
     token: Token
     recovery: Recovery
     done: Done
     progress: Progress
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., recovery: _Optional[_Union[Recovery, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    choice: int
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., recovery: _Optional[_Union[Recovery, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., choice: _Optional[int] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("session", "revision", "seed", "plan", "resume_token", "prompt_tokens", "adapter")
@@ -622,14 +656,36 @@ class Started(_message.Message):
     def __init__(self, session: _Optional[str] = ..., revision: _Optional[str] = ..., seed: _Optional[int] = ..., plan: _Optional[_Union[PlanResponse, _Mapping]] = ..., resume_token: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("id", "text", "index")
+    __slots__ = ("id", "text", "index", "logprobs")
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     id: int
     text: str
     index: int
-    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
+    logprobs: Logprobs
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., index: _Optional[int] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ...) -> None: ...
+
+class Logprobs(_message.Message):
+    __slots__ = ("logprob", "best", "bytes")
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    BEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    logprob: float
+    best: _containers.RepeatedCompositeFieldContainer[Likely]
+    bytes: bytes
+    def __init__(self, logprob: _Optional[float] = ..., best: _Optional[_Iterable[_Union[Likely, _Mapping]]] = ..., bytes: _Optional[bytes] = ...) -> None: ...
+
+class Likely(_message.Message):
+    __slots__ = ("id", "logprob", "bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    logprob: float
+    bytes: bytes
+    def __init__(self, id: _Optional[int] = ..., logprob: _Optional[float] = ..., bytes: _Optional[bytes] = ...) -> None: ...
 
 class Recovery(_message.Message):
     __slots__ = ("node", "why", "stages", "pause_ms", "noticed_ms", "replanned_ms", "rebuilt_ms")
