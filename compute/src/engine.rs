@@ -14,6 +14,7 @@ mod adapter;
 mod deal;
 mod device;
 mod handle;
+mod preempt;
 mod sessions;
 mod threads;
 mod work;
@@ -32,7 +33,7 @@ use crate::{
         acts::Planes,
         pool::{self, Pool},
     },
-    stage::{GpuError, Hands},
+    stage::{GpuError, Hands, pages::Pages},
     weights::{Conversion, TensorSource, WeightsError},
 };
 use cairn_protocol::manifest::{Model, TensorEntry};
@@ -40,7 +41,7 @@ use candle_core::Device;
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
@@ -186,6 +187,12 @@ pub type LoadDone = Box<dyn FnOnce(Result<StageHandle, LoadError>) + Send>;
 pub(crate) struct Memory {
     max: u64,
     used: AtomicU64,
+    /// Pages of all weights: those that are idle give way to any other use. Guards the list; held for a look only.
+    lent: Mutex<Vec<Weak<Pages>>>,
+    /// Bytes of pages.
+    paged: AtomicU64,
+    evictions: AtomicU64,
+    adopted: AtomicU64,
 }
 
 /// A share of the engine's memory, given back when dropped.
@@ -195,12 +202,83 @@ pub struct Share {
 }
 
 impl Memory {
-    fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Share, LoadError> {
-        let take = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.max);
-        match self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take) {
-            Ok(_) => Ok(Share { memory: self.clone(), bytes }),
+    pub fn new(max: u64) -> Arc<Self> {
+        let [used, paged, evictions, adopted] = [0; 4].map(AtomicU64::new);
+        Arc::new(Self { max, used, lent: Mutex::default(), paged, evictions, adopted })
+    }
+
+    /// Takes bytes; idle pages make room for them.
+    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Share, LoadError> {
+        let taken = self.take(bytes).or_else(|used| {
+            self.call_in((used.saturating_add(bytes)).saturating_sub(self.max));
+            self.take(bytes)
+        });
+        match taken {
+            Ok(()) => Ok(Share { memory: self.clone(), bytes }),
             Err(used) => Err(LoadError::Memory { needed: bytes, free: self.max - used, max: self.max }),
         }
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), u64> {
+        let take = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.max);
+        self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).map(drop)
+    }
+
+    /// Bytes that are held.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::SeqCst)
+    }
+
+    /// Notes whose idle pages may be called in.
+    pub fn lends_to(&self, pages: &Arc<Pages>) {
+        let mut lent = self.lent();
+        lent.retain(|pages| pages.strong_count() > 0);
+        lent.push(Arc::downgrade(pages));
+    }
+
+    /// Has idle pages of that many bytes freed, as far as there are any.
+    fn call_in(&self, bytes: u64) {
+        let mut missing = bytes;
+        for pages in self.borrowers() {
+            missing = missing.saturating_sub(pages.give_back(missing));
+            if missing == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Takes bytes for a page.
+    pub fn reserve_page(self: &Arc<Self>, bytes: u64) -> Option<PageShare> {
+        let share = self.reserve(bytes).ok()?;
+        self.paged.fetch_add(bytes, Ordering::Relaxed);
+        Some(PageShare { share })
+    }
+
+    /// Counts a session that gave way to another.
+    pub fn note_eviction(&self) {
+        self.evictions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts positions that need not be computed again.
+    pub fn note_adopted(&self, positions: u64) {
+        self.adopted.fetch_add(positions, Ordering::Relaxed);
+    }
+
+    fn keys_and_values(&self) -> KeysAndValues {
+        KeysAndValues {
+            bytes: self.paged.load(Ordering::Relaxed),
+            idle_bytes: self.borrowers().iter().map(|pages| pages.idle_bytes()).sum(),
+            evictions: self.evictions.load(Ordering::Relaxed),
+            adopted_positions: self.adopted.load(Ordering::Relaxed),
+        }
+    }
+
+    fn borrowers(&self) -> Vec<Arc<Pages>> {
+        self.lent().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn lent(&self) -> MutexGuard<'_, Vec<Weak<Pages>>> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -208,6 +286,30 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.memory.used.fetch_sub(self.bytes, Ordering::SeqCst);
     }
+}
+
+/// A page's share of the memory.
+pub(crate) struct PageShare {
+    share: Share,
+}
+
+impl Drop for PageShare {
+    fn drop(&mut self) {
+        self.share.memory.paged.fetch_sub(self.share.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Keys and values of all sessions on this CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeysAndValues {
+    /// Bytes of their pages; part of the memory that is held.
+    pub bytes: u64,
+    /// Bytes of those that no session holds, kept for who begins alike: any other use may have them.
+    pub idle_bytes: u64,
+    /// Sessions that gave way to others since the start.
+    pub evictions: u64,
+    /// Positions that were found computed since the start.
+    pub adopted_positions: u64,
 }
 
 /// A handle to the engine. It ends when the last handle to it and to its stages is gone, or with [`Engine::stop`].
@@ -240,7 +342,7 @@ impl Engine {
         let (loads, jobs) = sync_channel(LOADS_MAX);
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
-        let memory = Arc::new(Memory { max: config.memory_max, used: AtomicU64::new(0) });
+        let memory = Memory::new(config.memory_max);
         thread::Builder::new().name(ENGINE_THREAD.into()).spawn(move || threads::compute(&hands, &queue, &stopping))?;
         let back = commands.clone();
         thread::Builder::new().name(LOAD_THREAD.into()).spawn(move || threads::load(&jobs, &back))?;
@@ -260,7 +362,12 @@ impl Engine {
 
     /// Bytes that stages hold, of the most they may.
     pub fn memory(&self) -> (u64, u64) {
-        (self.inner.memory.used.load(Ordering::SeqCst), self.inner.memory.max)
+        (self.inner.memory.used(), self.inner.memory.max)
+    }
+
+    /// What keys and values take.
+    pub fn keys_and_values(&self) -> KeysAndValues {
+        self.inner.memory.keys_and_values()
     }
 
     /// Loads a part of a model with a session on it. `done` is called once, on the loader thread, or at once on this one
@@ -275,6 +382,8 @@ impl Engine {
         done: LoadDone,
     ) {
         let needed = match arch::stage_memory(&model, &tensors, &part, options.context) {
+            // Keys and values take pages as they grow.
+            Ok(needed) if self.inner.device.is_none() => needed.total() - needed.cache,
             Ok(needed) => needed.total(),
             Err(error) => return done(Err(error.into())),
         };
@@ -333,5 +442,7 @@ fn chosen(asked: Option<Level>) -> Result<Level, StartError> {
     if level.is_available() { Ok(level) } else { Err(StartError::MissingLevel(level)) }
 }
 
+#[cfg(test)]
+mod paging_tests;
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,8 @@ pub mod train;
 mod weights;
 
 pub use arch::StagePart;
+pub use cpu::kernels::KV_TILE as PAGE_POSITIONS;
 pub use engine::{AdapterHandle, Engine, EngineConfig, LoadError, LoadOptions, LoadReport, StageHandle, WantedAdapter};
 pub use saved::Saves;
-pub use stage::{StepError, StepInput, StepOutput};
+pub use stage::{PageKey, StepError, StepInput, StepOutput};
 pub use weights::{Conversion, SourceError, TensorSource, WeightsError};

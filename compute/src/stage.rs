@@ -10,13 +10,15 @@
 mod adapter;
 mod cpu;
 mod gpu;
+pub(crate) mod pages;
 
 pub(crate) use adapter::Adapter;
 pub(crate) use cpu::CpuWeights;
 pub(crate) use gpu::{GpuError, GpuWeights};
+pub use pages::PageKey;
 
 use crate::{
-    cpu::{level::Level, pool::Pool},
+    cpu::{cache::Full, kernels::KV_TILE, level::Level, pool::Pool},
     engine::Share,
     sample::{self, Sampling},
 };
@@ -51,6 +53,15 @@ pub enum StepInput {
         /// Whether a last stage samples at the last position.
         sample: bool,
     },
+}
+
+impl StepInput {
+    /// The position of its first token or hidden state.
+    pub fn first_position(&self) -> u64 {
+        match self {
+            Self::Tokens { first_position, .. } | Self::Hidden { first_position, .. } => *first_position,
+        }
+    }
 }
 
 /// What a stage has computed.
@@ -127,6 +138,15 @@ pub enum StepError {
     /// Infinities or NaNs in a hidden state.
     #[error("the hidden state holds values that are not finite")]
     NotFinite,
+    /// Its keys and values made room for another session's. Nothing is held, and its positions may be sent again from 0.
+    #[error("its keys and values made room for another session's")]
+    Evicted,
+    /// Not even alone it fits the memory that stages may have.
+    #[error("keys and values of {needed} positions don't fit the memory that is left")]
+    NoRoom {
+        /// Positions that the step would make.
+        needed: u64,
+    },
     /// The stage is gone after a panic; its session has to be opened elsewhere or again.
     #[error("the stage is lost: {0}")]
     Lost(String),
@@ -189,6 +209,11 @@ impl Weights {
         }
     }
 
+    /// Whether their sessions take memory page by page.
+    pub fn has_pages(&self) -> bool {
+        matches!(self.kind, Kind::Cpu(_))
+    }
+
     /// Whether sessions on them share passes.
     pub fn shares_passes(&self) -> bool {
         matches!(self.kind, Kind::Cpu(_))
@@ -196,7 +221,7 @@ impl Weights {
 
     fn open(&self, context: usize) -> Result<Seat, StepError> {
         Ok(match &self.kind {
-            Kind::Cpu(weights) => Seat::Cpu(weights.open(context)),
+            Kind::Cpu(weights) => Seat::Cpu(weights.open()),
             Kind::Gpu(weights) => Seat::Gpu(weights.open(context)?),
         })
     }
@@ -263,6 +288,8 @@ pub(crate) struct Session {
     history: Vec<u32>,
     /// What it adds to the weights.
     adapter: Option<Arc<Adapter>>,
+    /// What it held made room for others, and who asks has not been told to begin again, or has not done so.
+    is_evicted: bool,
     /// What it computes with; keeps their memory reserved.
     weights: Arc<Weights>,
 }
@@ -274,7 +301,7 @@ impl Session {
         let context = context.min(facts.context);
         let seat = weights.open(context)?;
         let (choosing, history) = (Choosing::Here(Sampling::GREEDY), Vec::new());
-        Ok(Self { seat, facts, held: 0, context, choosing, history, adapter: None, weights })
+        Ok(Self { seat, facts, held: 0, context, choosing, history, adapter: None, is_evicted: false, weights })
     }
 
     pub fn set_choosing(&mut self, choosing: Choosing) {
@@ -290,12 +317,83 @@ impl Session {
     /// Forgets positions from `len` on. More than are held changes nothing.
     pub fn truncate(&mut self, len: usize) {
         self.held = self.held.min(len);
+        if let Seat::Cpu(stage) = &mut self.seat {
+            stage.truncate(self.held);
+        }
+    }
+
+    /// Begins with the positions that others have computed under the first of these keys, on a CPU; says how many. It must hold
+    /// none yet. Its own pages are filed under the keys as they fill: whoever gives them vouches that they name all that
+    /// the pages depend on beside weights and adapter.
+    pub fn adopt(&mut self, keys: Vec<PageKey>) -> usize {
+        let adapter = self.adapter();
+        if let Seat::Cpu(stage) = &mut self.seat
+            && self.held == 0
+        {
+            let context = self.context / KV_TILE;
+            self.held = stage.adopt(keys.iter().take(context).map(|key| of_adapter(*key, adapter)).collect());
+        }
+        self.held
+    }
+
+    /// What was adopted is there to be begun from anywhere: other stages of the session may hold less.
+    fn begin_earlier(&mut self, input: &StepInput) {
+        let first = input.first_position();
+        if let Seat::Cpu(stage) = &mut self.seat
+            && stage.has_just_adopted()
+            && first < self.held as u64
+        {
+            self.truncate(first as usize);
+        }
+    }
+
+    /// Files the pages that it holds under these keys, from position 0 on.
+    pub fn name_pages(&mut self, keys: Vec<PageKey>) {
+        let adapter = self.adapter();
+        if let Seat::Cpu(stage) = &mut self.seat {
+            stage.name_pages(keys.into_iter().map(|key| of_adapter(key, adapter)).collect(), self.held);
+        }
+    }
+
+    /// Sees to it that the next `count` positions of a step have pages.
+    pub fn reserve(&mut self, step: &UnderWay, count: usize) -> Result<(), Full> {
+        let at = self.held + step.done..self.held + step.done + count;
+        match &mut self.seat {
+            Seat::Cpu(stage) => stage.reserve(at),
+            Seat::Gpu(_) => Ok(()),
+        }
+    }
+
+    /// Positions held.
+    pub fn held(&self) -> u64 {
+        self.held as u64
+    }
+
+    /// Gives up all that it holds, so that others have room. Its next step is answered [`StepError::Evicted`] unless it begins
+    /// again.
+    pub fn evict(&mut self) {
+        self.held = 0;
+        self.is_evicted = true;
+        if let Seat::Cpu(stage) = &mut self.seat {
+            stage.evict();
+        }
+    }
+
+    /// Bytes that evicting it would free at once.
+    pub fn own_bytes(&self) -> u64 {
+        match &self.seat {
+            Seat::Cpu(stage) => stage.own_bytes(),
+            Seat::Gpu(_) => 0,
+        }
     }
 
     /// Computes with an adapter that fits the weights, or with none. Positions that were computed with another are forgotten.
     pub fn set_adapter(&mut self, adapter: Option<Arc<Adapter>>) {
         if self.adapter() != adapter.as_ref().map(|adapter| adapter.revision) {
-            self.held = 0;
+            self.truncate(0);
+            if let Seat::Cpu(stage) = &mut self.seat {
+                stage.forget_keys();
+            }
         }
         self.adapter = adapter;
     }
@@ -312,7 +410,9 @@ impl Session {
 
     /// Checks a step, which may be computed then.
     pub fn begin(&mut self, input: StepInput) -> Result<UnderWay, StepError> {
+        self.begin_earlier(&input);
         let (count, sample) = self.check(&input)?;
+        self.is_evicted = false;
         if let StepInput::Tokens { ids, .. } = &input {
             self.history.truncate(self.held);
             if self.history.len() == self.held {
@@ -331,6 +431,7 @@ impl Session {
         let mut step = self.begin(input.clone())?;
         while step.left() > 0 {
             let count = step.left().min(crate::cpu::work::PASS_TOKENS_MAX);
+            self.reserve(&step, count).expect("there is room");
             compute(hands, &mut [Turn { session: self, step: &mut step, count }])?;
         }
         Ok(self.finish(step))
@@ -339,6 +440,9 @@ impl Session {
     /// Takes in a step of which nothing is left.
     pub fn finish(&mut self, step: UnderWay) -> StepOutput {
         self.held += step.count;
+        if let Seat::Cpu(stage) = &mut self.seat {
+            stage.file(self.held);
+        }
         let compute_ns = step.compute.as_nanos() as u64;
         if let Some(values) = step.logits {
             return StepOutput::Logits { values, compute_ns };
@@ -370,6 +474,9 @@ impl Session {
         let (held, context) = (self.held as u64, self.context as u64);
         if count == 0 {
             return Err(StepError::WrongInput("the input holds no position"));
+        }
+        if self.is_evicted && first != held {
+            return Err(StepError::Evicted);
         }
         if first != held {
             return Err(StepError::NotNext { held, got: first });
@@ -409,6 +516,14 @@ impl Session {
     }
 }
 
+/// A page's key for computing with an adapter.
+fn of_adapter(key: PageKey, adapter: Option<RevisionId>) -> PageKey {
+    let Some(adapter) = adapter else { return key };
+    let mut hasher = blake3::Hasher::new_derive_key("cairn 2026-11 pages computed with an adapter");
+    hasher.update(&key).update(&adapter.to_vec());
+    *hasher.finalize().as_bytes()
+}
+
 /// A step that was begun: what was asked, and what came of it so far.
 pub(crate) struct UnderWay {
     input: StepInput,
@@ -429,6 +544,11 @@ impl UnderWay {
     /// Positions to compute yet.
     pub fn left(&self) -> usize {
         self.count - self.done
+    }
+
+    /// Positions computed.
+    pub fn done(&self) -> usize {
+        self.done
     }
 
     /// Whether computing all of them gives a token.

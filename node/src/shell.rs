@@ -102,7 +102,7 @@ impl Node {
             Engine::start(EngineConfig { threads: config.threads, level: None, memory_max: config.stage_memory_bytes })
                 .map_err(|error| failed("the engine", &error, "--threads 1"))?;
         let capacity = measure(&home, config.stage_memory_bytes).await?;
-        let stages = StageHost::new(&config, engine.level());
+        let stages = StageHost::new(&config, &engine);
         let data = data::start(&config, &identity, &registry, stages.clone()).await?;
         let statement = Statement {
             capacity: capacity.clone(),

@@ -4,6 +4,7 @@
 //!
 //! Invariant: a counter only rises, a gauge says how it is now; names stay, dashboards hold on to them.
 
+use cairn_compute::engine::KeysAndValues;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,12 +97,16 @@ pub struct Gauges {
     pub unknown_records: u64,
     /// Seconds since start.
     pub uptime_s: f64,
+    /// Bytes that stages hold, weights and all.
+    pub stage_memory_bytes: u64,
+    /// Keys and values.
+    pub pages: KeysAndValues,
 }
 
 /// Prometheus' text format, version 0.0.4.
 pub fn prometheus(counters: &Counters, gauges: &Gauges) -> String {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    let rows: [(&str, &str, &str, f64); 17] = [
+    let rows: [(&str, &str, &str, f64); 22] = [
         ("cairn_records", "gauge", "Records in the catalogue", gauges.records as f64),
         ("cairn_repos", "gauge", "Repos in the catalogue", gauges.repos as f64),
         ("cairn_blob_bytes", "gauge", "Bytes of blobs on disk", gauges.blob_bytes as f64),
@@ -113,6 +118,26 @@ pub fn prometheus(counters: &Counters, gauges: &Gauges) -> String {
             gauges.unknown_records as f64,
         ),
         ("cairn_uptime_seconds", "gauge", "Seconds since start", gauges.uptime_s),
+        ("cairn_stage_memory_bytes", "gauge", "Memory that stages hold", gauges.stage_memory_bytes as f64),
+        ("cairn_kv_pages_bytes", "gauge", "Of that, pages of keys and values", gauges.pages.bytes as f64),
+        (
+            "cairn_kv_idle_bytes",
+            "gauge",
+            "Of those, pages kept for prompts that begin alike",
+            gauges.pages.idle_bytes as f64,
+        ),
+        (
+            "cairn_kv_evictions_total",
+            "counter",
+            "Sessions that made room for older ones",
+            gauges.pages.evictions as f64,
+        ),
+        (
+            "cairn_kv_found_positions_total",
+            "counter",
+            "Positions that were found computed",
+            gauges.pages.adopted_positions as f64,
+        ),
         ("cairn_sessions", "gauge", "Generations under way", read(&counters.sessions_active)),
         ("cairn_sessions_total", "counter", "Generations begun", read(&counters.sessions_total)),
         ("cairn_tokens_total", "counter", "Tokens sent to clients", read(&counters.tokens_total)),

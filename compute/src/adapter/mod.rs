@@ -14,7 +14,7 @@ mod files;
 mod fit;
 mod load;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use describe::{AdapterSpec, describe};
 pub use files::{AdapterFiles, AdapterFilesError};

@@ -168,6 +168,11 @@ fn stage(engine: &Engine, tiny: &Tiny, part: StagePart) -> StageHandle {
     loaded.recv_timeout(LONG).expect("an answer").expect("loads")
 }
 
+/// Some adapter for a part of a tiny model.
+pub(crate) fn loaded(engine: &Engine, tiny: &Tiny, part: StagePart) -> AdapterHandle {
+    try_adapter(engine, tiny, &TinyAdapter::all(&tiny.model, 2, 8), part).expect("loads")
+}
+
 fn try_adapter(
     engine: &Engine,
     tiny: &Tiny,

@@ -1,32 +1,99 @@
-//! Keys and values of one sequence in one stage, preallocated up to the context; never grown.
+//! Keys and values of one sequence in one stage, in pages of 64 positions.
 //!
-//! Layout `[layer][kv head]{keys, values}`, keys as `[pos / 16][d][16]`, values as `[pos][padded d]`, halves. Memory is
-//! zero pages until positions are written, so a long context costs address space first and memory as it fills.
+//! A page holds its positions for all layers of the stage, `[layer][kv head]{keys, values}`, keys as `[pos / 16][d][16]`,
+//! values as `[pos][padded d]`, halves. A sequence takes pages as it grows and gives them back when it shrinks; sequences
+//! that begin alike may hold the same full pages. (Pages as in PagedAttention, Kwon et al. 2023.)
+//!
+//! Not here: how many pages there may be, and who gives way when there are none ([`crate::stage::pages`]).
+//! Invariant: a page that more than one holds is not written; it is copied first.
 
-use super::kernels::{KV_TILE, padded_head};
+use super::kernels::{KV_TILE, KvHead, padded_head};
 use half::{f16, slice::HalfBitsSliceExt};
+use std::{any::Any, ops::Range, sync::Arc};
+
+/// What a page holds keys and values of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageShape {
+    /// Layers of the stage.
+    pub layers: usize,
+    /// Key/value heads of a layer.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub width: usize,
+}
+
+impl PageShape {
+    /// Halves of keys of one head.
+    pub fn key_halves(&self) -> usize {
+        KV_TILE * self.width
+    }
+
+    /// Halves of keys and values of one head.
+    pub fn head_halves(&self) -> usize {
+        self.key_halves() + KV_TILE * padded_head(self.width)
+    }
+
+    fn layer_halves(&self) -> usize {
+        self.head_halves() * self.kv_heads
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> u64 {
+        (self.layer_halves() * self.layers * 2) as u64
+    }
+}
+
+/// Pages that so many positions take.
+pub fn pages(positions: usize) -> usize {
+    positions.div_ceil(KV_TILE)
+}
+
+/// Keys and values of [`KV_TILE`] positions, and whatever counts their memory.
+pub struct Page {
+    bits: Vec<u16>,
+    _counted: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl Page {
+    /// An empty one. `counted` is dropped with it.
+    pub fn new(shape: PageShape, counted: Option<Box<dyn Any + Send + Sync>>) -> Self {
+        let mut bits = vec![0u16; shape.layer_halves() * shape.layers];
+        super::pages::prefer_huge(&mut bits);
+        Self { bits, _counted: counted }
+    }
+
+    /// Everything it holds.
+    pub fn halves(&self) -> &[f16] {
+        self.bits.reinterpret_cast()
+    }
+
+    /// Everything it holds, to be written.
+    pub fn halves_mut(&mut self) -> &mut [f16] {
+        self.bits.reinterpret_cast_mut()
+    }
+}
 
 /// The key/value store of a sequence.
 pub struct Cache {
-    bits: Vec<u16>,
-    /// Halves of keys of one head.
-    key_halves: usize,
-    /// Halves of keys and values of one head.
-    head_halves: usize,
-    /// Halves of a layer.
-    layer_halves: usize,
+    shape: PageShape,
+    pages: Vec<Arc<Page>>,
 }
 
+/// No page is to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
 impl Cache {
-    /// Room for `context` positions of `layers` layers with `kv_heads` heads of `width`.
+    /// Without any page.
+    pub fn empty(shape: PageShape) -> Self {
+        Self { shape, pages: Vec::new() }
+    }
+
+    /// With room for `context` positions at once, which nobody counts.
     pub fn new(layers: usize, kv_heads: usize, width: usize, context: usize) -> Self {
-        let room = context.next_multiple_of(KV_TILE);
-        let (key_halves, padded) = (room * width, padded_head(width));
-        let head_halves = key_halves + room * padded;
-        let layer_halves = head_halves * kv_heads;
-        let mut bits = vec![0u16; layers * layer_halves];
-        super::pages::prefer_huge(&mut bits);
-        Self { bits, key_halves, head_halves, layer_halves }
+        let shape = PageShape { layers, kv_heads, width };
+        let pages = (0..pages(context)).map(|_| Arc::new(Page::new(shape, None))).collect();
+        Self { shape, pages }
     }
 
     /// Bytes that a cache of these sizes takes when full.
@@ -40,28 +107,103 @@ impl Cache {
         layers * kv_heads * (width + padded_head(width)) as u64 * 2
     }
 
-    /// Halves of keys of one head; values follow.
-    pub fn key_halves(&self) -> usize {
-        self.key_halves
+    /// What its pages are of.
+    pub fn shape(&self) -> PageShape {
+        self.shape
     }
 
-    /// Halves of keys and values of one head.
-    pub fn head_halves(&self) -> usize {
-        self.head_halves
+    /// Its pages, the first positions' first.
+    pub fn pages(&self) -> &[Arc<Page>] {
+        &self.pages
     }
 
-    /// All heads of a layer of this stage.
-    pub fn layer(&self, layer: usize) -> &[f16] {
-        self.bits[layer * self.layer_halves..][..self.layer_halves].reinterpret_cast()
+    /// Holds what others have computed, and nothing else.
+    pub fn adopt(&mut self, pages: Vec<Arc<Page>>) {
+        self.pages = pages;
     }
 
-    /// All heads of a layer of this stage, to be written.
-    pub fn layer_mut(&mut self, layer: usize) -> &mut [f16] {
-        self.bits[layer * self.layer_halves..][..self.layer_halves].reinterpret_cast_mut()
+    /// Makes sure that the positions `at`, which follow those held, have pages of their own. What was taken before there
+    /// were no more is kept.
+    pub fn reserve(&mut self, at: Range<usize>, mut take: impl FnMut() -> Option<Page>) -> Result<(), Full> {
+        for index in at.start / KV_TILE..pages(at.end) {
+            let Some(page) = self.pages.get_mut(index) else {
+                self.pages.push(Arc::new(take().ok_or(Full)?));
+                continue;
+            };
+            if Arc::get_mut(page).is_none() {
+                let mut own = take().ok_or(Full)?;
+                own.bits.copy_from_slice(&page.bits);
+                *page = Arc::new(own);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back the pages that the first `positions` don't need.
+    pub fn truncate(&mut self, positions: usize) {
+        self.pages.truncate(pages(positions));
+    }
+
+    /// All heads of a layer in one page, to be written. The page is the sequence's own ([`Cache::reserve`]).
+    pub fn layer_mut(&mut self, page: usize, layer: usize) -> &mut [f16] {
+        let halves = self.shape.layer_halves();
+        let own = Arc::get_mut(&mut self.pages[page]).expect("positions are reserved before they are written");
+        &mut own.halves_mut()[layer * halves..][..halves]
     }
 
     /// Keys and values of one head of a layer.
-    pub fn head(&self, layer: usize, head: usize) -> (&[f16], &[f16]) {
-        self.layer(layer)[head * self.head_halves..][..self.head_halves].split_at(self.key_halves)
+    pub fn head(&self, layer: usize, head: usize) -> KvHead<'_> {
+        let (halves, shape) = (self.shape.head_halves(), self.shape);
+        let at = layer * shape.layer_halves() + head * halves;
+        KvHead { pages: &self.pages, at, key_halves: shape.key_halves(), halves }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: PageShape = PageShape { layers: 2, kv_heads: 3, width: 20 };
+
+    #[test]
+    fn pages_hold_what_positions_are_said_to_take() {
+        assert_eq!(SHAPE.page_bytes(), Cache::bytes(2, 3, 20, 1));
+        assert_eq!(Page::new(SHAPE, None).halves().len() as u64 * 2, SHAPE.page_bytes());
+        assert_eq!(Cache::bytes(2, 3, 20, 65), 2 * SHAPE.page_bytes());
+    }
+
+    #[test]
+    fn a_sequence_takes_a_page_when_it_grows_into_it_and_gives_it_back() {
+        let mut cache = Cache::empty(SHAPE);
+        let mut taken = 0;
+        let mut reserve = |cache: &mut Cache, at: Range<usize>| {
+            let take = || {
+                taken += 1;
+                (taken <= 3).then(|| Page::new(SHAPE, None))
+            };
+            let reserved = cache.reserve(at, take);
+            (reserved, cache.pages().len())
+        };
+        assert_eq!(reserve(&mut cache, 0..64), (Ok(()), 1));
+        assert_eq!(reserve(&mut cache, 64..65), (Ok(()), 2));
+        assert_eq!(reserve(&mut cache, 65..128), (Ok(()), 2));
+        assert_eq!(reserve(&mut cache, 128..300), (Err(Full), 3), "what there was is kept");
+        cache.truncate(65);
+        assert_eq!(cache.pages().len(), 2);
+        cache.truncate(0);
+        assert!(cache.pages().is_empty());
+    }
+
+    #[test]
+    fn a_page_that_another_holds_is_copied_before_it_is_written() {
+        let mut one = Cache::new(2, 3, 20, 128);
+        one.layer_mut(1, 0).fill(f16::ONE);
+        let mut other = Cache::empty(SHAPE);
+        other.adopt(one.pages().to_vec());
+        other.reserve(100..101, || Some(Page::new(SHAPE, None))).expect("a page");
+        assert!(Arc::ptr_eq(&one.pages()[0], &other.pages()[0]) && !Arc::ptr_eq(&one.pages()[1], &other.pages()[1]));
+        other.layer_mut(1, 0)[0] = f16::ZERO;
+        let halves = |cache: &Cache| cache.pages()[1].halves()[..2].to_vec();
+        assert_eq!((halves(&one), halves(&other)), (vec![f16::ONE; 2], vec![f16::ZERO, f16::ONE]));
     }
 }

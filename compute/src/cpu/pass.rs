@@ -9,7 +9,7 @@ use super::{
     adapters::{Low, Read, Site},
     cache::Cache,
     feed_forward::{Stream, groups_read},
-    kernels::{self, HEAD_WIDTH_MAX, KvHead, Norm, Post, SHARE, View, padded_head},
+    kernels::{self, HEAD_WIDTH_MAX, KV_TILE, Norm, Post, SHARE, View, padded_head},
     level::Level,
     matrix::{Feed, Fused},
     model::{Layer, Model, Shape},
@@ -117,7 +117,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Walks the layers. Caches hold the slots' positions afterwards (their `len` is the caller's to move).
+    /// Walks the layers. Caches hold the slots' positions afterwards; they have pages for them.
     pub fn walk(&self, work: &mut Work, caches: &mut [&mut Cache]) {
         for (index, layer) in self.model.layers.iter().enumerate() {
             self.attention(work, caches, index, layer);
@@ -255,11 +255,15 @@ impl Pass<'_> {
         let (d, padded) = (s.head_width, padded_head(s.head_width));
         for pair in pairs * groups.start / all..(pairs * groups.end).div_ceil(all) {
             let slot = self.slots[pair / s.kv_heads];
-            let (keys, values) = caches[slot.sequence].head(layer, pair % s.kv_heads);
+            let kv = caches[slot.sequence].head(layer, pair % s.kv_heads);
             let Range { start, end } = self.model.layers[layer].attended(slot.position);
             let start = start.max(end.saturating_sub(NEAR));
-            prefetch(&keys[start / LANES * LANES * d..end.next_multiple_of(LANES) * d]);
-            prefetch(&values[start * padded..end * padded]);
+            for tile in start / KV_TILE..end.div_ceil(KV_TILE) {
+                let (first, last) = (start.saturating_sub(tile * KV_TILE), (end - tile * KV_TILE).min(KV_TILE));
+                let (keys, values) = kv.tile(tile);
+                prefetch(&keys[first / LANES * LANES * d..last.next_multiple_of(LANES) * d]);
+                prefetch(&values[first * padded..last * padded]);
+            }
         }
     }
 
@@ -285,34 +289,47 @@ impl Pass<'_> {
         &self.model.ropes[self.model.layers[layer].rope]
     }
 
-    /// Puts the new keys (rotated) and values into the caches.
+    /// Puts the new keys (rotated) and values into the caches, page by page.
     fn store(&self, qkv: &[f32], caches: &mut [&mut Cache], layer: usize) {
-        for (sequence, cache) in caches.iter_mut().enumerate() {
-            if !self.slots.iter().any(|slot| slot.sequence == sequence) {
-                continue;
-            }
-            let (unit, key_halves) = (cache.head_halves(), cache.key_halves());
-            let norms = self.model.layers[layer].head_norms.as_ref();
-            let turn = Turn { norm: norms.map(|[_, key]| &key[..]), rope: self.rope(layer), scale: 1.0 };
+        let norms = self.model.layers[layer].head_norms.as_ref();
+        let turn = Turn { norm: norms.map(|[_, key]| &key[..]), rope: self.rope(layer), scale: 1.0 };
+        let mut slots = self.slots;
+        while let Some(first) = slots.first() {
+            let (sequence, page) = (first.sequence, first.position / KV_TILE);
+            let count =
+                slots.iter().take_while(|slot| (slot.sequence, slot.position / KV_TILE) == (sequence, page)).count();
+            let tokens = self.slots.len() - slots.len()..self.slots.len() - slots.len() + count;
+            slots = &slots[count..];
+            let shape = caches[sequence].shape();
+            let (unit, key_halves) = (shape.head_halves(), shape.key_halves());
             let each = |first: usize, part: &mut [f16]| {
                 for (h, kv) in part.chunks_exact_mut(unit).enumerate() {
                     let (keys, values) = kv.split_at_mut(key_halves);
-                    self.store_head(qkv, sequence, turn, first + h, keys, values);
+                    self.store_head(qkv, tokens.clone(), turn, first + h, keys, values);
                 }
             };
-            let heads = cache.layer_mut(layer);
+            let heads = caches[sequence].layer_mut(page, layer);
             if self.tokens() < PROMPT { each(0, heads) } else { self.pool.split(heads, unit, each) }
         }
     }
 
-    fn store_head(&self, qkv: &[f32], sequence: usize, turn: Turn, head: usize, keys: &mut [f16], values: &mut [f16]) {
+    /// Keys and values of one head of `tokens`, whose positions are all in the page.
+    fn store_head(
+        &self,
+        qkv: &[f32],
+        tokens: Range<usize>,
+        turn: Turn,
+        head: usize,
+        keys: &mut [f16],
+        values: &mut [f16],
+    ) {
         let (s, n) = (self.shape(), self.tokens());
         let (d, padded) = (s.head_width, padded_head(s.head_width));
         let [_, key_rows, value_rows, _] = s.qkv_rows();
         let mut wide = [0f32; HEAD_WIDTH_MAX];
         let mut halves = [f16::ZERO; HEAD_WIDTH_MAX];
-        for (t, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.sequence == sequence) {
-            let position = slot.position;
+        for t in tokens {
+            let position = self.slots[t].position % KV_TILE;
             self.rotated(qkv, t, key_rows + head * d, turn, &mut wide);
             kernels::to_halves(self.level, &wide[..d.next_multiple_of(LANES)], &mut halves);
             let tile = keys[position / LANES * d * LANES..].as_chunks_mut::<LANES>().0;
@@ -340,9 +357,8 @@ impl Pass<'_> {
                 for i in 0..run {
                     self.rotated(qkv, t, (head + i) * d, turn, &mut queries[i * d..]);
                 }
-                let (keys, values) = caches[self.slots[t].sequence].head(layer, head / share);
+                let kv = caches[self.slots[t].sequence].head(layer, head / share);
                 let out = &mut part[(at - first) * padded..][..run * padded];
-                let kv = KvHead { keys, values };
                 let attended = self.model.layers[layer].attended(self.slots[t].position);
                 kernels::attend(self.level, &queries, run, d, kv, attended, out);
                 at += run;

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cpu::kernels::KV_TILE,
     sample::Sampling,
-    stage::{Adapter, Choosing, StepError, StepInput, StepOutput, Weights},
+    stage::{Adapter, Choosing, PageKey, StepError, StepInput, StepOutput, Weights},
 };
 use std::{
     sync::{
@@ -98,9 +98,28 @@ impl StageHandle {
         self.inner.commands.try_send(command).is_ok()
     }
 
-    /// Bytes of memory that another session of up to `context` positions takes.
-    pub fn another_bytes(&self, context: u32) -> u64 {
-        self.inner.weights.facts().position_bytes * u64::from(context).max(1).next_multiple_of(KV_TILE as u64)
+    /// Begins with what other sessions computed of the same weights, adapter and tokens: `keys` name pages of 64 positions from 0 on,
+    /// and the first of them that were filed are taken over. `done` hears, on the engine thread, how many positions are held then.
+    /// The session's own pages are filed under the keys as they fill, so that others find them. A key has to name everything
+    /// that a page depends on beside weights and adapter: all tokens up to its end and, where hidden states come in, who is
+    /// trusted to have made them. The session holds nothing yet.
+    pub fn adopt(&self, keys: Vec<PageKey>, done: Box<dyn FnOnce(Result<u64, StepError>) + Send>) {
+        let answer = Answer::new(done, || StepError::Stopped);
+        let command = Command::Adopt { session: self.inner.session, keys, answer };
+        if let Err(TrySendError::Full(Command::Adopt { answer, .. })) = self.inner.commands.try_send(command) {
+            answer.give(Err(StepError::Busy));
+        }
+    }
+
+    /// Files the full pages that it holds under `keys`, as in [`StageHandle::adopt`], after the steps before: ids that were generated
+    /// have keys only now. False as for [`StageHandle::truncate`].
+    pub fn name_pages(&self, keys: Vec<PageKey>) -> bool {
+        self.send(Command::Name { session: self.inner.session, keys })
+    }
+
+    /// Bytes of pages that so many positions take.
+    pub fn pages_bytes(&self, positions: u64) -> u64 {
+        self.inner.weights.facts().position_bytes * positions.next_multiple_of(KV_TILE as u64)
     }
 
     /// Another session on the same weights, empty, of up to `context` positions (not more than these were loaded for).
@@ -110,11 +129,14 @@ impl StageHandle {
         if asked > loaded {
             return Err(LoadError::Context { asked, loaded });
         }
-        let share = inner.memory.reserve(self.another_bytes(context))?;
+        // On a CPU it takes pages as it grows.
+        let share = match inner.weights.has_pages() {
+            true => None,
+            false => Some(inner.memory.reserve(self.pages_bytes(asked))?),
+        };
         let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
         let (weights, context) = (inner.weights.clone(), asked as usize);
-        let open =
-            Command::Open { session, weights: weights.clone(), context, share: Some(share), closed: closed.clone() };
+        let open = Command::Open { session, weights: weights.clone(), context, share, closed: closed.clone() };
         inner.commands.try_send(open).map_err(|error| match error {
             TrySendError::Full(_) => LoadError::Busy,
             TrySendError::Disconnected(_) => LoadError::Stopped,

@@ -7,14 +7,18 @@
 //! with who is there would leave that one behind, and two sessions would take turns with passes of one; so a pass waits
 //! for those who are about to ask, if what that costs is small beside a pass ([`Sessions::worth_waiting`]).
 //!
+//! Before a pass everyone in it gets the pages that it will fill; where there are none left, somebody gives way
+//! ([`super::preempt`]).
+//!
 //! Invariant: every step is answered exactly once; a panic in a pass loses the session that panics alone, and no other.
 
 use super::{
     Share,
     deal::{Waiting, deal},
-    threads::{Command, SessionId, StepAnswer, said},
+    preempt::{Holder, Victim, victim},
+    threads::{AdoptAnswer, Command, SessionId, StepAnswer, said},
 };
-use crate::stage::{self, Adapter, Choosing, Hands, Session, StepError, StepInput, Turn, UnderWay, Weights};
+use crate::stage::{self, Adapter, Choosing, Hands, PageKey, Session, StepError, StepInput, Turn, UnderWay, Weights};
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -53,6 +57,8 @@ struct Open {
 enum Order {
     Step { input: StepInput, asked: Instant, answer: StepAnswer },
     Truncate(usize),
+    Adopt { keys: Vec<PageKey>, answer: AdoptAnswer },
+    Name(Vec<PageKey>),
     Choosing(Choosing),
     History(Vec<u32>),
     Adapter(Option<Arc<Adapter>>),
@@ -87,6 +93,8 @@ impl Sessions {
                 self.order(session, Order::Step { input, asked, answer });
             }
             Command::Truncate { session, len } => self.order(session, Order::Truncate(len)),
+            Command::Name { session, keys } => self.order(session, Order::Name(keys)),
+            Command::Adopt { session, keys, answer } => self.order(session, Order::Adopt { keys, answer }),
             Command::Choosing { session, choosing } => self.order(session, Order::Choosing(choosing)),
             Command::History { session, ids } => self.order(session, Order::History(ids)),
             Command::Adapter { session, adapter } => self.order(session, Order::Adapter(adapter)),
@@ -96,12 +104,7 @@ impl Sessions {
     }
 
     fn order(&mut self, session: SessionId, order: Order) {
-        let Some(open) = self.open.get_mut(&session) else {
-            if let Order::Step { answer, .. } = order {
-                answer.give(Err(closed()));
-            }
-            return;
-        };
+        let Some(open) = self.open.get_mut(&session) else { return order.refuse() };
         open.orders.push_back(order);
         self.waiting += 1;
         self.go_on(session);
@@ -140,11 +143,10 @@ impl Sessions {
         let gone = self.open.extract_if(.., |_, open| is_closed(open)).collect::<Vec<_>>();
         for (_, open) in gone {
             self.waiting -= open.orders.len();
-            let asked = open.orders.into_iter().filter_map(|order| match order {
-                Order::Step { answer, .. } => Some(answer),
-                _ => None,
-            });
-            open.step.map(|(_, answer)| answer).into_iter().chain(asked).for_each(|answer| answer.give(Err(closed())));
+            if let Some((_, answer)) = open.step {
+                answer.give(Err(closed()));
+            }
+            open.orders.into_iter().for_each(Order::refuse);
         }
         self.line.retain(|session| self.open.contains_key(session));
     }
@@ -161,6 +163,10 @@ impl Sessions {
     /// Computes one pass for those whose turn it is, and answers who is through.
     pub fn pass(&mut self, hands: &Hands) {
         let turns = self.next_turns();
+        let turns = self.with_pages(turns);
+        if turns.is_empty() {
+            return;
+        }
         let start = Instant::now();
         match self.compute(hands, &turns) {
             Ok(()) => self.after(&turns),
@@ -200,6 +206,70 @@ impl Sessions {
             sessions.into_iter().zip(deal(&waiting, self.absent(weights))).filter(|(_, count)| *count > 0).collect();
         self.line.retain(|session| !turns.iter().any(|(in_turn, _)| in_turn == session));
         turns
+    }
+
+    /// Those of `turns` that have pages for what they will compute. Others have made room, or been refused.
+    fn with_pages(&mut self, mut turns: Vec<(SessionId, usize)>) -> Vec<(SessionId, usize)> {
+        let mut ready = Vec::with_capacity(turns.len());
+        while !turns.is_empty() {
+            let (session, count) = turns.remove(0);
+            let mut gone = Vec::new();
+            if self.reserve(session, count, &mut gone) {
+                ready.push((session, count));
+            }
+            turns.retain(|(id, _)| !gone.contains(id));
+            ready.retain(|(id, _)| !gone.contains(id));
+        }
+        ready
+    }
+
+    /// Gets a session the pages for its next positions, if need be by evicting others, which are added to `gone`. False when
+    /// it gave way itself.
+    fn reserve(&mut self, session: SessionId, count: usize, gone: &mut Vec<SessionId>) -> bool {
+        loop {
+            let Some(Open { session: Ok(open), step: Some((step, _)), .. }) = self.open.get_mut(&session) else {
+                return false;
+            };
+            let needed = open.held() + (step.done() + count) as u64;
+            if open.reserve(step, count).is_ok() {
+                return true;
+            }
+            match victim(&self.holders(), session) {
+                Victim::Other(victim) => {
+                    gone.push(victim);
+                    self.evict(victim);
+                }
+                Victim::Itself => {
+                    self.evict(session);
+                    return false;
+                }
+                Victim::Nobody => {
+                    self.broke(session, Broken::Refused(StepError::NoRoom { needed }));
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Who holds pages that evicting would free, the first come first.
+    fn holders(&self) -> Vec<Holder> {
+        let holder = |(id, open): (&SessionId, &Open)| {
+            let bytes = open.session.as_ref().ok()?.own_bytes();
+            (bytes > 0).then_some(Holder { session: *id, bytes })
+        };
+        self.open.iter().filter_map(holder).collect()
+    }
+
+    /// Frees what a session holds. It is told at its step, be it under way or the next.
+    fn evict(&mut self, session: SessionId) {
+        let Some(open) = self.open.get_mut(&session) else { return };
+        tracing::debug!(session = ?session, "keys and values give way to another session's");
+        open.change(Session::evict);
+        if let Some((_, answer)) = open.step.take() {
+            answer.give(Err(StepError::Evicted));
+        }
+        self.line.retain(|id| *id != session);
+        self.go_on(session);
     }
 
     /// Sessions that were given a token a moment ago and have not asked for the next one yet.
@@ -281,6 +351,8 @@ impl Open {
                 }
             }
             Order::Truncate(len) => self.change(|session| session.truncate(len)),
+            Order::Name(keys) => self.change(|session| session.name_pages(keys)),
+            Order::Adopt { keys, answer } => answer.give(self.guarded(|session| Ok(session.adopt(keys) as u64))),
             Order::Choosing(choosing) => self.change(|session| session.set_choosing(choosing)),
             Order::Adapter(adapter) => self.change(|session| session.set_adapter(adapter)),
             Order::History(ids) => self.change(|session| session.set_history(ids)),
@@ -324,6 +396,17 @@ impl Open {
     }
 }
 
+impl Order {
+    /// Answers what a session that is gone was asked.
+    fn refuse(self) {
+        match self {
+            Self::Step { answer, .. } => answer.give(Err(closed())),
+            Self::Adopt { answer, .. } => answer.give(Err(closed())),
+            Self::Truncate(_) | Self::Name(_) | Self::Choosing(_) | Self::History(_) | Self::Adapter(_) => {}
+        }
+    }
+}
+
 fn closed() -> StepError {
     StepError::Lost("it was closed".to_string())
 }
@@ -345,7 +428,7 @@ mod tests {
     fn broken(tiny: &Tiny) -> Arc<Weights> {
         let loaded =
             weights::load(&tiny.model, &tiny.tensors, &tiny.headless(), 4, &mut *tiny.source()).expect("loads");
-        Arc::new(Weights::new(Kind::Cpu(CpuWeights::new(loaded.model, Planes::Two, 64)), None))
+        Arc::new(Weights::new(Kind::Cpu(CpuWeights::new(loaded.model, Planes::Two, 64, None)), None))
     }
 
     fn ask(

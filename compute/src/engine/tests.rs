@@ -28,32 +28,41 @@ fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| level.is_available())
 }
 
-fn engine(level: Level, threads: usize) -> Engine {
-    Engine::start(EngineConfig { threads, level: Some(level), memory_max: 1 << 30 }).expect("engine")
+pub(super) fn engine(level: Level, threads: usize) -> Engine {
+    engine_of(level, threads, 1 << 30)
 }
 
-fn try_load(engine: &Engine, tiny: &Tiny, part: StagePart, options: LoadOptions) -> Result<StageHandle, LoadError> {
+pub(super) fn engine_of(level: Level, threads: usize, memory_max: u64) -> Engine {
+    Engine::start(EngineConfig { threads, level: Some(level), memory_max }).expect("engine")
+}
+
+pub(super) fn try_load(
+    engine: &Engine,
+    tiny: &Tiny,
+    part: StagePart,
+    options: LoadOptions,
+) -> Result<StageHandle, LoadError> {
     let (done, loaded) = sync_channel(1);
     let answer = Box::new(move |result| drop(done.send(result)));
     engine.load(tiny.model.clone(), tiny.tensors.clone(), part, options, tiny.source(), answer);
     loaded.recv_timeout(LONG).expect("an answer")
 }
 
-fn load(engine: &Engine, tiny: &Tiny, part: StagePart, planes: u32) -> StageHandle {
+pub(super) fn load(engine: &Engine, tiny: &Tiny, part: StagePart, planes: u32) -> StageHandle {
     try_load(engine, tiny, part, LoadOptions { context: 300, planes }).expect("loads")
 }
 
-fn step(stage: &StageHandle, input: StepInput) -> Result<StepOutput, StepError> {
+pub(super) fn step(stage: &StageHandle, input: StepInput) -> Result<StepOutput, StepError> {
     let (done, output) = sync_channel(1);
     stage.step(input, Box::new(move |result| drop(done.send(result))));
     output.recv_timeout(LONG).expect("an answer")
 }
 
-fn tokens(first: usize, ids: &[u32], sample: bool) -> StepInput {
+pub(super) fn tokens(first: usize, ids: &[u32], sample: bool) -> StepInput {
     StepInput::Tokens { first_position: first as u64, ids: ids.to_vec(), sample }
 }
 
-fn hidden(stage: &StageHandle, first: usize, ids: &[u32]) -> Vec<f32> {
+pub(super) fn hidden(stage: &StageHandle, first: usize, ids: &[u32]) -> Vec<f32> {
     match step(stage, tokens(first, ids, false)).expect("step") {
         StepOutput::Hidden { values, .. } => values,
         other => panic!("{other:?}"),
@@ -61,7 +70,7 @@ fn hidden(stage: &StageHandle, first: usize, ids: &[u32]) -> Vec<f32> {
 }
 
 /// Ids within a vocabulary, other ones for each salt.
-fn prompt(tiny: &Tiny, n: usize, salt: usize) -> Vec<u32> {
+pub(super) fn prompt(tiny: &Tiny, n: usize, salt: usize) -> Vec<u32> {
     (0..n).map(|i| ((i * 7 + i * i * 3 + salt * 11) % tiny.model.vocabulary as usize) as u32).collect()
 }
 
@@ -158,7 +167,7 @@ fn assert_near(name: &str, want: &[f64], got: &[f32], tolerance: f64) {
     assert!(worst <= tolerance * rms, "{name}: off by {worst} where the rms is {rms}");
 }
 
-fn assert_same_bits(name: &str, want: &[f32], got: &[f32]) {
+pub(super) fn assert_same_bits(name: &str, want: &[f32], got: &[f32]) {
     let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     assert!(bits(want) == bits(got), "{name}: other bits");
 }
@@ -273,7 +282,7 @@ fn through(chain: &[StageHandle], first: usize, ids: &[u32]) -> u32 {
     panic!("the last stage has no head")
 }
 
-fn generated(chain: &[StageHandle], ids: &[u32], n: usize) -> Vec<u32> {
+pub(super) fn generated(chain: &[StageHandle], ids: &[u32], n: usize) -> Vec<u32> {
     let mut made = vec![through(chain, 0, ids)];
     while made.len() < n {
         made.push(through(chain, ids.len() + made.len() - 1, &made[made.len() - 1..]));
@@ -425,7 +434,7 @@ fn sessions_on_the_same_weights_are_apart_and_give_their_memory_back() {
 }
 
 /// Waits for what another thread does soon, with a deadline.
-fn wait_for(ready: impl Fn() -> bool) {
+pub(super) fn wait_for(ready: impl Fn() -> bool) {
     let start = std::time::Instant::now();
     while !ready() {
         assert!(start.elapsed() < LONG, "never came");

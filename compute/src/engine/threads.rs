@@ -3,7 +3,7 @@
 //! Invariant: every `done` is called exactly once, and a panic (of computing, loading or a callback) ends neither thread.
 
 use super::{
-    LoadError, LoadReport, Share,
+    LoadError, LoadReport, Memory, Share,
     adapter::AdapterHandle,
     handle::{Parts, StageHandle},
     sessions::Sessions,
@@ -13,7 +13,9 @@ use crate::{
     adapter::{self, AdapterSpec},
     arch::{self, StagePart},
     cpu::acts::Planes,
-    stage::{Adapter, Choosing, CpuWeights, GpuWeights, Hands, Kind, StepError, StepInput, StepOutput, Weights},
+    stage::{
+        Adapter, Choosing, CpuWeights, GpuWeights, Hands, Kind, PageKey, StepError, StepInput, StepOutput, Weights,
+    },
     weights::{self, Loaded, TensorSource},
 };
 use cairn_protocol::{
@@ -82,6 +84,7 @@ impl<T, E> Drop for Answer<T, E> {
 const WORKS_MAX: usize = 64;
 
 pub(super) type StepAnswer = Answer<StepOutput, StepError>;
+pub(super) type AdoptAnswer = Answer<u64, StepError>;
 pub(super) type LoadAnswer = Answer<StageHandle, LoadError>;
 
 /// What the engine thread is asked.
@@ -103,6 +106,17 @@ pub(super) enum Command {
     Truncate {
         session: SessionId,
         len: usize,
+    },
+    /// Let others find what it holds.
+    Name {
+        session: SessionId,
+        keys: Vec<PageKey>,
+    },
+    /// Begin with what others have computed.
+    Adopt {
+        session: SessionId,
+        keys: Vec<PageKey>,
+        answer: AdoptAnswer,
     },
     Choosing {
         session: SessionId,
@@ -228,8 +242,9 @@ pub(super) fn load(jobs: &Receiver<Job>, commands: &SyncSender<Command>) {
 fn load_stage(job: LoadJob, commands: &SyncSender<Command>) {
     let LoadJob { model, tensors, part, context, planes, device, source, share, answer } = job;
     // The source goes in: it belongs to whoever asked, and may panic when it is dropped, too.
+    let memory = share.memory.clone();
     let loaded = guarded(move || match device {
-        None => on_cpu(&model, &tensors, &part, context, planes, source),
+        None => on_cpu(&model, &tensors, &part, context, planes, source, &memory),
         Some(device) => on_gpu(&model, &tensors, &part, context, device, source),
     });
     match loaded.and_then(|loaded| open(loaded, context, share, commands)) {
@@ -282,11 +297,12 @@ fn on_cpu(
     context: usize,
     planes: Planes,
     mut source: Box<dyn TensorSource>,
+    memory: &Arc<Memory>,
 ) -> Result<Fresh, LoadError> {
     let Loaded { model, conversions, unsaved } = weights::load(model, tensors, part, context, &mut *source)?;
     let (weights_bytes, bytes_a_token) = (model.bytes(), model.bytes_a_token());
     let report = LoadReport { weights_bytes, bytes_a_token, memory_bytes: 0, conversions };
-    let weights = CpuWeights::new(model, planes, context);
+    let weights = CpuWeights::new(model, planes, context, Some(memory));
     let unsaved = unsaved.map(|meaning| Unsaved { weights: weights.clone(), meaning, source });
     Ok((Kind::Cpu(weights), report, unsaved))
 }

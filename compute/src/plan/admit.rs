@@ -44,7 +44,8 @@ fn obstacle(input: &PlanInput, dead: &BTreeSet<NodeId>, c: &Candidate) -> Option
         return Some((RejectReason::Busy, format!("{} of {} sessions run there", c.sessions, c.sessions_max)));
     }
     let needed = input.cost.smallest_stage_memory(input.context);
-    if c.memory_free_bytes < needed {
+    let is_in_use = input.in_use.iter().flatten().any(|(node, _)| *node == c.node);
+    if c.memory_free_bytes < needed && !is_in_use {
         return Some((
             RejectReason::NoMemory,
             format!("one layer needs {needed} bytes, it offers {}", c.memory_free_bytes),

@@ -69,7 +69,7 @@ impl Draft<'_> {
 
 impl PlanInput {
     fn ready_ns(&self, layers: LayerRange, on: &Candidate) -> u64 {
-        let all = self.placed.iter().flatten();
+        let all = self.placed.iter().chain(&self.in_use).flatten();
         let there = all.filter(|(node, _)| *node == on.node).map(|(_, layers)| *layers);
         there
             .map(|loaded| self.cost.ready_ns(layers, on, Some(loaded)))
@@ -119,7 +119,8 @@ fn draft_on<'a>(input: &PlanInput, bound: Bound, ranked: &[&'a Candidate]) -> Op
         Bound::AtMost(count) => (1..=count.min(most)).rev().find_map(|count| pick(input, ranked, count, Goal::Slowest)),
         Bound::Free => fastest(input, ranked, most),
     };
-    let before = input.placed.iter().filter_map(|placement| as_before(input, bound, ranked, placement));
+    let before =
+        input.in_use.iter().chain(&input.placed).filter_map(|placement| as_before(input, bound, ranked, placement));
     match (made, before.min_by_key(|draft| draft.answer_ns(input))) {
         (Some(made), Some(before)) if made.answer_ns(input) < before.answer_ns(input) => Some(made),
         (made, before) => before.or(made),
@@ -147,7 +148,8 @@ fn as_before<'a>(
     let nodes = found.collect::<Option<Vec<&Candidate>>>()?;
     let different: BTreeSet<NodeId> = nodes.iter().map(|c| c.node).collect();
     let fits = |(c, r): (&&Candidate, &LayerRange)| input.cost.stage_memory(*r, input.context) <= c.memory_free_bytes;
-    if different.len() != nodes.len() || !nodes.iter().zip(&ranges).all(fits) {
+    let is_there = || input.in_use.contains(placement) || nodes.iter().zip(&ranges).all(fits);
+    if different.len() != nodes.len() || !is_there() {
         return None;
     }
     Some(Draft { nodes, ranges })

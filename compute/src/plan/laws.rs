@@ -43,6 +43,7 @@ fn input(candidates: Vec<Candidate>, bound: Bound) -> PlanInput {
         prompt_tokens: 128,
         answer_tokens: 256,
         placed: Vec::new(),
+        in_use: Vec::new(),
         coordinator: node(0),
         level: "avx2".into(),
         bound,
@@ -113,6 +114,17 @@ fn a_former_placement_that_cannot_be_is_not_made() {
     let made =
         plan(&PlanInput { placed: vec![vec![(node(1), whole)]], ..input(vec![peer(0), small], Bound::Free) }).unwrap();
     assert_eq!(nodes_of(&made), [node(0)]);
+}
+
+#[test]
+fn weights_that_are_in_use_take_no_memory_twice() {
+    let whole = LayerRange { start: 0, end: 30 };
+    let full = |n| Candidate { memory_free_bytes: 1000, ..peer(n) };
+    let ask = |in_use: Vec<Placement>| plan(&PlanInput { in_use, ..input(vec![full(0), full(1)], Bound::Free) });
+    assert!(ask(Vec::new()).is_err());
+    assert_eq!(nodes_of(&ask(vec![vec![(node(1), whole)]]).unwrap()), [node(1)]);
+    let half = LayerRange { start: 0, end: 15 };
+    assert!(ask(vec![vec![(node(1), half)]]).is_err(), "not all of it is there");
 }
 
 #[test]

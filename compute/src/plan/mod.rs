@@ -6,7 +6,7 @@
 //! and whether its grant covers us), and it asks nobody.
 //!
 //! Invariants of every plan: the stages cover all layers exactly once and in order; the embedding is on the first and
-//! the head on the last; no stage needs more memory than its node offers; the nodes differ from each other; all are of
+//! the head on the last; no stage needs more memory than its node offers, unless its weights are in use there; the nodes differ from each other; all are of
 //! one instruction-set level, because only on one level are the bits of a position's hidden state the same wherever it
 //! is computed, so that a recovery continues exactly. Equal inputs give equal plans, in whatever order the candidates
 //! come.
@@ -66,6 +66,9 @@ pub struct PlanInput {
     pub answer_tokens: u64,
     /// Where this coordinator had the model loaded before, the last first. Weights may still be there.
     pub placed: Vec<Placement>,
+    /// Where sessions of this coordinator use the model now: its weights are there, and further sessions share them. Their keys and
+    /// values share the memory page by page.
+    pub in_use: Vec<Placement>,
     /// The node that tokenises, sends and streams; usually a candidate as well.
     pub coordinator: NodeId,
     /// The coordinator's instruction-set level, preferred when it can carry the model.

@@ -7,8 +7,8 @@
 use super::laps::Laps;
 use super::liveness::Liveness;
 use super::{
-    Config, Effect, Finish, Input, PLANS_FAILED_MAX, RECOVERIES_WITHOUT_TOKEN_MAX, RETRY_MS, RETRY_MS_MAX, Recovery,
-    SENDS_IN_FLIGHT,
+    Config, EVICTIONS_WITHOUT_TOKEN_MAX, Effect, Finish, Input, PLANS_FAILED_MAX, RECOVERIES_WITHOUT_TOKEN_MAX,
+    RETRY_MS, RETRY_MS_MAX, Recovery, SENDS_IN_FLIGHT,
 };
 use crate::plan::{Bound, Plan};
 use cairn_protocol::id::NodeId;
@@ -33,6 +33,11 @@ pub struct Session {
     /// Recoveries and refusals since the last token.
     fruitless: u32,
     recoveries: u32,
+    evictions: u32,
+    /// Evictions since the last token.
+    fruitless_evictions: u32,
+    /// Positions of the prompt that need not be computed for the first token; known once it is asked for.
+    cached: Option<u64>,
     last_refusal: Option<Refusal>,
 }
 
@@ -45,6 +50,8 @@ enum State {
     },
     Opening {
         live: Liveness,
+        /// Positions that all stages hold which are ready.
+        held: u64,
     },
     /// Prompt (and what was generated before a loss) is on its way through, or a token is.
     Running {
@@ -62,7 +69,7 @@ enum State {
 struct Flow {
     /// Sequence of the next `Send`.
     next_sequence: u64,
-    /// Tokens sent in this epoch.
+    /// Tokens that were sent in this epoch, or that stages held before.
     sent_tokens: usize,
     /// Sequences without their `Sent`.
     unwritten: VecDeque<u64>,
@@ -105,6 +112,9 @@ impl Session {
             loss: None,
             fruitless: 0,
             recoveries: 0,
+            evictions: 0,
+            fruitless_evictions: 0,
+            cached: None,
             last_refusal: None,
         }
     }
@@ -127,6 +137,21 @@ impl Session {
     /// Losses that were mended so far.
     pub fn recoveries(&self) -> u32 {
         self.recoveries
+    }
+
+    /// Times that a stage's keys and values made room for others'.
+    pub fn evictions(&self) -> u32 {
+        self.evictions
+    }
+
+    /// Positions of the prompt that stages held before it was sent.
+    pub fn cached(&self) -> u64 {
+        self.cached.unwrap_or(0)
+    }
+
+    /// Prompt and generated ids so far.
+    pub fn ids(&self) -> &[u32] {
+        &self.tokens
     }
 
     /// `Finish` has been said.
@@ -165,7 +190,10 @@ impl Machine for Session {
             Input::StageProgress { epoch, index } | Input::Beat { epoch, index } if epoch == self.epoch => {
                 self.heard(now_ms, index)
             }
-            Input::StageReady { epoch, index } if epoch == self.epoch => self.stage_ready(now_ms, index, effects),
+            Input::StageReady { epoch, index, held } if epoch == self.epoch => {
+                self.stage_ready(now_ms, index, held, effects)
+            }
+            Input::Evicted { epoch, index } if epoch == self.epoch => self.evicted(now_ms, index, effects),
             Input::StageRefused { epoch, index, refusal } if epoch == self.epoch => {
                 self.stage_refused(now_ms, index, refusal, effects)
             }
@@ -199,7 +227,7 @@ impl Machine for Session {
                 *retry_at_ms = None;
                 self.ask_for_plan(effects);
             }
-            State::Opening { live } | State::Running { live, .. } => {
+            State::Opening { live, .. } | State::Running { live, .. } => {
                 let suspects = live.suspects(now_ms, lap);
                 self.lose_silent(now_ms, &suspects, effects);
             }
@@ -212,7 +240,7 @@ impl Machine for Session {
             State::New | State::Done => return None,
             State::Full => Some(0),
             State::Planning { retry_at_ms } => *retry_at_ms,
-            State::Opening { live } | State::Running { live, .. } => live.due_ms(self.laps.p99_ms()),
+            State::Opening { live, .. } | State::Running { live, .. } => live.due_ms(self.laps.p99_ms()),
         };
         Some(own.unwrap_or(u64::MAX).min(self.config.deadline_ms))
     }
@@ -246,9 +274,30 @@ impl Session {
         if let Some(loss) = &mut self.loss {
             loss.planned_ms = now_ms;
         }
-        self.state = State::Opening { live: Liveness::new(now_ms, plan.stages.len()) };
+        self.open(now_ms, plan, effects);
+    }
+
+    fn open(&mut self, now_ms: u64, plan: Plan, effects: &mut Vec<Effect>) {
+        self.state = State::Opening { live: Liveness::new(now_ms, plan.stages.len()), held: u64::MAX };
         self.plan = Some(plan.clone());
         effects.push(Effect::Open { epoch: self.epoch, plan, history: self.tokens.clone() });
+    }
+
+    /// The same stages once more: keys and values that made room are computed again.
+    fn evicted(&mut self, now_ms: u64, index: usize, effects: &mut Vec<Effect>) {
+        let (State::Opening { .. } | State::Running { .. }, Some(plan), Some(node)) =
+            (&self.state, self.plan.clone(), self.node(index))
+        else {
+            return;
+        };
+        self.evictions += 1;
+        self.fruitless_evictions += 1;
+        if self.fruitless_evictions > EVICTIONS_WITHOUT_TOKEN_MAX {
+            return self.lose(now_ms, index, node, "it evicted the session again and again".to_owned(), effects);
+        }
+        effects.push(Effect::Close { epoch: self.epoch });
+        self.epoch += 1;
+        self.open(now_ms, plan, effects);
     }
 
     /// The first plan's failure is the answer to the request. In a recovery nodes may come back, so it is tried again
@@ -269,22 +318,26 @@ impl Session {
     }
 
     fn heard(&mut self, now_ms: u64, index: usize) {
-        if let State::Opening { live } | State::Running { live, .. } = &mut self.state {
+        if let State::Opening { live, .. } | State::Running { live, .. } = &mut self.state {
             live.heard(now_ms, index);
         }
     }
 
-    fn stage_ready(&mut self, now_ms: u64, index: usize, effects: &mut Vec<Effect>) {
-        let State::Opening { live } = &mut self.state else { return };
+    fn stage_ready(&mut self, now_ms: u64, index: usize, held: u64, effects: &mut Vec<Effect>) {
+        let State::Opening { live, held: all } = &mut self.state else { return };
         live.ready(now_ms, index);
+        *all = held.min(*all);
         if !live.all_ready() {
             return;
         }
+        // The last position is computed whatever is held: a token comes of it.
+        let start = usize::try_from(*all).unwrap_or(usize::MAX).min(self.tokens.len() - 1);
+        self.cached.get_or_insert(start as u64);
         if let Some(loss) = &mut self.loss {
             loss.ready_ms = now_ms;
         }
-        let State::Opening { live } = std::mem::replace(&mut self.state, State::New) else { return };
-        self.state = State::Running { live, flow: Flow::new() };
+        let State::Opening { live, .. } = std::mem::replace(&mut self.state, State::New) else { return };
+        self.state = State::Running { live, flow: Flow::new(start) };
         self.send_more(now_ms, effects);
     }
 
@@ -394,7 +447,7 @@ impl Session {
 
     fn heard_ms(&self, index: usize) -> Option<u64> {
         match &self.state {
-            State::Opening { live } | State::Running { live, .. } => live.heard_ms(index),
+            State::Opening { live, .. } | State::Running { live, .. } => live.heard_ms(index),
             _ => None,
         }
     }
@@ -439,6 +492,7 @@ impl Session {
             self.laps.add(now_ms.saturating_sub(asked.at_ms));
         }
         self.fruitless = 0;
+        self.fruitless_evictions = 0;
         self.last_refusal = None;
         self.report_recovery(now_ms, effects);
         self.tokens.push(id);
@@ -475,8 +529,9 @@ impl Session {
 }
 
 impl Flow {
-    fn new() -> Flow {
-        Flow { next_sequence: 0, sent_tokens: 0, unwritten: VecDeque::with_capacity(SENDS_IN_FLIGHT), asked: None }
+    /// Of which so many ids need not be sent.
+    fn new(start: usize) -> Flow {
+        Flow { next_sequence: 0, sent_tokens: start, unwritten: VecDeque::with_capacity(SENDS_IN_FLIGHT), asked: None }
     }
 
     fn send(&mut self, epoch: u32, now_ms: u64, tokens: &[u32], end: usize) -> Effect {

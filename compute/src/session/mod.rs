@@ -29,7 +29,7 @@
 //! | effect | the driver |
 //! |---|---|
 //! | `MakePlan{epoch, excluded, bound}` | gathers candidates, calls `plan::plan` with `excluded` and `bound`, answers `PlanMade{epoch, plan}` or `PlanFailed{epoch, refusal}` |
-//! | `Open{epoch, plan, history}` | opens a control stream to every stage of `plan` at once (`OpenStage` with that epoch; the last stage also gets `history`, the ids that a repetition penalty counts). Events that come back become `StageProgress`, `StageReady`, `StageRefused`, `Beat`, `Token`, `Lost`, each with the epoch of the `Open` that made the stream. When a control stream ends or can't be opened: `LinkClosed` |
+//! | `Open{epoch, plan, history}` | opens a control stream to every stage of `plan` at once (`OpenStage` with that epoch; the last stage also gets `history`, the ids that a repetition penalty counts). Events that come back become `StageProgress`, `StageReady`, `Evicted`, `StageRefused`, `Beat`, `Token`, `Lost`, each with the epoch of the `Open` that made the stream. When a control stream ends or can't be opened: `LinkClosed` |
 //! | `Send{epoch, sequence, …}` | writes a `StageInput` to the first stage, in order. When it is written (flow control let it through): `Sent{epoch, sequence}`. At most [`SENDS_IN_FLIGHT`] unanswered `Send`s exist, so the driver's queue is that long |
 //! | `Emit{index, position, id}` | shows the token to the client (through `text::Stream`); when the text matched a stop string: `StopMatched`, before the next `wake`, so that the last permitted token may stop too |
 //! | `Close{epoch}` | sends `Close` to every stage of that epoch and drops its streams; later events of that epoch may still be delivered here, they are ignored |
@@ -40,6 +40,10 @@
 //! [`BEAT_MS`] in both directions, from the moment the stream is accepted, also while weights load. The machine only
 //! judges silence. A stage whose neighbour is gone keeps its control stream open, says `Lost{node}` and waits for
 //! `Close`, so that the dead one is blamed and not the messenger.
+//!
+//! Stages may hold the beginning already, from an earlier session that began alike: sending begins where the one that holds least
+//! ends. A stage whose keys and values made room for another session's says `Evicted`: the same plan is opened again in a new epoch,
+//! which is nobody's fault and no recovery.
 //!
 //! Positions: a token's position is its place in `prompt + generated`; the first generated token has position
 //! `prompt.len()`. A `Send` whose `sample` is set asks for the token at `first_position + tokens.len()`, and that is
@@ -79,6 +83,8 @@ pub const LATE_GRACE_MS: u64 = 200;
 pub const SENDS_IN_FLIGHT: usize = 4;
 /// Recoveries in a row without one new token, after which the session gives up.
 pub const RECOVERIES_WITHOUT_TOKEN_MAX: u32 = 8;
+/// Evictions in a row without one new token, after which a stage that says so is taken for lost.
+pub const EVICTIONS_WITHOUT_TOKEN_MAX: u32 = 64;
 /// Plans asked for in one recovery, about half a minute with the pauses between; then nobody is coming back.
 pub const PLANS_FAILED_MAX: u32 = 10;
 /// First pause before a plan that failed in a recovery is tried again; doubles up to [`RETRY_MS_MAX`].
@@ -137,6 +143,15 @@ pub enum Input {
     },
     /// Stage `index` has its weights and its link to the next.
     StageReady {
+        /// Of its `Open`.
+        epoch: u32,
+        /// Index in the plan's stages.
+        index: usize,
+        /// Positions from 0 on that it holds already.
+        held: u64,
+    },
+    /// What stage `index` held made room for another session.
+    Evicted {
         /// Of its `Open`.
         epoch: u32,
         /// Index in the plan's stages.

@@ -65,6 +65,10 @@ struct Trouble {
     duplicates: u64,
     /// Nodes that refuse to open.
     refusers: Vec<u8>,
+    /// Percent of frames that find their stage evicted.
+    evictions: u64,
+    /// Stages hold what they say of the prompt, up to so many positions, each its own number.
+    held_max: u64,
 }
 
 /// One thing that will happen.
@@ -100,6 +104,8 @@ struct Mesh {
     nodes: u8,
     open: BTreeMap<u32, Vec<u8>>,
     seen: BTreeMap<u32, Vec<u32>>,
+    /// What all stages of an epoch held when they were opened.
+    held: BTreeMap<u32, u64>,
     /// When the last frame of an epoch arrives: links keep order.
     arrives: BTreeMap<u32, u64>,
     log: Vec<String>,
@@ -120,6 +126,7 @@ impl Mesh {
             nodes,
             open: BTreeMap::new(),
             seen: BTreeMap::new(),
+            held: BTreeMap::new(),
             arrives: BTreeMap::new(),
             log: Vec::new(),
             emitted: Vec::new(),
@@ -211,7 +218,17 @@ impl Mesh {
         if nodes.iter().any(|n| self.dead.contains(n)) || !self.open.contains_key(&epoch) {
             return;
         }
+        if self.dice.percent(self.trouble.evictions) {
+            let index = self.dice.below(nodes.len() as u64) as usize;
+            return self.tell(1, Input::Evicted { epoch, index });
+        }
+        let begins = !self.seen.contains_key(&epoch);
         let seen = self.seen.entry(epoch).or_default();
+        if begins {
+            // What every stage holds of the session already.
+            assert!(first <= self.held.get(&epoch).copied().unwrap_or(0), "more than all hold was left out");
+            seen.extend((100..100 + PROMPT as u32).chain(self.emitted.iter().copied()).take(first as usize));
+        }
         assert_eq!(seen.len() as u64, first, "a frame left a gap or came twice");
         seen.extend(tokens);
         if sample {
@@ -282,7 +299,9 @@ impl Mesh {
     fn ready_unless_dead(&mut self, load: u64, epoch: u32, index: usize, who: u8) {
         let ready_at = self.now + load;
         if !self.trouble.deaths.iter().any(|(at, dead)| *dead == who && 1_000 + at <= ready_at) {
-            self.tell(load, Input::StageReady { epoch, index });
+            let held = if self.trouble.held_max == 0 { 0 } else { self.dice.below(self.trouble.held_max) };
+            self.held.entry(epoch).and_modify(|all| *all = held.min(*all)).or_insert(held);
+            self.tell(load, Input::StageReady { epoch, index, held });
         }
     }
 }
@@ -319,6 +338,7 @@ fn plan_input(nodes: u8) -> PlanInput {
         context: 256,
         answer_tokens: 64,
         placed: Vec::new(),
+        in_use: Vec::new(),
         prompt_tokens: PROMPT as u64,
         coordinator: node(0),
         level: "avx2".into(),
@@ -405,6 +425,45 @@ fn when_all_others_die_the_coordinator_goes_on_alone() {
 }
 
 #[test]
+fn evictions_cost_time_and_are_no_recoveries() {
+    let trouble = Trouble { evictions: 20, ..Trouble::default() };
+    let mesh = Mesh::new(11, 3, trouble).run(config(Some(3)));
+    assert_eq!((mesh.emitted, mesh.finish), (undisturbed(TOKENS), Some(Finish::Length)));
+    assert!(mesh.recoveries.is_empty() && mesh.log.iter().filter(|line| line.contains("Open {")).count() > 2);
+    assert_eq!(mesh.log.iter().filter(|line| line.contains("MakePlan")).count(), 1, "the plan stays");
+}
+
+#[test]
+fn a_stage_that_evicts_for_ever_is_taken_for_lost() {
+    let mut session = running(config(Some(1)));
+    let mut effects = Vec::new();
+    for epoch in 1..=EVICTIONS_WITHOUT_TOKEN_MAX {
+        session.step(3, Input::Evicted { epoch, index: 0 }, &mut effects);
+        assert!(matches!(effects[..], [Effect::Close { .. }, Effect::Open { .. }]), "{effects:?}");
+        effects.clear();
+    }
+    session.step(3, Input::Evicted { epoch: EVICTIONS_WITHOUT_TOKEN_MAX + 1, index: 0 }, &mut effects);
+    assert!(matches!(effects[..], [Effect::Close { .. }, Effect::MakePlan { .. }]), "{effects:?}");
+}
+
+#[test]
+fn what_all_stages_hold_is_not_sent_and_the_last_position_always_is() {
+    for (held, first) in [(0, 0), (20, 20), (PROMPT as u64, PROMPT as u64 - 1), (u64::MAX, PROMPT as u64 - 1)] {
+        let mut session = Session::new(Config { chunk_tokens: PROMPT, ..config(Some(2)) });
+        let mut effects = Vec::new();
+        session.step(0, Input::Start, &mut effects);
+        let plan = crate::plan::plan(&PlanInput { bound: Bound::Exactly(2), ..plan_input(2) }).unwrap();
+        session.step(1, Input::PlanMade { epoch: 1, plan }, &mut effects);
+        session.step(2, Input::StageReady { epoch: 1, index: 0, held: u64::MAX }, &mut effects);
+        effects.clear();
+        session.step(2, Input::StageReady { epoch: 1, index: 1, held }, &mut effects);
+        let [Effect::Send { first_position, tokens, sample: true, .. }] = &effects[..] else { panic!("{effects:?}") };
+        assert_eq!((*first_position, tokens.len() as u64), (first, PROMPT as u64 - first));
+        assert_eq!(session.cached(), first);
+    }
+}
+
+#[test]
 fn an_eos_token_is_emitted_and_ends_the_generation() {
     let sixth = undisturbed(6)[5];
     let mesh = Mesh::new(1, 2, Trouble::default()).run(Config { eos: vec![sixth], ..config(Some(2)) });
@@ -417,7 +476,7 @@ fn running(config: Config) -> Session {
     let mut effects = Vec::new();
     session.step(0, Input::Start, &mut effects);
     session.step(1, Input::PlanMade { epoch: 1, plan: alone() }, &mut effects);
-    session.step(2, Input::StageReady { epoch: 1, index: 0 }, &mut effects);
+    session.step(2, Input::StageReady { epoch: 1, index: 0, held: 0 }, &mut effects);
     session
 }
 
@@ -493,7 +552,7 @@ fn a_prompt_is_sent_in_chunks_with_a_bounded_number_under_way() {
     let plan = crate::plan::plan(&PlanInput { bound: Bound::Exactly(1), ..plan_input(1) }).unwrap();
     session.step(1, Input::PlanMade { epoch: 1, plan }, &mut effects);
     effects.clear();
-    session.step(2, Input::StageReady { epoch: 1, index: 0 }, &mut effects);
+    session.step(2, Input::StageReady { epoch: 1, index: 0, held: 0 }, &mut effects);
     let mut sent = 0;
     let mut sampled = 0;
     let mut sequence = 0;
@@ -566,8 +625,8 @@ fn a_token_that_was_not_asked_for_is_ignored_and_an_impossible_one_costs_the_sta
     session.step(0, Input::Start, &mut effects);
     let plan = crate::plan::plan(&PlanInput { bound: Bound::Exactly(2), ..plan_input(2) }).unwrap();
     session.step(1, Input::PlanMade { epoch: 1, plan }, &mut effects);
-    session.step(2, Input::StageReady { epoch: 1, index: 0 }, &mut effects);
-    session.step(2, Input::StageReady { epoch: 1, index: 1 }, &mut effects);
+    session.step(2, Input::StageReady { epoch: 1, index: 0, held: 0 }, &mut effects);
+    session.step(2, Input::StageReady { epoch: 1, index: 1, held: 0 }, &mut effects);
     for sequence in 0..4 {
         session.step(3, Input::Sent { epoch: 1, sequence }, &mut effects);
     }
@@ -591,7 +650,7 @@ fn a_token_that_comes_twice_counts_once_even_before_the_next_can_be_sent() {
     session.step(0, Input::Start, &mut effects);
     let plan = crate::plan::plan(&PlanInput { bound: Bound::Exactly(1), ..plan_input(1) }).unwrap();
     session.step(1, Input::PlanMade { epoch: 1, plan }, &mut effects);
-    session.step(2, Input::StageReady { epoch: 1, index: 0 }, &mut effects);
+    session.step(2, Input::StageReady { epoch: 1, index: 0, held: 0 }, &mut effects);
     effects.clear();
     let (sequence, position) = (SENDS_IN_FLIGHT as u64 - 1, PROMPT as u64);
     for now in [3, 4] {
@@ -615,8 +674,17 @@ fn cancelling_closes_the_stages_and_says_so_once() {
 
 fn trouble() -> impl Strategy<Value = Trouble> {
     let death = (0u64..2_500, 1u8..5);
-    (prop::collection::vec(death, 0..4), any::<bool>(), 0u64..40, prop::collection::vec(1u8..5, 0..2))
-        .prop_map(|(deaths, loud, duplicates, refusers)| Trouble { deaths, loud, duplicates, refusers })
+    let pages = (prop_oneof![Just(0u64), 1u64..10], prop_oneof![Just(0u64), 1u64..60]);
+    (prop::collection::vec(death, 0..4), any::<bool>(), 0u64..40, prop::collection::vec(1u8..5, 0..2), pages).prop_map(
+        |(deaths, loud, duplicates, refusers, (evictions, held_max))| Trouble {
+            deaths,
+            loud,
+            duplicates,
+            refusers,
+            evictions,
+            held_max,
+        },
+    )
 }
 
 proptest! {

@@ -3,25 +3,34 @@
 //! A pass takes pieces of several sessions' steps at once, since weights are read from memory once for all of them. What a
 //! session's tokens become does not depend on its neighbours: columns of a pass meet nowhere ([`Pass`]).
 
-use super::{Adapter, Checked, Facts, Hands};
+use super::{
+    Adapter, Checked, Facts, Hands,
+    pages::{PageKey, Pages},
+};
 use crate::{
     cpu::{
         acts::Planes,
         adapters,
-        cache::Cache,
+        cache::{Cache, Full, Page, PageShape},
+        kernels::KV_TILE,
         model::Model,
         pass::{Pass, Slot},
         work::{PASS_TOKENS_MAX, SAMPLED_MAX, Work},
     },
+    engine::Memory,
     sample::{self, Sampling},
 };
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// Loaded weights and the buffers of their passes.
 pub(crate) struct CpuWeights {
     model: Model,
     planes: Planes,
     context: usize,
+    pages: Arc<Pages>,
     /// Guards the buffers of one pass; held by the engine thread for a pass, so never contended.
     work: Mutex<Option<Work>>,
 }
@@ -30,6 +39,87 @@ pub(crate) struct CpuWeights {
 pub(crate) struct CpuStage {
     weights: Arc<CpuWeights>,
     cache: Cache,
+    /// What its first pages are known by, once they are full.
+    keys: Vec<PageKey>,
+    /// Pages that others can find.
+    filed: usize,
+    /// It computed something since it adopted.
+    has_computed: bool,
+}
+
+impl CpuStage {
+    /// Sees to it that the positions `at`, which come next, have pages.
+    pub fn reserve(&mut self, at: Range<usize>) -> Result<(), Full> {
+        let pages = &self.weights.pages;
+        self.has_computed = true;
+        self.cache.reserve(at, || pages.take())
+    }
+
+    /// Forgets positions from `held` on.
+    pub fn truncate(&mut self, held: usize) {
+        self.cache.truncate(held);
+        self.filed = self.filed.min(held / KV_TILE);
+        // Other tokens may follow now than those that the keys name.
+        if self.has_computed {
+            self.keys.truncate(held / KV_TILE);
+        }
+    }
+
+    /// Bytes of pages that no other session holds.
+    pub fn own_bytes(&self) -> u64 {
+        let is_own =
+            |(index, page): &(usize, &Arc<Page>)| Arc::strong_count(page) <= 1 + usize::from(*index < self.filed);
+        self.cache.pages().iter().enumerate().filter(is_own).count() as u64 * self.cache.shape().page_bytes()
+    }
+
+    /// Begins with what others have computed under these keys; says how many positions that are. Its own pages will be
+    /// found under them, too.
+    pub fn adopt(&mut self, keys: Vec<PageKey>) -> usize {
+        let found = self.weights.pages.find(&keys);
+        let held = found.len() * KV_TILE;
+        if let Some(memory) = self.weights.pages.memory() {
+            memory.note_adopted(held as u64);
+        }
+        self.filed = found.len();
+        self.keys = keys;
+        self.cache.adopt(found);
+        self.has_computed = false;
+        held
+    }
+
+    /// It holds what it adopted, and has computed nothing since.
+    pub fn has_just_adopted(&self) -> bool {
+        !self.has_computed
+    }
+
+    /// Lets others find the pages that are full when `held` positions are held, under these keys.
+    pub fn name_pages(&mut self, keys: Vec<PageKey>, held: usize) {
+        self.keys = keys;
+        self.filed = 0;
+        self.file(held);
+    }
+
+    /// Lets others find the pages that are full when `held` positions are held.
+    pub fn file(&mut self, held: usize) {
+        let full = (held / KV_TILE).min(self.keys.len());
+        for index in self.filed..full {
+            self.weights.pages.file_page(self.keys[index], index, &self.cache.pages()[index]);
+        }
+        self.filed = self.filed.max(full);
+    }
+
+    /// Gives back all that it holds to who needs it more.
+    pub fn evict(&mut self) {
+        self.truncate(0);
+        if let Some(memory) = self.weights.pages.memory() {
+            memory.note_eviction();
+        }
+    }
+
+    /// Pages are known by nothing any more: what follows is computed in another way.
+    pub fn forget_keys(&mut self) {
+        self.keys.clear();
+    }
 }
 
 /// A piece of one session's step: some of its positions, one after the other.
@@ -63,8 +153,12 @@ impl CpuWeights {
         &self.model
     }
 
-    pub fn new(model: Model, planes: Planes, context: usize) -> Arc<Self> {
-        Arc::new(Self { model, planes, context, work: Mutex::new(None) })
+    /// `memory` counts the pages of their sessions; without one nobody does.
+    pub fn new(model: Model, planes: Planes, context: usize, memory: Option<&Arc<Memory>>) -> Arc<Self> {
+        let s = &model.shape;
+        let shape = PageShape { layers: model.layers.len(), kv_heads: s.kv_heads, width: s.head_width };
+        let pages = Pages::new(shape, memory);
+        Arc::new(Self { model, planes, context, pages, work: Mutex::new(None) })
     }
 
     pub fn facts(&self) -> Facts {
@@ -84,10 +178,15 @@ impl CpuWeights {
         adapter.shape == self.model.shape && adapter.weights.layers.len() == self.model.layers.len()
     }
 
-    pub fn open(self: &Arc<Self>, context: usize) -> CpuStage {
-        let s = &self.model.shape;
-        let cache = Cache::new(self.model.layers.len(), s.kv_heads, s.head_width, context);
-        CpuStage { weights: self.clone(), cache }
+    /// A session without a position.
+    pub fn open(self: &Arc<Self>) -> CpuStage {
+        CpuStage {
+            weights: self.clone(),
+            cache: Cache::empty(self.pages.shape()),
+            keys: Vec::new(),
+            filed: 0,
+            has_computed: false,
+        }
     }
 
     /// Computes all pieces in one pass: at most [`PASS_TOKENS_MAX`] positions, of which [`SAMPLED_MAX`] give tokens. All are of

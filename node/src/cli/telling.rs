@@ -182,8 +182,12 @@ impl<'a> Telling<'a> {
             0 => String::new(),
             count => format!(", {count} stages lost and replaced"),
         };
+        let known = match done.cached_tokens {
+            0 => String::new(),
+            count => format!(", {count} of {} prompt tokens known", done.prompt_tokens),
+        };
         self.global.output().note(&format!(
-            "[{} tokens, {:.1}/s, first after {:.0} ms, {} stages, seed {}{lost}]",
+            "[{} tokens, {:.1}/s, first after {:.0} ms, {} stages, seed {}{known}{lost}]",
             done.tokens.len(),
             done.tokens_per_s,
             done.ttft_ms,
@@ -219,6 +223,7 @@ fn done_value(done: &api::Done) -> Value {
             json!({"stages": replan.stages.iter().map(stage).collect::<Vec<_>>()})
         }).collect::<Vec<_>>(),
         "recoveries": done.recoveries, "pauses_ms": done.pauses_ms, "lap_ms": done.lap_ms,
+        "cached_tokens": done.cached_tokens, "evictions": done.evictions,
     })
 }
 

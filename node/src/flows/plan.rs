@@ -42,8 +42,10 @@ pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::Pla
     let model = served_model(&request.repo, &manifest)?;
     let context = if request.context == 0 { CONTEXT.min(model.context_max) } else { request.context };
     let adapter = adapters::choose(&node, &request.adapter, model).await?;
+    let quantise = parse_quantise(&request.quantise)?;
     let mut wish = Wish {
-        cost: cost(model, &as_loaded(&manifest.tensors, parse_quantise(&request.quantise)?))?,
+        quantise,
+        cost: cost(model, &as_loaded(&manifest.tensors, quantise))?,
         context: u64::from(context),
         prompt_tokens: PROMPT_TOKENS,
         answer_tokens: ANSWER_TOKENS,
@@ -61,6 +63,8 @@ pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::Pla
 /// What is wished of a plan, beside the nodes.
 #[derive(Clone)]
 pub(crate) struct Wish {
+    /// What stages hold matrices of more bits as.
+    pub quantise: Option<Target>,
     pub cost: ModelCost,
     pub context: u64,
     pub prompt_tokens: u64,
@@ -89,6 +93,7 @@ pub(crate) fn make(
         prompt_tokens: wish.prompt_tokens,
         answer_tokens: wish.answer_tokens,
         placed: node.stages.placements().of(revision),
+        in_use: node.stages.placements().in_use(revision, wish.quantise),
         coordinator: own,
         level: node.engine.level().to_owned(),
         bound,

@@ -38,6 +38,8 @@ pub async fn gauges(node: &Node) -> Result<Gauges, Refusal> {
         peers: node.net.connected().len() as u64,
         unknown_records: node.net.unknown_records(),
         uptime_s: node.started.elapsed().as_secs_f64(),
+        stage_memory_bytes: node.engine.memory().0,
+        pages: node.engine.keys_and_values(),
     })
 }
 

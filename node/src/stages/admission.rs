@@ -63,6 +63,28 @@ pub struct Usage {
     pub is_adapter_held: bool,
 }
 
+/// What takes the memory of stages, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Pressure {
+    /// The most.
+    pub memory_max: u64,
+    /// Held by weights and what else is no page.
+    pub weights: u64,
+    /// Held by pages that sessions use.
+    pub pages: u64,
+    /// Pages that sessions were let in for, whether they use them yet or not.
+    pub promised: u64,
+}
+
+impl Pressure {
+    /// Whether one more session begins that will use so many bytes of pages at once. One that would be alone is let in: nobody's
+    /// leaving could help it.
+    pub fn lets_in(&self, bytes: u64) -> bool {
+        let taken = self.weights.saturating_add(self.pages.max(self.promised));
+        self.promised == 0 || taken.saturating_add(bytes) <= self.memory_max
+    }
+}
+
 /// Says yes, or why not.
 pub fn admit(request: &StageRequest, asker: &Asker, house: &House, usage: Usage) -> Result<(), Refusal> {
     realm(request.realm, house)?;
@@ -189,6 +211,8 @@ mod tests {
             level: String::new(),
             adapter: None,
             quantise: None,
+            prefix: Vec::new(),
+            positions: None,
         }
     }
 
@@ -244,6 +268,15 @@ mod tests {
         assert_eq!(ask(&listed, &house, Usage::default()), None);
         house.trusted.push(PublisherKey::from([6; 32]));
         assert_eq!(ask(&stranger(), &house, Usage::default()), None);
+    }
+
+    #[test]
+    fn sessions_are_let_in_while_what_they_begin_with_fits_beside_the_others() {
+        let pressure = |pages, promised| Pressure { memory_max: 100, weights: 40, pages, promised };
+        assert!(pressure(0, 30).lets_in(30) && !pressure(0, 30).lets_in(31), "promises count before they are used");
+        assert!(pressure(50, 10).lets_in(10) && !pressure(50, 10).lets_in(11), "as does what others have grown to");
+        assert!(pressure(0, 0).lets_in(500), "alone it finds out by itself");
+        assert!(!pressure(0, u64::MAX).lets_in(u64::MAX));
     }
 
     #[test]

@@ -61,3 +61,12 @@ pub const IDLE_STAGES_MAX: usize = 8;
 
 /// Adapters that stay loaded after their session: they are small, and users of many share one model.
 pub const IDLE_ADAPTERS_MAX: usize = 64;
+
+/// Positions that weights are loaded for at least, where the model holds as many: some megabytes of angles.
+pub const CONTEXT_LOADED: u32 = 8192;
+
+/// How long a session waits for room for its keys and values while others go on: longer than most answers take.
+pub const PAGES_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often one that waits looks: pages are also given back without anybody leaving.
+pub const PAGES_LOOK: Duration = Duration::from_millis(50);

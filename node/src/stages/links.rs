@@ -101,10 +101,14 @@ impl Links {
         }
     }
 
-    /// Ends the stages of an epoch.
-    pub fn close(&mut self, epoch: u32) {
-        if epoch == self.epoch {
-            self.stages.clear();
+    /// Ends the stages of an epoch; each is told what its pages are known by.
+    pub fn close(&mut self, epoch: u32, prefixes: Vec<Vec<u8>>) {
+        if epoch != self.epoch {
+            return;
+        }
+        for (stage, prefix) in self.stages.drain(..).zip(prefixes.into_iter().chain(std::iter::repeat(Vec::new()))) {
+            // A stage that reads nothing is closed by the end of its stream.
+            let _ = stage.try_send(peer_pb::StageCommand { command: Some(Command::Close(peer_pb::Close { prefix })) });
         }
     }
 
@@ -176,9 +180,14 @@ async fn converse(
             teller.event(event).await;
         }
     };
+    tokio::pin!(hearing);
     let done = tokio::select! {
-        heard = hearing => heard,
-        said = speak(&mut writer, commands, teller) => said,
+        heard = &mut hearing => heard,
+        said = speak(&mut writer, commands, teller) => {
+            // Until the stage has read that it is closed, and closed its end.
+            let _ = tokio::time::timeout(bounds::BEAT * 2, hearing).await;
+            said
+        }
         error = &mut gone => Err(error),
     };
     connection.close(0u32.into(), b"closed");

@@ -12,7 +12,7 @@ use std::{
 };
 
 use cairn_compute::{
-    LoadError, LoadOptions, Saves, SourceError, StageHandle, TensorSource, arch,
+    LoadError, LoadOptions, Saves, SourceError, StageHandle, StepError, TensorSource, arch,
     engine::SetAdapterError,
     quantise::{Quantising, as_loaded},
 };
@@ -29,9 +29,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     adapters,
     admission::Asker,
+    bounds,
     packed::Packed,
+    prefix,
     request::{Neighbour, StageRequest},
-    rooms::{Reservation, Rooms},
+    rooms::{Promise, Rooms},
     warm::{Base, Key},
 };
 use crate::{
@@ -43,30 +45,16 @@ use crate::{
 /// How long the engine may take to notice that weights were dropped: one pass of another session.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Weights with a session on them. When dropped, the weights stay warm for the next.
+/// A session on loaded weights, which stay warm for the next when it is dropped.
 pub(super) struct Loaded {
     pub handle: StageHandle,
     pub report: peer_pb::StageReady,
     pub width: u32,
-    /// A step failed: the session may be broken, and is not used again.
-    pub is_broken: bool,
-    /// The session is the one that came with the weights.
-    is_lent: bool,
-    /// Memory of a further session's keys and values; given back when it ends.
-    _reservation: Option<Reservation>,
+    /// Its place among those whose keys and values share the memory.
+    _promise: Promise,
     /// Used by the session; kept from being dropped.
     _adapter: Option<Arc<adapters::Loaded>>,
-    base: Arc<Base>,
-    rooms: Arc<Rooms>,
-}
-
-impl Drop for Loaded {
-    fn drop(&mut self) {
-        let lets_go = || self.handle.set_adapter(None).is_ok();
-        if self.is_lent && (self.is_broken || !lets_go() || !self.base.take_back()) {
-            self.rooms.forget_warm(&self.base);
-        }
-    }
+    _base: Arc<Base>,
 }
 
 /// Finds the stage warm, or fetches and loads it. Dropping the future stops the fetch; a load that the engine has begun
@@ -80,8 +68,8 @@ pub(super) async fn load(
 ) -> Result<Loaded, Refusal> {
     let started = Instant::now();
     let StageRequest { revision, part, context, planes, quantise, .. } = *request;
-    let key = Key { revision, part, context, planes, quantise };
-    let (base, mut report) = match rooms.find_warm(&key) {
+    let key = Key { revision, part, planes, quantise };
+    let (base, mut report) = match rooms.find_warm(&key, context) {
         Some(base) => (base.clone(), held(base.bytes_needed)),
         None => load_cold(node, rooms, request, key, events, asker).await?,
     };
@@ -89,7 +77,11 @@ pub(super) async fn load(
     report.load_ms = started.elapsed().as_millis() as u64;
     report.level = node.engine.level().to_owned();
     report.quantised = quantise.map(|target| target.name().to_owned()).unwrap_or_default();
-    open_session(rooms, request, base, adapter, report)
+    let opened = open_session(request, &base, adapter.as_ref())?;
+    let promise = rooms.promise(&base, request).await?;
+    report.prefix_positions = adopt(&opened, request, asker).await?;
+    let width = base.width;
+    Ok(Loaded { handle: opened, report, width, _promise: promise, _adapter: adapter, _base: base })
 }
 
 /// A report of what was here.
@@ -97,40 +89,41 @@ pub(super) fn held(bytes_needed: u64) -> peer_pb::StageReady {
     peer_pb::StageReady { bytes_needed, bytes_local: bytes_needed, ..Default::default() }
 }
 
-/// A session on loaded weights: their own, or another if that is lent.
+/// A session on loaded weights, empty.
 fn open_session(
-    rooms: &Arc<Rooms>,
     request: &StageRequest,
-    base: Arc<Base>,
-    adapter: Option<Arc<adapters::Loaded>>,
-    report: peer_pb::StageReady,
-) -> Result<Loaded, Refusal> {
-    let lent = base.lend();
-    let is_lent = lent.is_some();
-    let (handle, reservation) = match lent {
-        Some(handle) => (handle, None),
-        None => {
-            let reservation = rooms.reserve(base.handle.another_bytes(request.context))?;
-            (base.handle.another(request.context).map_err(|e| load_refusal(&e))?, Some(reservation))
-        }
-    };
-    let (width, rooms) = (base.width, rooms.clone());
-    let given = handle.set_adapter(adapter.as_ref().map(|adapter| &adapter.handle));
-    let (is_broken, _reservation, _adapter) = (false, reservation, adapter);
-    let loaded = Loaded { handle, report, width, is_broken, is_lent, _reservation, _adapter, base, rooms };
+    base: &Base,
+    adapter: Option<&Arc<adapters::Loaded>>,
+) -> Result<StageHandle, Refusal> {
+    let handle = base.handle.another(request.context).map_err(|e| load_refusal(&e))?;
+    let given = handle.set_adapter(adapter.map(|adapter| &adapter.handle));
     if given == Err(SetAdapterError::OtherWeights) {
         return Err(Refusal::internal("a stage", "its adapter was loaded for other weights"));
     }
     let is_set = match request.demands.needs_logits() {
-        true => loaded.handle.hand_out_logits(),
-        false => {
-            loaded.handle.set_sampling(request.demands.sampling) && loaded.handle.set_history(request.history.clone())
-        }
+        true => handle.hand_out_logits(),
+        false => handle.set_sampling(request.demands.sampling) && handle.set_history(request.history.clone()),
     };
-    if given.is_ok() && is_set {
-        return Ok(loaded);
+    if given.is_ok() && is_set { Ok(handle) } else { Err(engine_busy()) }
+}
+
+/// Begins with what an earlier session of the asker computed; says how many positions that is.
+async fn adopt(handle: &StageHandle, request: &StageRequest, asker: &Asker) -> Result<u64, Refusal> {
+    let Some(keys) = prefix::of_asker(&request.prefix, asker.node).filter(|keys| !keys.is_empty()) else {
+        return Ok(0);
+    };
+    let (done, held) = oneshot::channel();
+    handle.adopt(keys, Box::new(move |result| drop(done.send(result))));
+    match held.await {
+        Ok(Ok(held)) => Ok(held),
+        Ok(Err(StepError::Busy)) => Err(engine_busy()),
+        Ok(Err(error)) => Err(Refusal::internal("a stage", error)),
+        Err(_) => Err(load_refusal(&LoadError::Stopped)),
     }
-    Err(Refusal::new(Reason::Busy, "a stage", "the engine's queue is full").try_this("again in a moment"))
+}
+
+fn engine_busy() -> Refusal {
+    Refusal::new(Reason::Busy, "a stage", "the engine's queue is full").try_this("again in a moment")
 }
 
 fn load_refusal(error: &LoadError) -> Refusal {
@@ -163,20 +156,29 @@ async fn load_cold(
     let tensors = arch::stage_tensors(&model, &manifest.tensors, &request.part).map_err(|e| corrupt(&e))?;
     let tensors: Vec<TensorEntry> = tensors.into_iter().cloned().collect();
     let all = as_loaded(&manifest.tensors, request.quantise);
-    let memory = arch::stage_memory(&model, &all, &request.part, request.context).map_err(|e| corrupt(&e))?;
+    let context = context_loaded(request.context, &model);
+    let memory = |context| arch::stage_memory(&model, &all, &request.part, context).map_err(|e| corrupt(&e));
+    let pages_bytes = memory(request.context)?.cache;
+    let memory = memory(context)?;
     prove_publisher(node, request.revision, &manifest, asker).await?;
     let _turn = rooms.turn(asker.node).await;
     // Another session of this peer may have loaded it in its turn.
-    if let Some(base) = rooms.find_warm(&key) {
+    if let Some(base) = rooms.find_warm(&key, request.context) {
         return Ok((base.clone(), held(base.bytes_needed)));
     }
-    let reservation = rooms.reserve(memory.total())?;
+    let reservation = rooms.reserve(memory.total() - memory.cache + pages_bytes)?;
     let report = fetch(node, request.revision, &manifest, &tensors, &sources, events).await?;
     let source = BlobTensors::new(node, &manifest).saved(node, request);
-    let handle = load_engine(node, request, &model, &tensors, &source).await?;
-    let base = Base::new(handle, reservation, model.width, report.bytes_needed);
+    let handle = load_engine(node, request, context, &model, &tensors, &source).await?;
+    let (width, bytes_needed) = (model.width, report.bytes_needed);
+    let base = Arc::new(Base { handle, reservation, width, bytes_needed, pages_bytes });
     rooms.keep_warm(key, base.clone());
     Ok((base, report))
+}
+
+/// Positions that weights are loaded for: their angles cost little, and sessions of other lengths can use them, too.
+fn context_loaded(asked: u32, model: &Model) -> u32 {
+    asked.max(bounds::CONTEXT_LOADED.min(model.context_max))
 }
 
 /// A stranger's request may be let in because its publisher is trusted, and a manifest says whose it is without being
@@ -326,11 +328,12 @@ pub(crate) async fn keep(node: &Node, hashes: &[BlobHash]) -> Result<(), Refusal
 async fn load_engine(
     node: &Node,
     request: &StageRequest,
+    context: u32,
     model: &Model,
     tensors: &[TensorEntry],
     source: &BlobTensors,
 ) -> Result<StageHandle, Refusal> {
-    let options = LoadOptions { context: request.context, planes: request.planes };
+    let options = LoadOptions { context, planes: request.planes };
     let held = as_loaded(tensors, request.quantise);
     let load = patiently(|done| {
         let source: Box<dyn TensorSource> = match request.quantise {

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A stage is asked for ([`request`]), held against the owner's rules ([`admission`]), given a place ([`rooms`]), its bytes
-//! are fetched and its weights loaded ([`load`]) or found warm ([`warm`]), its adapter likewise ([`adapters`]), and then it runs ([`serve`], [`run`]) until its
+//! are fetched and its weights loaded ([`load`]) or found warm ([`warm`]), its adapter likewise ([`adapters`]), what was computed before is found ([`prefix`]), and then it runs ([`serve`], [`run`]) until its
 //! coordinator closes it or is silent for the lease. Not here: which node gets which layers, and what happens when one
 //! dies; those are decided by [`cairn_compute::plan`] and [`cairn_compute::session`]. Invariant: network tasks beat, engine
 //! threads compute, and neither waits for the other.
@@ -21,6 +21,7 @@ pub(crate) mod links;
 mod load;
 mod packed;
 mod placements;
+pub(crate) mod prefix;
 mod request;
 mod rooms;
 mod run;
@@ -29,13 +30,14 @@ mod warm;
 
 use std::sync::{Arc, OnceLock, Weak};
 
+use cairn_compute::Engine;
 use cairn_protocol::peer_pb;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 pub(crate) use admission::Asker;
 pub use advertise::advertise;
 pub(crate) use load::{BlobTensors, keep, prove_publisher};
-use placements::Placements;
+pub(crate) use placements::{Placements, Use};
 pub(crate) use request::{Neighbour, id, neighbour};
 pub use request::{parse_privacy, privacy_word};
 pub use rooms::Occupancy;
@@ -57,21 +59,21 @@ struct Inner {
     node: OnceLock<Weak<Node>>,
     strangers: Arc<Semaphore>,
     texts: TextCache,
-    placements: Placements,
+    placements: Arc<Placements>,
 }
 
 impl StageHost {
-    /// By the rules of this configuration; `level` is the engine's.
-    pub fn new(config: &Config, level: &str) -> StageHost {
+    /// By the rules of this configuration.
+    pub fn new(config: &Config, engine: &Engine) -> StageHost {
         let house = admission::House {
             grant: config.grants.compute,
             realm: config.realm,
-            level: level.to_owned(),
+            level: engine.level().to_owned(),
             sessions_per_peer: config.sessions_per_peer as usize,
             sessions_max: bounds::SESSIONS_MAX,
             trusted: config.trusted.clone(),
         };
-        let rooms = Rooms::new(house, config.stage_memory_bytes);
+        let rooms = Rooms::new(house, config.stage_memory_bytes, engine.clone());
         let strangers = Arc::new(Semaphore::new(bounds::STRANGERS_MAX));
         StageHost {
             inner: Arc::new(Inner {
@@ -79,7 +81,7 @@ impl StageHost {
                 node: OnceLock::new(),
                 strangers,
                 texts: TextCache::default(),
-                placements: Placements::default(),
+                placements: Arc::default(),
             }),
         }
     }
@@ -113,7 +115,7 @@ impl StageHost {
     }
 
     /// Where models that this node coordinates are loaded.
-    pub(crate) fn placements(&self) -> &Placements {
+    pub(crate) fn placements(&self) -> &Arc<Placements> {
         &self.inner.placements
     }
 

@@ -6,11 +6,14 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use cairn_compute::plan::{Placement, Plan};
+use cairn_compute::{
+    plan::{Placement, Plan},
+    quantise::Target,
+};
 use cairn_protocol::id::{NodeId, RevisionId};
 
 use super::bounds;
@@ -25,18 +28,44 @@ pub(crate) struct Placements {
 #[derive(Debug, Default)]
 struct State {
     models: VecDeque<(RevisionId, VecDeque<Placement>)>,
+    /// Weights that sessions of ours use now, once for each.
+    in_use: Vec<InUse>,
     /// When a session of ours on that node ended.
     ended: BTreeMap<NodeId, Instant>,
 }
 
+/// What a session uses: a revision, held as some type, on these nodes.
+type InUse = (RevisionId, Option<Target>, Placement);
+
+fn placement(plan: &Plan) -> Placement {
+    plan.stages.iter().map(|stage| (stage.node, stage.layers)).collect()
+}
+
 impl Placements {
+    /// A session of ours opens this plan; its weights are in use until what is returned goes.
+    pub fn uses(self: &Arc<Self>, revision: RevisionId, quantise: Option<Target>, plan: &Plan) -> Use {
+        let what = (revision, quantise, placement(plan));
+        self.state().in_use.push(what.clone());
+        Use { placements: self.clone(), what }
+    }
+
+    /// Where sessions of ours use a model now.
+    pub fn in_use(&self, revision: RevisionId, quantise: Option<Target>) -> Vec<Placement> {
+        let state = self.state();
+        let of = state.in_use.iter().filter(|(r, q, _)| (*r, *q) == (revision, quantise));
+        let mut found: Vec<Placement> = of.map(|(.., placement)| placement.clone()).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A plan of this model brought a token: its weights are loaded.
     pub fn placed(&self, revision: RevisionId, plan: &Plan) {
-        let placement: Placement = plan.stages.iter().map(|stage| (stage.node, stage.layers)).collect();
+        let placement = placement(plan);
         let models = &mut self.state().models;
         let at = models.iter().position(|(known, _)| *known == revision);
         let (_, mut placements) = at.and_then(|at| models.remove(at)).unwrap_or((revision, VecDeque::new()));
@@ -71,6 +100,22 @@ impl Placements {
     }
 }
 
+/// A session's use of weights.
+#[derive(Debug)]
+pub(crate) struct Use {
+    placements: Arc<Placements>,
+    what: InUse,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let in_use = &mut self.placements.state().in_use;
+        if let Some(at) = in_use.iter().position(|what| *what == self.what) {
+            in_use.swap_remove(at);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use cairn_compute::plan::{PlannedStage, Predicted};
@@ -100,6 +145,19 @@ mod tests {
 
     fn first_nodes(placements: &Placements, revision: RevisionId) -> Vec<u8> {
         placements.of(revision).iter().map(|p| p[0].0.as_bytes()[0]).collect()
+    }
+
+    #[test]
+    fn weights_are_in_use_while_a_session_has_them() {
+        let placements = Arc::new(Placements::default());
+        let (one, same) = (placements.uses(model(7), None, &plan(&[1])), placements.uses(model(7), None, &plan(&[1])));
+        let other = placements.uses(model(7), Some("q8_0".parse().unwrap()), &plan(&[2]));
+        drop(one);
+        let nodes =
+            |quantise| placements.in_use(model(7), quantise).iter().map(|p| p[0].0.as_bytes()[0]).collect::<Vec<_>>();
+        assert_eq!((nodes(None), nodes(Some("q8_0".parse().unwrap()))), (vec![1], vec![2]));
+        drop((same, other));
+        assert!(nodes(None).is_empty() && placements.in_use(model(8), None).is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 
 use cairn_compute::{
+    PAGE_POSITIONS,
     arch::StagePart,
     choose::Demands,
     plan::Privacy,
@@ -88,6 +89,10 @@ pub struct StageRequest {
     pub adapter: Option<AdapterRequest>,
     /// What matrices of more bits are held as.
     pub quantise: Option<Target>,
+    /// What pages of the ids so far are known by to the asker, 32 bytes each.
+    pub prefix: Vec<u8>,
+    /// Ids so far. None of an asker that does not know of pages.
+    pub positions: Option<u32>,
 }
 
 /// An adapter, as a coordinator asks for it.
@@ -117,6 +122,12 @@ impl StageRequest {
         if next.is_none() != open.head {
             return Err(bad("exactly the stage with the head is the last".to_owned()));
         }
+        if open.positions > u64::from(open.context) {
+            return Err(bad(format!("{} ids before the first step in a context of {}", open.positions, open.context)));
+        }
+        if open.prefix.len() > open.context as usize / PAGE_POSITIONS * 32 || !open.prefix.len().is_multiple_of(32) {
+            return Err(bad(format!("{} bytes of keys for a context of {}", open.prefix.len(), open.context)));
+        }
         Ok(StageRequest {
             session: id(&open.session, "session")?,
             epoch: open.epoch,
@@ -135,6 +146,8 @@ impl StageRequest {
             level: open.level,
             adapter: open.adapter.map(adapter).transpose()?,
             quantise: parse_wish(&open.quantise).map_err(|error| bad(error.to_string()))?,
+            prefix: open.prefix,
+            positions: (open.positions > 0).then_some(open.positions as u32),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Who is in: the sessions that have a stage here, the loads under way and the memory they may take.
 //!
-//! Not here: what a session does. Invariant: a [`Place`], a [`Turn`] or a [`Reservation`] gives back what it took when
+//! Not here: what a session does. Invariant: a [`Place`], a [`Turn`], a [`Promise`] or a [`Reservation`] gives back what it took when
 //! it is dropped, so a session that ends in any way leaves nothing behind.
 
 use std::{
@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use cairn_compute::Engine;
 use cairn_protocol::{
     id::{NodeId, RevisionId, SessionId},
     refusal::{Reason, Refusal},
@@ -36,6 +37,9 @@ const PREDECESSOR: Duration = Duration::from_millis(500);
 pub(crate) struct Rooms {
     house: House,
     memory_max: u64,
+    engine: Engine,
+    /// Whoever waits for pages, in the order in which they came.
+    gate: tokio::sync::Mutex<()>,
     /// Guards the tables below; never held across an await.
     state: Mutex<State>,
     changed: watch::Sender<()>,
@@ -50,6 +54,8 @@ struct State {
     /// Models that are being loaded for a task.
     loading_tasks: BTreeSet<RevisionId>,
     memory_used: u64,
+    /// Bytes of pages that sessions were let in for.
+    promised: u64,
     warm: Warm,
     adapters: adapters::Warm,
     next_id: u64,
@@ -86,9 +92,10 @@ pub(crate) struct Held {
 }
 
 impl Rooms {
-    pub fn new(house: House, memory_max: u64) -> Arc<Rooms> {
+    pub fn new(house: House, memory_max: u64, engine: Engine) -> Arc<Rooms> {
         let (changed, _) = watch::channel(());
-        Arc::new(Rooms { house, memory_max, state: Mutex::default(), changed })
+        let gate = tokio::sync::Mutex::default();
+        Arc::new(Rooms { house, memory_max, engine, gate, state: Mutex::default(), changed })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -97,12 +104,13 @@ impl Rooms {
 
     pub fn occupancy(&self) -> Occupancy {
         let state = self.state();
+        // Pages may be more than what was reserved for them with the weights.
+        let in_use = self.engine.memory().0.saturating_sub(self.engine.keys_and_values().idle_bytes);
+        let idle = state.warm.idle_bytes() + state.adapters.idle_bytes();
         Occupancy {
             sessions: state.seats.len() as u32,
             loads: state.loading.len() as u32,
-            memory_free_bytes: self.memory_max.saturating_sub(
-                state.memory_used.saturating_sub(state.warm.idle_bytes() + state.adapters.idle_bytes()),
-            ),
+            memory_free_bytes: self.memory_max.saturating_sub(state.memory_used.max(in_use).saturating_sub(idle)),
             tasks: state.tasks.values().sum::<usize>() as u32,
         }
     }
@@ -235,8 +243,45 @@ impl Rooms {
     }
 
     /// Weights that are loaded already, if they are.
-    pub fn find_warm(&self, key: &Key) -> Option<Arc<Base>> {
-        self.state().warm.find(key)
+    pub fn find_warm(&self, key: &Key, context: u32) -> Option<Arc<Base>> {
+        self.state().warm.find(key, context)
+    }
+
+    /// Lets a session in once there is room for what it will compute first, beside what the others have or were let in for. Who
+    /// came first is let in first. More may be needed later: then the last come give way ([`cairn_compute::engine`]).
+    pub async fn promise(self: &Arc<Self>, base: &Base, request: &StageRequest) -> Result<Promise, Refusal> {
+        // It has to fit alone, or it could never end.
+        drop(self.reserve(base.handle.pages_bytes(request.context.into()).saturating_sub(base.pages_bytes))?);
+        let bytes = base.handle.pages_bytes(u64::from(request.positions.unwrap_or(0)) + 1);
+        let waiting = async {
+            let _turn = self.gate.lock().await;
+            loop {
+                if let Some(promise) = self.try_promise(bytes) {
+                    return promise;
+                }
+                tokio::time::sleep(bounds::PAGES_LOOK).await;
+            }
+        };
+        tokio::time::timeout(bounds::PAGES_PATIENCE, waiting).await.map_err(|_| {
+            let why = "other sessions' keys and values have filled the memory for two minutes";
+            Refusal::new(Reason::Busy, "a stage", why).try_this("again later, or another node")
+        })
+    }
+
+    fn try_promise(self: &Arc<Self>, bytes: u64) -> Option<Promise> {
+        let (held, max) = self.engine.memory();
+        let pages = self.engine.keys_and_values();
+        let mut state = self.state();
+        let pressure = admission::Pressure {
+            memory_max: max,
+            weights: held.saturating_sub(pages.bytes),
+            pages: pages.bytes.saturating_sub(pages.idle_bytes),
+            promised: state.promised,
+        };
+        pressure.lets_in(bytes).then(|| {
+            state.promised += bytes;
+            Promise { rooms: self.clone(), bytes }
+        })
     }
 
     /// Keeps weights for the sessions to come.
@@ -306,12 +351,6 @@ impl Rooms {
     /// Revisions that are loaded for their task, the last used first.
     pub fn warm_tasks(&self) -> Vec<RevisionId> {
         self.state().warm.tasks()
-    }
-
-    /// Forgets weights whose session broke.
-    pub fn forget_warm(&self, base: &Arc<Base>) {
-        let forgotten = self.state().warm.forget(base);
-        drop(forgotten);
     }
 
     /// Ends every session and forgets every warm stage.
@@ -420,6 +459,18 @@ impl Drop for TaskTurn {
     fn drop(&mut self) {
         self.rooms.state().loading_tasks.remove(&self.revision);
         self.rooms.changed.send_replace(());
+    }
+}
+
+/// A session's place among those whose keys and values share the memory.
+pub(crate) struct Promise {
+    rooms: Arc<Rooms>,
+    bytes: u64,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.rooms.state().promised -= self.bytes;
     }
 }
 

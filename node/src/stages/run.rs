@@ -11,7 +11,7 @@ use std::sync::{
 };
 
 use cairn_compute::{
-    StageHandle, StepInput, StepOutput,
+    PageKey, StageHandle, StepError, StepInput, StepOutput,
     choose::{Choice, ChooseError, Chooser, Logprobs},
 };
 use cairn_protocol::{
@@ -41,6 +41,8 @@ pub(crate) struct RunParts {
     pub me: NodeId,
     pub width: u32,
     pub handle: StageHandle,
+    /// Its coordinator knows what to do when it is told of one.
+    pub understands_eviction: bool,
     /// Of a last stage whose engine hands its logits out.
     pub chooser: Option<Chooser>,
     pub events: mpsc::Sender<peer_pb::StageEvent>,
@@ -64,9 +66,7 @@ pub(crate) struct Run {
     decode_ns: AtomicU64,
     /// Something happened since the session's task last looked.
     worked: AtomicBool,
-    /// A step failed.
-    has_failed: AtomicBool,
-    /// A loss has been reported; the first is the cause.
+    /// A loss or an eviction has been reported; the first is the cause.
     has_lost: AtomicBool,
 }
 
@@ -98,7 +98,6 @@ impl Run {
             decode_steps: AtomicU64::new(0),
             decode_ns: AtomicU64::new(0),
             worked: AtomicBool::new(false),
-            has_failed: AtomicBool::new(false),
             has_lost: AtomicBool::new(false),
         })
     }
@@ -172,10 +171,8 @@ impl Run {
         let run = self.clone();
         let done = move |result| match result {
             Ok(output) => run.pass_on(step, output, permit),
-            Err(error) => {
-                run.has_failed.store(true, Ordering::Release);
-                run.lose(run.parts.me, format!("a step failed: {error}"));
-            }
+            Err(StepError::Evicted) if run.parts.understands_eviction => run.say_evicted(),
+            Err(error) => run.lose(run.parts.me, format!("a step failed: {error}")),
         };
         self.parts.handle.step(input, Box::new(done));
     }
@@ -187,9 +184,17 @@ impl Run {
         }
     }
 
-    /// Whether a step failed, so that the engine's session may be broken.
-    pub fn has_failed(&self) -> bool {
-        self.has_failed.load(Ordering::Acquire)
+    /// Lets the asker's later sessions find what this one computed, under these keys.
+    pub fn name_pages(&self, keys: Vec<PageKey>) {
+        // A busy engine keeps nothing, and nothing is lost.
+        self.parts.handle.name_pages(keys);
+    }
+
+    /// Tells the coordinator, once, that the session has to begin again.
+    fn say_evicted(&self) {
+        if !self.has_lost.swap(true, Ordering::AcqRel) {
+            self.say(Event::Evicted(peer_pb::StageEvicted {}));
+        }
     }
 
     /// Reports that `node` is lost to this stage, once. The session stays until its coordinator closes it, so that the

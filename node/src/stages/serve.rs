@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     admission::Asker,
-    bounds, choosing, load,
+    bounds, choosing, load, prefix,
     request::{Neighbour, StageRequest},
     rooms::{Held, Place, Rooms},
     run::{Outgoing, Run, RunParts, Step},
@@ -64,7 +64,7 @@ async fn admitted(
     let request = StageRequest::parse(open)?;
     let place = rooms.enter(&request, &asker, held(node, &request).await)?;
     place.wait_for_predecessor().await;
-    let mut session = Session::new(control);
+    let mut session = Session::new(control, asker.node);
     let events = session.events.clone();
     let prepared = tokio::select! {
         prepared = prepare(node, rooms, &request, &events, &asker) => prepared,
@@ -140,6 +140,7 @@ async fn open_link(node: &Arc<Node>, request: &StageRequest, next: &Neighbour) -
 
 /// What a session's task holds between its selects.
 struct Session {
+    asker: NodeId,
     commands: mpsc::Receiver<peer_pb::StageCommand>,
     events: mpsc::Sender<peer_pb::StageEvent>,
     beat: Interval,
@@ -149,11 +150,11 @@ struct Session {
 }
 
 impl Session {
-    fn new(control: Control) -> Session {
+    fn new(control: Control, asker: NodeId) -> Session {
         let mut beat = interval(bounds::BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = Instant::now();
-        Session { commands: control.commands, events: control.events, beat, beats: 0, heard: now, worked: now }
+        Session { asker, commands: control.commands, events: control.events, beat, beats: 0, heard: now, worked: now }
     }
 
     /// Beats while the stage loads; says why the session ended.
@@ -184,7 +185,7 @@ impl Session {
     }
 
     async fn run(mut self, node: &Arc<Node>, place: Place, request: &StageRequest, prepared: Prepared) {
-        let Prepared { mut loaded, chooser, link } = prepared;
+        let Prepared { loaded, chooser, link } = prepared;
         let ready = loaded.report.clone();
         let (frames, outgoing) = mpsc::channel(bounds::STEPS_MAX + 1);
         let run = Run::new(RunParts {
@@ -194,6 +195,7 @@ impl Session {
             me: node.identity.node_id(),
             width: loaded.width,
             handle: loaded.handle.clone(),
+            understands_eviction: request.positions.is_some(),
             chooser,
             events: self.events.clone(),
             frames: link.is_some().then_some(frames),
@@ -208,7 +210,7 @@ impl Session {
         let why = self.steps(&run, &place, idle_lease).await;
         run.closed.cancel();
         links.shutdown().await;
-        loaded.is_broken = run.has_failed();
+        drop(loaded);
         tracing::debug!(session = %request.session, epoch = request.epoch, why, "stage ended");
     }
 
@@ -227,7 +229,11 @@ impl Session {
                         if truncate.epoch == run.epoch() { run.truncate(truncate.length) }
                     }
                     Some(Command::Beat(_)) => self.heard = Instant::now(),
-                    Some(Command::Close(_)) | None => return "its coordinator closed it",
+                    Some(Command::Close(close)) => {
+                        if let Some(keys) = prefix::of_asker(&close.prefix, self.asker) { run.name_pages(keys) }
+                        return "its coordinator closed it";
+                    }
+                    None => return "its coordinator closed it",
                 },
                 permit = run.permit(), if !waiting.is_empty() => {
                     if let Some(input) = waiting.pop_front() { submit_input(run, input, permit) }

@@ -3,13 +3,7 @@
 //! Not here: memory accounting ([`super::rooms`]). Invariant: weights that a session uses are never dropped; idle ones are
 //! at most [`bounds::IDLE_STAGES_MAX`], and the one that was used longest ago goes first.
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use cairn_compute::{StageHandle, arch::StagePart, quantise::Target};
 use cairn_protocol::id::RevisionId;
@@ -22,37 +16,25 @@ use crate::flows::tasks::TaskModel;
 pub(crate) struct Key {
     pub revision: RevisionId,
     pub part: StagePart,
-    pub context: u32,
     pub planes: u32,
     /// What matrices of more bits are held as.
     pub quantise: Option<Target>,
 }
 
-/// Loaded weights with the session that came with them, which is lent to one user at a time.
+/// Loaded weights, with a session on them that holds nothing: others are opened from it.
 pub(crate) struct Base {
     pub handle: StageHandle,
     pub reservation: Reservation,
     pub width: u32,
     pub bytes_needed: u64,
-    is_lent: AtomicBool,
+    /// Part of the reservation: keys and values of one session as long as the longest so far had to be let in for.
+    pub pages_bytes: u64,
 }
 
 impl Base {
-    /// Just loaded.
-    pub fn new(handle: StageHandle, reservation: Reservation, width: u32, bytes_needed: u64) -> Arc<Base> {
-        Arc::new(Base { handle, reservation, width, bytes_needed, is_lent: AtomicBool::new(false) })
-    }
-
-    /// Its own session, if nobody has it.
-    pub fn lend(&self) -> Option<StageHandle> {
-        (!self.is_lent.swap(true, Ordering::AcqRel)).then(|| self.handle.clone())
-    }
-
-    /// Takes its own session back, emptied; false when it cannot be used again.
-    pub fn take_back(&self) -> bool {
-        let is_empty = self.handle.truncate(0);
-        self.is_lent.store(!is_empty, Ordering::Release);
-        is_empty
+    /// Whether sessions of so many positions can be opened on it.
+    fn reaches(&self, context: u32) -> bool {
+        self.handle.context() >= context as usize
     }
 }
 
@@ -92,9 +74,9 @@ impl Warm {
         self.kept.iter().filter(|kept| kept.is_idle()).map(Kept::bytes).sum()
     }
 
-    /// The weights of this model and part, if they are here.
-    pub fn find(&mut self, key: &Key) -> Option<Arc<Base>> {
-        match self.touch(|kept| matches!(kept, Kept::Stage(k, _) if k == key))? {
+    /// The weights of this model and part for sessions of so many positions, if they are here.
+    pub fn find(&mut self, key: &Key, context: u32) -> Option<Arc<Base>> {
+        match self.touch(|kept| matches!(kept, Kept::Stage(k, base) if k == key && base.reaches(context)))? {
             Kept::Stage(_, base) => Some(base.clone()),
             Kept::Task(..) => None,
         }
@@ -135,12 +117,6 @@ impl Warm {
     /// The idle one that was used longest ago.
     pub fn pop_idle(&mut self) -> Option<Kept> {
         let at = self.kept.iter().position(Kept::is_idle)?;
-        self.kept.remove(at)
-    }
-
-    /// Forgets weights whose session broke.
-    pub fn forget(&mut self, base: &Arc<Base>) -> Option<Kept> {
-        let at = self.kept.iter().position(|kept| matches!(kept, Kept::Stage(_, b) if Arc::ptr_eq(b, base)))?;
         self.kept.remove(at)
     }
 }

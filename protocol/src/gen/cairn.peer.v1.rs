@@ -274,6 +274,14 @@ pub struct OpenStage {
     /// one that does not know this field refuses instead of passing over it.
     #[prost(message, optional, tag = "40")]
     pub choosing: ::core::option::Option<Choosing>,
+    /// What pages of the ids so far are known by, 32 bytes each, one for every 64 positions from 0 on: pages that were filed under them by
+    /// an earlier session of the same coordinator need not be computed again. StageReady says how many were found.
+    #[prost(bytes = "vec", tag = "50")]
+    pub prefix: ::prost::alloc::vec::Vec<u8>,
+    /// Ids so far: what the stage is going to compute first. 0 is of a coordinator that does not know of pages, and would not
+    /// understand that a stage was evicted.
+    #[prost(uint64, tag = "51")]
+    pub positions: u64,
 }
 /// An adapter of a session: the same revision on every stage.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -346,7 +354,7 @@ pub struct Sampling {
 /// From a stage to its coordinator.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StageEvent {
-    #[prost(oneof = "stage_event::Event", tags = "1, 2, 3, 4, 5, 6, 40")]
+    #[prost(oneof = "stage_event::Event", tags = "1, 2, 3, 4, 5, 6, 40, 50")]
     pub event: ::core::option::Option<stage_event::Event>,
 }
 /// Nested message and enum types in `StageEvent`.
@@ -368,6 +376,9 @@ pub mod stage_event {
         /// No token could be chosen, for a reason that would be the same on any node: the generation ends.
         #[prost(message, tag = "40")]
         Unchosen(super::Refused),
+        /// Its keys and values made room for an older session's: nothing is lost but time. It may be opened again at once.
+        #[prost(message, tag = "50")]
+        Evicted(super::StageEvicted),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -397,7 +408,12 @@ pub struct StageReady {
     /// The type that was asked for and is held. Another is as good as a refusal.
     #[prost(string, tag = "11")]
     pub quantised: ::prost::alloc::string::String,
+    /// Positions that are held already. The first input may begin anywhere up to there.
+    #[prost(uint64, tag = "50")]
+    pub prefix_positions: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StageEvicted {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StageToken {
     #[prost(uint32, tag = "1")]
@@ -483,8 +499,12 @@ pub struct Truncate {
     #[prost(uint64, tag = "2")]
     pub length: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Close {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Close {
+    /// As in OpenStage, for all ids of the session, so that those generated are found, too.
+    #[prost(bytes = "vec", tag = "50")]
+    pub prefix: ::prost::alloc::vec::Vec<u8>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Grant {

@@ -802,6 +802,12 @@ pub struct Done {
     /// Median time from one token to the next: one lap through the stages.
     #[prost(double, tag = "12")]
     pub lap_ms: f64,
+    /// Tokens of the prompt that all stages had computed before, for an earlier request that began alike.
+    #[prost(uint32, tag = "50")]
+    pub cached_tokens: u32,
+    /// Times that its keys and values made room for older sessions' and were computed again.
+    #[prost(uint32, tag = "51")]
+    pub evictions: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Replan {

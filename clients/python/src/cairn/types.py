@@ -404,7 +404,8 @@ class Recovery:
 class Result:
     """A whole generation: `finish` is stop, length or cancelled; `tokens` has the end token, `text` has not.
 
-    `lap_ms` is the median time from one token to the next.
+    `lap_ms` is the median time from one token to the next. `cached_tokens` of the prompt were computed for an earlier request that
+    began alike; `evictions` counts how often keys and values made room for older sessions and were computed again.
     """
 
     text: str
@@ -418,13 +419,15 @@ class Result:
     recoveries: int
     pauses_ms: list[float]
     lap_ms: float
+    cached_tokens: int = 0
+    evictions: int = 0
 
     @classmethod
     def _of(cls, m: pb.Done) -> Result:
         return cls(
             m.text, list(m.tokens), m.finish, m.seed, m.prompt_tokens, m.ttft_ms, m.tokens_per_s,
             [StageReport._of(stage) for stage in m.stages], m.recoveries, list(m.pauses_ms),
-            m.lap_ms,
+            m.lap_ms, m.cached_tokens, m.evictions,
         )
 
 

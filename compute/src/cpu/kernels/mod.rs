@@ -26,12 +26,13 @@ use vector::Vector as _;
 
 use super::{
     acts::{Acts, Planes, Rows},
+    cache::Page,
     level::Level,
     packed::{BLOCK, LANES, Packed},
     plain::Plain,
 };
 use half::f16;
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// Most query heads that share one walk over a key/value head.
 pub const SHARE: usize = 4;
@@ -75,14 +76,26 @@ pub struct Norm<'a> {
     pub epsilon: f32,
 }
 
-/// Keys and values of one head of width `d`: keys as `[pos / 16][d][16]`, values as `[pos][padded d]`; both hold a
-/// multiple of [`KV_TILE`] positions.
+/// Keys and values of one head of width `d`, a tile of [`KV_TILE`] positions in each page: keys as `[pos / 16][d][16]`, then
+/// values as `[pos][padded d]`.
 #[derive(Clone, Copy)]
 pub struct KvHead<'a> {
-    /// Keys.
-    pub keys: &'a [f16],
-    /// Values.
-    pub values: &'a [f16],
+    /// Pages of the sequence.
+    pub pages: &'a [Arc<Page>],
+    /// Where the head begins in each.
+    pub at: usize,
+    /// Halves of keys.
+    pub key_halves: usize,
+    /// Halves of keys and values.
+    pub halves: usize,
+}
+
+impl<'a> KvHead<'a> {
+    /// Keys and values of a tile.
+    #[inline(always)]
+    pub fn tile(&self, index: usize) -> (&'a [f16], &'a [f16]) {
+        self.pages[index].halves()[self.at..][..self.halves].split_at(self.key_halves)
+    }
 }
 
 /// Width that a head's values are padded to: a number of chunks that kernels exist for.
@@ -178,10 +191,11 @@ pub fn to_halves(level: Level, x: &[f32], out: &mut [f16]) {
 /// Attention of `heads` queries of width `d`, rotated and scaled, one after the other in `q`, over the positions `at`.
 /// `out` gets rows of [`padded_head`] width.
 pub fn attend(level: Level, q: &[f32], heads: usize, d: usize, kv: KvHead, at: Range<usize>, out: &mut [f32]) {
-    let (full, padded) = (at.end.next_multiple_of(KV_TILE), padded_head(d));
+    let padded = padded_head(d);
     assert!(
         at.start < at.end && (1..=SHARE).contains(&heads) && (1..=HEAD_WIDTH_MAX).contains(&d) && q.len() >= heads * d
     );
-    assert!(kv.keys.len() >= full * d && kv.values.len() >= full * padded && out.len() >= heads * padded);
+    assert!(kv.pages.len() * KV_TILE >= at.end && out.len() >= heads * padded);
+    assert!(kv.key_halves >= KV_TILE * d && kv.halves >= kv.key_halves + KV_TILE * padded);
     at_level!(level, attend(q, heads, d, kv, &at, out));
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::cpu::{
     acts::PLANE_SHIFT,
+    cache::{Page, PageShape},
     level::Level,
     lines::Line,
     packed::{self, PackedFormat},
@@ -416,7 +417,9 @@ fn attention_is_softmax_and_the_same_bits_at_every_level() {
             let mut halves = |n: usize| dice.floats(n).into_iter().map(f16::from_f32).collect::<Vec<_>>();
             let (keys, values) = (halves(full * d), halves(full * padded));
             let q: Vec<f32> = dice.floats(SHARE * d).iter().map(|q| q * 3.0).collect();
-            let kv = KvHead { keys: &keys, values: &values };
+            let pages = paged(&keys, &values, d);
+            let (key_halves, halves) = (KV_TILE * d, KV_TILE * (d + padded));
+            let kv = KvHead { pages: &pages, at: 0, key_halves, halves };
             let mut four = vec![0.0; SHARE * padded];
             attend(Level::Scalar, &q, SHARE, d, kv, start..n, &mut four);
             check_attention(&q[..d], d, kv, start..n, &four[..padded]);
@@ -431,13 +434,28 @@ fn attention_is_softmax_and_the_same_bits_at_every_level() {
     }
 }
 
+/// Keys and values of one head in pages.
+fn paged(keys: &[f16], values: &[f16], d: usize) -> Vec<Arc<Page>> {
+    let shape = PageShape { layers: 1, kv_heads: 1, width: d };
+    let tiles = keys.chunks_exact(KV_TILE * d).zip(values.chunks_exact(KV_TILE * padded_head(d)));
+    let page = |(keys, values): (&[f16], &[f16])| {
+        let mut page = Page::new(shape, None);
+        page.halves_mut().copy_from_slice(&[keys, values].concat());
+        Arc::new(page)
+    };
+    tiles.map(page).collect()
+}
+
 fn check_attention(q: &[f32], d: usize, kv: KvHead, at: Range<usize>, got: &[f32]) {
-    let key = |p: usize, i: usize| kv.keys[(p / LANES * d + i) * LANES + p % LANES].to_f64();
+    let key = |p: usize, i: usize| {
+        let p_in_tile = p % KV_TILE;
+        kv.tile(p / KV_TILE).0[(p_in_tile / LANES * d + i) * LANES + p % LANES].to_f64()
+    };
     let scores: Vec<f64> = at.clone().map(|p| (0..d).map(|i| q[i] as f64 * key(p, i)).sum()).collect();
     let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
     let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
     for (i, got) in got[..d].iter().enumerate() {
-        let value = |p: usize| kv.values[p * padded_head(d) + i].to_f64();
+        let value = |p: usize| kv.tile(p / KV_TILE).1[p % KV_TILE * padded_head(d) + i].to_f64();
         let want: f64 = at.clone().zip(&scores).map(|(p, s)| (s - top).exp() / total * value(p)).sum();
         close(want, *got, 1.0, 1e-5);
     }

@@ -354,7 +354,7 @@ struct State<V, const H: usize, const C: usize> {
 /// multiple of 64 on, whatever the first position) with a running maximum. A query's result does not depend on `H`.
 ///
 /// # Safety
-/// Features; `q` holds H rows of `d`, `kv` whole tiles up to the end of `at`, which is not empty, `out` H rows of C chunks.
+/// Features; `q` holds H rows of `d`, `kv` pages up to the end of `at`, which is not empty, with whole tiles of `d` and C chunks in each, `out` H rows of C chunks.
 #[inline(always)]
 pub unsafe fn attend<V: Vector, const H: usize, const C: usize>(
     q: &[f32],
@@ -370,11 +370,12 @@ pub unsafe fn attend<V: Vector, const H: usize, const C: usize>(
         let mut weights = [[0f32; KV_TILE]; H];
         for base in (at.start / KV_TILE * KV_TILE..at.end).step_by(KV_TILE) {
             let live = at.start.saturating_sub(base)..KV_TILE.min(at.end - base);
-            let scores = scores::<V, H>(q, d, kv.keys.as_ptr().add(base * d));
+            let (keys, values) = kv.tile(base / KV_TILE);
+            let scores = scores::<V, H>(q, d, keys.as_ptr());
             for h in 0..H {
                 weigh(&mut state, h, scores[h], &live, &mut weights[h]);
             }
-            gather(&mut state, &weights, kv.values.as_ptr().add(base * C * LANES), live);
+            gather(&mut state, &weights, values.as_ptr(), live);
         }
         for h in 0..H {
             let inverse = V::splat(1.0 / state.total[h].sum());

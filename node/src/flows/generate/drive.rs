@@ -29,7 +29,10 @@ use tokio::{
 use super::{Job, openings, tellings::Story};
 use crate::{
     shell::Node,
-    stages::links::{Links, News, What},
+    stages::{
+        Use,
+        links::{Links, News, What},
+    },
     telemetry::Counters,
 };
 
@@ -60,6 +63,7 @@ pub(super) async fn drive(
         started: Instant::now(),
         has_started: false,
         has_placed: false,
+        _in_use: None,
         excluded: BTreeSet::new(),
         pardons: 0,
         begun: Some(begun),
@@ -158,6 +162,8 @@ struct Drive {
     has_started: bool,
     /// The plan in force brought a token.
     has_placed: bool,
+    /// The weights of the plan in force, as others of this node see them.
+    _in_use: Option<Use>,
     /// Nodes that died or refused, as the last plan was told.
     excluded: BTreeSet<NodeId>,
     /// How often the excluded were looked at again.
@@ -229,7 +235,8 @@ impl Drive {
                 self.emit(index, position, id)
             }
             Effect::Close { epoch } => {
-                self.links.close(epoch);
+                let closings = session.plan().map(|plan| openings::closings(plan, session.ids()));
+                self.links.close(epoch, closings.unwrap_or_default());
                 None
             }
             Effect::Recovered(recovery) => {
@@ -250,6 +257,7 @@ impl Drive {
             self.tell(Event::Started(started));
         }
         self.has_placed = false;
+        self._in_use = Some(self.node.stages.placements().uses(self.job.revision, self.job.quantise, plan));
         self.story.opened(epoch, plan);
         self.links.open(epoch, openings::openings(&self.node, &self.job, epoch, plan, &history, &self.excluded));
     }
@@ -331,7 +339,7 @@ impl Drive {
                     }
                     None => {
                         self.story.ready(epoch, index, &ready);
-                        Input::StageReady { epoch, index }
+                        Input::StageReady { epoch, index, held: ready.prefix_positions }
                     }
                 },
                 stage_event::Event::Refused(refused) => {
@@ -346,6 +354,7 @@ impl Drive {
                     }
                     return None;
                 }
+                stage_event::Event::Evicted(peer_pb::StageEvicted {}) => Input::Evicted { epoch, index },
                 stage_event::Event::Lost(lost) => match lost.node.as_slice().try_into() {
                     Ok(node) => Input::Lost { epoch, index, node, why: lost.why },
                     Err(_) => Input::LinkClosed { epoch, index, why: "it reported a loss of nobody".to_owned() },

@@ -139,6 +139,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         prompt: ids,
     };
     let mut wish = plan::Wish {
+        quantise,
         cost,
         context,
         prompt_tokens: machine.prompt.len() as u64,

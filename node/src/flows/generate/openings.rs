@@ -9,7 +9,7 @@ use super::Job;
 use crate::{
     data::fetch::Source,
     shell::Node,
-    stages::{self, bounds, choosing, links::Opening},
+    stages::{self, bounds, choosing, links::Opening, prefix},
 };
 
 /// Int8 planes of activations: two, since one changes the best token at 8-20 % of positions on a small model.
@@ -32,6 +32,7 @@ pub(super) fn openings(
     });
     let sources = sources(&job.sources, excluded);
     let (sampling, choosing) = choosing::to_wire(&job.demands);
+    let pages = prefix::chain(history);
     let opening = |index: usize| {
         let stage = &plan.stages[index];
         let next = plan.stages.get(index + 1);
@@ -61,11 +62,19 @@ pub(super) fn openings(
             level: plan.level.clone(),
             adapter: adapter.clone(),
             quantise: job.quantise.map(|target| target.name().to_owned()).unwrap_or_default(),
+            prefix: prefix::for_stage(&pages, plan, index),
+            positions: history.len() as u64,
             history: if stage.head && job.demands.needs_history() { history.to_vec() } else { Vec::new() },
         };
         Opening { node: stage.node, addresses: addresses(node, stage.node), open }
     };
     (0..plan.stages.len()).map(opening).collect()
+}
+
+/// What each stage of a plan is told at its end: what pages of all ids of the session are known by.
+pub(super) fn closings(plan: &Plan, ids: &[u32]) -> Vec<Vec<u8>> {
+    let pages = prefix::chain(ids);
+    (0..plan.stages.len()).map(|index| prefix::for_stage(&pages, plan, index)).collect()
 }
 
 /// Who holds the revision, but for the lost: waiting for them would cost a dial each.

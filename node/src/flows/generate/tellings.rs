@@ -161,6 +161,8 @@ impl Story {
             pauses_ms: std::mem::take(&mut self.pauses_ms),
             prompt_tokens: self.prompt_tokens,
             lap_ms: median(&mut self.laps_ms),
+            cached_tokens: session.cached() as u32,
+            evictions: session.evictions(),
         }
     }
 

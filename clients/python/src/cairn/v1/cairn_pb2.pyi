@@ -726,7 +726,7 @@ class StageReport(_message.Message):
     def __init__(self, node: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., bytes_needed: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_fetched: _Optional[int] = ..., bytes_overhead: _Optional[int] = ..., step_ms: _Optional[float] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("tokens", "text", "finish", "seed", "ttft_ms", "tokens_per_s", "stages", "replans", "recoveries", "pauses_ms", "prompt_tokens", "lap_ms")
+    __slots__ = ("tokens", "text", "finish", "seed", "ttft_ms", "tokens_per_s", "stages", "replans", "recoveries", "pauses_ms", "prompt_tokens", "lap_ms", "cached_tokens", "evictions")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
@@ -739,6 +739,8 @@ class Done(_message.Message):
     PAUSES_MS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LAP_MS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
     text: str
     finish: str
@@ -751,7 +753,9 @@ class Done(_message.Message):
     pauses_ms: _containers.RepeatedScalarFieldContainer[float]
     prompt_tokens: int
     lap_ms: float
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish: _Optional[str] = ..., seed: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., replans: _Optional[_Iterable[_Union[Replan, _Mapping]]] = ..., recoveries: _Optional[int] = ..., pauses_ms: _Optional[_Iterable[float]] = ..., prompt_tokens: _Optional[int] = ..., lap_ms: _Optional[float] = ...) -> None: ...
+    cached_tokens: int
+    evictions: int
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish: _Optional[str] = ..., seed: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[StageReport, _Mapping]]] = ..., replans: _Optional[_Iterable[_Union[Replan, _Mapping]]] = ..., recoveries: _Optional[int] = ..., pauses_ms: _Optional[_Iterable[float]] = ..., prompt_tokens: _Optional[int] = ..., lap_ms: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., evictions: _Optional[int] = ...) -> None: ...
 
 class Replan(_message.Message):
     __slots__ = ("stages",)
