@@ -93,6 +93,10 @@ pub enum StartError {
     Thread(#[from] io::Error),
 }
 
+/// For whom a session computes: passes are shared fairly between clients. Any number, as long as it is the same for the same one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClientId(pub u64);
+
 /// How a stage is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {

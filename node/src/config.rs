@@ -52,6 +52,10 @@ pub struct Config {
     pub threads: usize,
     /// Sessions that one peer may hold at once.
     pub sessions_per_peer: u32,
+    /// Sessions of one client that may wait for a place.
+    pub waiting_per_peer: u32,
+    /// Seconds that a request of this node waits for places.
+    pub wait_s: u64,
     /// Seconds after which an idle stage lease ends.
     pub lease_idle_s: u64,
     /// Certificate and key of the gRPC door, PEM files.
@@ -147,6 +151,8 @@ impl Config {
             packed_disk_bytes: settings.parse("packed_disk_bytes", parse_bytes)?,
             threads: settings.parse("threads", parse_threads)?,
             sessions_per_peer: settings.parse("sessions_per_peer", parse_display)?,
+            waiting_per_peer: settings.parse("waiting_per_peer", parse_display)?,
+            wait_s: settings.parse("wait_s", parse_display)?,
             lease_idle_s: settings.parse("lease_idle_s", parse_display)?,
             tls,
             settings,

@@ -5,6 +5,8 @@
 //! Invariant: a counter only rises, a gauge says how it is now; names stay, dashboards hold on to them.
 
 use cairn_compute::engine::KeysAndValues;
+
+use crate::stages::Waits;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,12 +103,16 @@ pub struct Gauges {
     pub stage_memory_bytes: u64,
     /// Keys and values.
     pub pages: KeysAndValues,
+    /// Sessions in line for a place.
+    pub waiting: u32,
+    /// What waiting there was.
+    pub waits: Waits,
 }
 
 /// Prometheus' text format, version 0.0.4.
 pub fn prometheus(counters: &Counters, gauges: &Gauges) -> String {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    let rows: [(&str, &str, &str, f64); 22] = [
+    let rows: [(&str, &str, &str, f64); 26] = [
         ("cairn_records", "gauge", "Records in the catalogue", gauges.records as f64),
         ("cairn_repos", "gauge", "Repos in the catalogue", gauges.repos as f64),
         ("cairn_blob_bytes", "gauge", "Bytes of blobs on disk", gauges.blob_bytes as f64),
@@ -138,6 +144,15 @@ pub fn prometheus(counters: &Counters, gauges: &Gauges) -> String {
             "Positions that were found computed",
             gauges.pages.adopted_positions as f64,
         ),
+        ("cairn_stage_waiting", "gauge", "Sessions in line for a place", f64::from(gauges.waiting)),
+        (
+            "cairn_stage_waits_total",
+            "counter",
+            "Sessions that waited for a place and got it",
+            gauges.waits.let_in as f64,
+        ),
+        ("cairn_stage_wait_seconds_total", "counter", "How long those waited", gauges.waits.waited.as_secs_f64()),
+        ("cairn_stage_wait_refusals_total", "counter", "Sessions that waited in vain", gauges.waits.refused as f64),
         ("cairn_sessions", "gauge", "Generations under way", read(&counters.sessions_active)),
         ("cairn_sessions_total", "counter", "Generations begun", read(&counters.sessions_total)),
         ("cairn_tokens_total", "counter", "Tokens sent to clients", read(&counters.tokens_total)),

@@ -1,13 +1,8 @@
 //! Keys and values in real processes: what was computed before is found, and sessions that don't fit together give way.
 
-use std::{
-    io::{Read, Write},
-    net::TcpStream,
-};
-
-use anyhow::{Context, Result, ensure};
-use cairn_client::{Client, api};
-use cairn_testnet::{Generation, Testnet, greedy, tiny_model, wait_until};
+use anyhow::{Result, ensure};
+use cairn_client::api;
+use cairn_testnet::{Generation, Testnet, greedy, metric, tiny_model, wait_until};
 
 const CAIRN: &str = env!("CARGO_BIN_EXE_cairn");
 const REPO: &str = "test/model";
@@ -26,21 +21,6 @@ async fn published(net: &Testnet) -> Result<tempfile::TempDir> {
 fn long_prompt(number: usize) -> String {
     let line = |n: usize| format!("FIRST CITIZEN {}: What say you of matter {}?\n", number * 31 + n, n * 7 + number);
     (0..6).map(line).collect()
-}
-
-/// One of the node's metrics.
-async fn metric(client: &Client, name: &str) -> Result<f64> {
-    let address = client.status().await?.http;
-    let name = name.to_owned();
-    tokio::task::spawn_blocking(move || {
-        let mut stream = TcpStream::connect(&address)?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let value = text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).context("a metric")?;
-        Ok(value.parse()?)
-    })
-    .await?
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,11 +6,13 @@
 mod encoder;
 mod generation;
 mod memory;
+mod metrics;
 mod models;
 mod net;
 
 pub use encoder::{ENCODER_WIDTH, encoder_model};
 pub use generation::{Generation, greedy};
 pub use memory::Memory;
+pub use metrics::metric;
 pub use models::{full_precision_model, minilm_model, random_adapter, real_model, tiny_model};
 pub use net::{PATIENCE, Testnet, wait_until};

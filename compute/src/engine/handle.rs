@@ -3,7 +3,7 @@
 //! Invariant: when the last clone is dropped, the session's keys and values are given back, after the steps before it.
 
 use super::{
-    LoadError, LoadReport, Memory,
+    ClientId, LoadError, LoadReport, Memory,
     threads::{Answer, Command, SessionId},
 };
 use crate::{
@@ -124,6 +124,11 @@ impl StageHandle {
 
     /// Another session on the same weights, empty, of up to `context` positions (not more than these were loaded for).
     pub fn another(&self, context: u32) -> Result<StageHandle, LoadError> {
+        self.another_for(ClientId::default(), context)
+    }
+
+    /// The same for a client, with which it shares passes fairly.
+    pub fn another_for(&self, client: ClientId, context: u32) -> Result<StageHandle, LoadError> {
         let (inner, facts) = (&self.inner, self.inner.weights.facts());
         let (asked, loaded) = (u64::from(context).max(1), facts.context as u64);
         if asked > loaded {
@@ -136,7 +141,7 @@ impl StageHandle {
         };
         let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
         let (weights, context) = (inner.weights.clone(), asked as usize);
-        let open = Command::Open { session, weights: weights.clone(), context, share, closed: closed.clone() };
+        let open = Command::Open { session, weights: weights.clone(), client, context, share, closed: closed.clone() };
         inner.commands.try_send(open).map_err(|error| match error {
             TrySendError::Full(_) => LoadError::Busy,
             TrySendError::Disconnected(_) => LoadError::Stopped,

@@ -13,7 +13,7 @@
 //! Invariant: every step is answered exactly once; a panic in a pass loses the session that panics alone, and no other.
 
 use super::{
-    Share,
+    ClientId, Share,
     deal::{Waiting, deal},
     preempt::{Holder, Victim, victim},
     threads::{AdoptAnswer, Command, SessionId, StepAnswer, said},
@@ -40,6 +40,7 @@ const WAKE: Duration = Duration::from_micros(60);
 
 /// A session as the engine thread knows it.
 struct Open {
+    client: ClientId,
     /// What computes, or why it is lost.
     session: Result<Session, String>,
     step: Option<(UnderWay, StepAnswer)>,
@@ -86,8 +87,8 @@ impl Sessions {
     /// Takes what the engine was asked.
     pub fn take(&mut self, command: Command) {
         match command {
-            Command::Open { session, weights, context, share, closed } => {
-                self.open.insert(session, Open::new(weights, context, share, closed));
+            Command::Open { session, weights, client, context, share, closed } => {
+                self.open.insert(session, Open::new(weights, client, context, share, closed));
             }
             Command::Step { session, input, asked, answer } => {
                 self.order(session, Order::Step { input, asked, answer });
@@ -184,9 +185,10 @@ impl Sessions {
 
     /// Takes those who are in the next pass out of the line.
     fn next_turns(&mut self) -> Vec<(SessionId, usize)> {
-        let under_way =
-            |session: &SessionId| self.open.get(session).and_then(|open| Some((open.weights()?, open.step.as_ref()?)));
-        let Some((weights, (first, _))) = self.line.front().and_then(under_way) else {
+        let under_way = |session: &SessionId| {
+            self.open.get(session).and_then(|open| Some((open.weights()?, open.step.as_ref()?, open.client)))
+        };
+        let Some((weights, (first, _), _)) = self.line.front().and_then(under_way) else {
             self.line.pop_front();
             return Vec::new();
         };
@@ -198,8 +200,8 @@ impl Sessions {
             .line
             .iter()
             .filter_map(|session| {
-                let (_, (step, _)) = under_way(session).filter(|(w, _)| Arc::ptr_eq(w, weights))?;
-                Some((*session, Waiting { left: step.left(), samples: step.samples() }))
+                let (_, (step, _), client) = under_way(session).filter(|(w, ..)| Arc::ptr_eq(w, weights))?;
+                Some((*session, Waiting { left: step.left(), samples: step.samples(), client }))
             })
             .unzip();
         let turns: Vec<_> =
@@ -328,13 +330,19 @@ impl Sessions {
 }
 
 impl Open {
-    fn new(weights: Arc<Weights>, context: usize, share: Option<Share>, closed: Arc<AtomicBool>) -> Self {
+    fn new(
+        weights: Arc<Weights>,
+        client: ClientId,
+        context: usize,
+        share: Option<Share>,
+        closed: Arc<AtomicBool>,
+    ) -> Self {
         let session = match catch_unwind(AssertUnwindSafe(|| Session::new(weights, context))) {
             Ok(opened) => opened.map_err(|error| error.to_string()),
             Err(panic) => Err(said(&*panic)),
         };
         let (step, orders) = (None, VecDeque::new());
-        Self { session, step, orders, answered: None, returns_in: None, closed, _share: share }
+        Self { client, session, step, orders, answered: None, returns_in: None, closed, _share: share }
     }
 
     fn weights(&self) -> Option<&Arc<Weights>> {
@@ -456,7 +464,14 @@ mod tests {
         let [bad, good] = [SessionId::fresh(), SessionId::fresh()];
         for session in [bad, good] {
             let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
-            sessions.take(Command::Open { session, weights, context: 64, share: None, closed });
+            sessions.take(Command::Open {
+                session,
+                weights,
+                client: ClientId::default(),
+                context: 64,
+                share: None,
+                closed,
+            });
         }
         let open = sessions.open.get_mut(&bad).expect("open");
         assert!(open.guarded::<()>(|_| panic!("planned")).is_err());
@@ -475,7 +490,14 @@ mod tests {
         let (said, heard) = std::sync::mpsc::sync_channel(3);
         for (i, session) in all.into_iter().enumerate() {
             let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
-            sessions.take(Command::Open { session, weights, context: 64, share: None, closed });
+            sessions.take(Command::Open {
+                session,
+                weights,
+                client: ClientId::default(),
+                context: 64,
+                share: None,
+                closed,
+            });
             // The table of angles ends after four.
             let ids = vec![1; if i == 1 { 6 } else { 3 }];
             let input = StepInput::Tokens { first_position: 0, ids, sample: false };
@@ -497,7 +519,14 @@ mod tests {
         let mut sessions = Sessions::default();
         let session = SessionId::fresh();
         let (weights, closed) = (broken(&tiny), Arc::new(AtomicBool::new(false)));
-        sessions.take(Command::Open { session, weights, context: 64, share: None, closed: closed.clone() });
+        sessions.take(Command::Open {
+            session,
+            weights,
+            client: ClientId::default(),
+            context: 64,
+            share: None,
+            closed: closed.clone(),
+        });
         let (said, heard) = std::sync::mpsc::sync_channel(ORDERS_MAX + 1);
         let step = |sessions: &mut Sessions, first_position| {
             let input = StepInput::Tokens { first_position, ids: vec![1; 2], sample: false };
@@ -531,7 +560,14 @@ mod tests {
         let [bad, good] = [SessionId::fresh(), SessionId::fresh()];
         for session in [bad, good] {
             let (weights, closed) = (shared.clone(), Arc::new(AtomicBool::new(false)));
-            sessions.take(Command::Open { session, weights, context: 64, share: None, closed });
+            sessions.take(Command::Open {
+                session,
+                weights,
+                client: ClientId::default(),
+                context: 64,
+                share: None,
+                closed,
+            });
         }
         assert!(ask(&hands, &mut sessions, bad, 0, 4).is_ok());
         assert!(matches!(ask(&hands, &mut sessions, bad, 4, 20), Err(StepError::Lost(_))), "past the table");

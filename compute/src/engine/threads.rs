@@ -3,7 +3,7 @@
 //! Invariant: every `done` is called exactly once, and a panic (of computing, loading or a callback) ends neither thread.
 
 use super::{
-    LoadError, LoadReport, Memory, Share,
+    ClientId, LoadError, LoadReport, Memory, Share,
     adapter::AdapterHandle,
     handle::{Parts, StageHandle},
     sessions::Sessions,
@@ -92,6 +92,7 @@ pub(super) enum Command {
     Open {
         session: SessionId,
         weights: Arc<Weights>,
+        client: ClientId,
         context: usize,
         share: Option<Share>,
         closed: Arc<AtomicBool>,
@@ -330,7 +331,8 @@ fn open(
     let memory = share.memory.clone();
     let weights = Arc::new(Weights::new(kind, Some(share)));
     let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
-    let open = Command::Open { session, weights: weights.clone(), context, share: None, closed: closed.clone() };
+    let (client, share) = (ClientId::default(), None);
+    let open = Command::Open { session, weights: weights.clone(), client, context, share, closed: closed.clone() };
     commands.send(open).map_err(|_| LoadError::Stopped)?;
     let kept = weights.clone();
     let parts = Parts { session, commands: commands.clone(), closed, weights, memory, context, report };

@@ -40,7 +40,7 @@ fn obstacle(input: &PlanInput, dead: &BTreeSet<NodeId>, c: &Candidate) -> Option
     if !c.granted {
         return Some((RejectReason::NoGrant, "its compute grant does not cover this node".into()));
     }
-    if c.sessions_max > 0 && c.sessions >= c.sessions_max {
+    if c.sessions_max > 0 && c.sessions >= c.sessions_max && !input.may_wait {
         return Some((RejectReason::Busy, format!("{} of {} sessions run there", c.sessions, c.sessions_max)));
     }
     let needed = input.cost.smallest_stage_memory(input.context);

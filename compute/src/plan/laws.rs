@@ -50,6 +50,7 @@ fn input(candidates: Vec<Candidate>, bound: Bound) -> PlanInput {
         privacy: Privacy::Trusted,
         candidates,
         excluded: BTreeSet::new(),
+        may_wait: false,
     }
 }
 

@@ -81,6 +81,8 @@ pub struct PlanInput {
     pub candidates: Vec<Candidate>,
     /// Nodes that died or refused in this session.
     pub excluded: BTreeSet<NodeId>,
+    /// The session would wait for a place: a node whose places are all taken may be planned with.
+    pub may_wait: bool,
 }
 
 /// Which layers a model had on which node, in their order.

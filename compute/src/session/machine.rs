@@ -39,6 +39,11 @@ pub struct Session {
     /// Positions of the prompt that need not be computed for the first token; known once it is asked for.
     cached: Option<u64>,
     last_refusal: Option<Refusal>,
+    /// Nodes that are excluded only because they were busy.
+    busy: BTreeSet<NodeId>,
+    /// All were busy: from now on stages may wait for places.
+    waits: bool,
+    started_ms: u64,
 }
 
 #[derive(Debug)]
@@ -116,6 +121,9 @@ impl Session {
             fruitless_evictions: 0,
             cached: None,
             last_refusal: None,
+            busy: BTreeSet::new(),
+            waits: false,
+            started_ms: 0,
         }
     }
 
@@ -259,12 +267,14 @@ impl Session {
             return self.finish(Finish::Length, effects);
         }
         self.epoch = 1;
+        self.started_ms = now_ms;
         self.state = State::Planning { retry_at_ms: None };
         self.ask_for_plan(effects);
     }
 
     fn ask_for_plan(&self, effects: &mut Vec<Effect>) {
-        effects.push(Effect::MakePlan { epoch: self.epoch, excluded: self.excluded.clone(), bound: self.bound });
+        let (excluded, bound, may_wait) = (self.excluded.clone(), self.bound, self.waits);
+        effects.push(Effect::MakePlan { epoch: self.epoch, excluded, bound, may_wait });
     }
 
     fn plan_made(&mut self, now_ms: u64, plan: Plan, effects: &mut Vec<Effect>) {
@@ -280,7 +290,8 @@ impl Session {
     fn open(&mut self, now_ms: u64, plan: Plan, effects: &mut Vec<Effect>) {
         self.state = State::Opening { live: Liveness::new(now_ms, plan.stages.len()), held: u64::MAX };
         self.plan = Some(plan.clone());
-        effects.push(Effect::Open { epoch: self.epoch, plan, history: self.tokens.clone() });
+        let wait_ms = if self.waits { self.wait_left_ms(now_ms) } else { 0 };
+        effects.push(Effect::Open { epoch: self.epoch, plan, history: self.tokens.clone(), wait_ms });
     }
 
     /// The same stages once more: keys and values that made room are computed again.
@@ -303,7 +314,10 @@ impl Session {
     /// The first plan's failure is the answer to the request. In a recovery nodes may come back, so it is tried again
     /// for a while.
     fn plan_failed(&mut self, now_ms: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let State::Planning { retry_at_ms: retry_at_ms @ None } = &mut self.state else { return };
+        if !matches!(self.state, State::Planning { retry_at_ms: None }) || self.asks_the_busy(now_ms, effects) {
+            return;
+        }
+        let State::Planning { retry_at_ms } = &mut self.state else { return };
         let Some(loss) = &mut self.loss else {
             let told = self.last_refusal.take().unwrap_or(refusal);
             return self.fail(told, effects);
@@ -341,6 +355,27 @@ impl Session {
         self.send_more(now_ms, effects);
     }
 
+    /// What is left of the time that the session waits for places.
+    fn wait_left_ms(&self, now_ms: u64) -> u64 {
+        self.started_ms.saturating_add(self.config.wait_ms).saturating_sub(now_ms)
+    }
+
+    /// Nobody is left who is free: asks for a plan with those who were busy, at once the first time and after a pause then. False
+    /// when that would be no use, or the session has waited long enough.
+    fn asks_the_busy(&mut self, now_ms: u64, effects: &mut Vec<Effect>) -> bool {
+        let is_new = self.waits && self.busy.is_empty();
+        if self.loss.is_some() || is_new || self.wait_left_ms(now_ms) == 0 {
+            return false;
+        }
+        let busy = std::mem::take(&mut self.busy);
+        self.excluded.retain(|node| !busy.contains(node));
+        match std::mem::replace(&mut self.waits, true) {
+            false => self.ask_for_plan(effects),
+            true => self.state = State::Planning { retry_at_ms: Some(now_ms.saturating_add(RETRY_MS)) },
+        }
+        true
+    }
+
     /// A refusal is not a death: the next plan leaves the node out and binds as before. The coordinator can't be left
     /// out: its own refusal is the answer to the request, unless it is a passing one in the middle of a recovery.
     fn stage_refused(&mut self, now_ms: u64, index: usize, refusal: Refusal, effects: &mut Vec<Effect>) {
@@ -348,15 +383,34 @@ impl Session {
         if !matches!(self.state, State::Opening { .. } | State::Running { .. }) {
             return;
         }
+        let is_busy = refusal.reason == Reason::Busy && self.loss.is_none();
         if node == self.config.coordinator {
+            if is_busy && self.wait_left_ms(now_ms) > 0 {
+                return self.wait_at_home(now_ms, refusal, effects);
+            }
             return match &self.loss {
                 Some(_) if is_passing(refusal.reason) => self.later(now_ms, refusal, effects),
                 _ => self.fail(refusal, effects),
             };
         }
         self.last_refusal = Some(refusal);
+        if is_busy && self.excluded.insert(node) {
+            self.busy.insert(node);
+        }
         self.excluded.insert(node);
         self.replan(now_ms, effects);
+    }
+
+    /// The coordinator's own places are taken: it gets in line, or into another one after a pause.
+    fn wait_at_home(&mut self, now_ms: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.last_refusal = Some(refusal);
+        let pause = std::mem::replace(&mut self.waits, true).then_some(now_ms.saturating_add(RETRY_MS));
+        effects.push(Effect::Close { epoch: self.epoch });
+        self.epoch += 1;
+        self.state = State::Planning { retry_at_ms: pause };
+        if pause.is_none() {
+            self.ask_for_plan(effects);
+        }
     }
 
     /// Gives up the epoch as if it had found no plan: what the coordinator lacks now may be free in a moment, such as the

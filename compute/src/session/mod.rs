@@ -28,8 +28,8 @@
 //!
 //! | effect | the driver |
 //! |---|---|
-//! | `MakePlan{epoch, excluded, bound}` | gathers candidates, calls `plan::plan` with `excluded` and `bound`, answers `PlanMade{epoch, plan}` or `PlanFailed{epoch, refusal}` |
-//! | `Open{epoch, plan, history}` | opens a control stream to every stage of `plan` at once (`OpenStage` with that epoch; the last stage also gets `history`, the ids that a repetition penalty counts). Events that come back become `StageProgress`, `StageReady`, `Evicted`, `StageRefused`, `Beat`, `Token`, `Lost`, each with the epoch of the `Open` that made the stream. When a control stream ends or can't be opened: `LinkClosed` |
+//! | `MakePlan{epoch, excluded, bound, may_wait}` | gathers candidates, calls `plan::plan` with `excluded`, `bound` and `may_wait`, answers `PlanMade{epoch, plan}` or `PlanFailed{epoch, refusal}` |
+//! | `Open{epoch, plan, history, wait_ms}` | opens a control stream to every stage of `plan` at once (`OpenStage` with that epoch; the last stage also gets `history`, the ids that a repetition penalty counts). Events that come back become `StageProgress`, `StageReady`, `Evicted`, `StageRefused`, `Beat`, `Token`, `Lost`, each with the epoch of the `Open` that made the stream. When a control stream ends or can't be opened: `LinkClosed` |
 //! | `Send{epoch, sequence, …}` | writes a `StageInput` to the first stage, in order. When it is written (flow control let it through): `Sent{epoch, sequence}`. At most [`SENDS_IN_FLIGHT`] unanswered `Send`s exist, so the driver's queue is that long |
 //! | `Emit{index, position, id}` | shows the token to the client (through `text::Stream`); when the text matched a stop string: `StopMatched`, before the next `wake`, so that the last permitted token may stop too |
 //! | `Close{epoch}` | sends `Close` to every stage of that epoch and drops its streams; later events of that epoch may still be delivered here, they are ignored |
@@ -44,6 +44,9 @@
 //! Stages may hold the beginning already, from an earlier session that began alike: sending begins where the one that holds least
 //! ends. A stage whose keys and values made room for another session's says `Evicted`: the same plan is opened again in a new epoch,
 //! which is nobody's fault and no recovery.
+//!
+//! Busy nodes are left out at first, as others may be free. When no plan is left, the busy ones are asked again and may keep the
+//! session waiting in line, for [`Config::wait_ms`] in all.
 //!
 //! Positions: a token's position is its place in `prompt + generated`; the first generated token has position
 //! `prompt.len()`. A `Send` whose `sample` is set asks for the token at `first_position + tokens.len()`, and that is
@@ -113,6 +116,8 @@ pub struct Config {
     pub deadline_ms: u64,
     /// The node whose death is this session's death; never excluded.
     pub coordinator: NodeId,
+    /// How long the session waits for places where all nodes that could take it are busy; 0 is not at all.
+    pub wait_ms: u64,
 }
 
 /// Something that happened.
@@ -228,6 +233,8 @@ pub enum Effect {
         excluded: BTreeSet<NodeId>,
         /// How many nodes.
         bound: Bound,
+        /// Nodes whose places are taken may be planned with.
+        may_wait: bool,
     },
     /// Open every stage of the plan.
     Open {
@@ -237,6 +244,8 @@ pub enum Effect {
         plan: Plan,
         /// Prompt and generated ids so far, for the last stage's repetition penalty.
         history: Vec<u32>,
+        /// How long stages may wait for their places; 0 is refused at once.
+        wait_ms: u64,
     },
     /// Tokens for the first stage.
     Send {

@@ -65,6 +65,8 @@ struct Trouble {
     duplicates: u64,
     /// Nodes that refuse to open.
     refusers: Vec<u8>,
+    /// When those take a session that waits; never without.
+    free_at_ms: Option<u64>,
     /// Percent of frames that find their stage evicted.
     evictions: u64,
     /// Stages hold what they say of the prompt, up to so many positions, each its own number.
@@ -240,8 +242,8 @@ impl Mesh {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::MakePlan { epoch, excluded, bound } => self.plan(epoch, excluded, bound),
-            Effect::Open { epoch, plan, history } => self.open(epoch, &plan, &history),
+            Effect::MakePlan { epoch, excluded, bound, may_wait } => self.plan(epoch, excluded, bound, may_wait),
+            Effect::Open { epoch, plan, history, wait_ms } => self.open(epoch, &plan, &history, wait_ms),
             Effect::Send { epoch, sequence, first_position, tokens, sample } => {
                 let nodes = self.open[&epoch].clone();
                 let arrives = self.arrives.entry(epoch).or_default();
@@ -263,8 +265,8 @@ impl Mesh {
         }
     }
 
-    fn plan(&mut self, epoch: u32, excluded: BTreeSet<NodeId>, bound: Bound) {
-        let input = PlanInput { bound, excluded, ..plan_input(self.nodes) };
+    fn plan(&mut self, epoch: u32, excluded: BTreeSet<NodeId>, bound: Bound, may_wait: bool) {
+        let input = PlanInput { bound, excluded, may_wait, ..plan_input(self.nodes) };
         let delay = 1 + self.dice.below(10);
         match crate::plan::plan(&input) {
             Ok(plan) => self.tell(delay, Input::PlanMade { epoch, plan }),
@@ -272,7 +274,7 @@ impl Mesh {
         }
     }
 
-    fn open(&mut self, epoch: u32, plan: &Plan, history: &[u32]) {
+    fn open(&mut self, epoch: u32, plan: &Plan, history: &[u32], wait_ms: u64) {
         assert_eq!(history[PROMPT..], self.emitted[..]);
         let nodes: Vec<u8> = plan.stages.iter().map(|s| s.node.as_bytes()[0]).collect();
         self.open.insert(epoch, nodes.clone());
@@ -283,9 +285,14 @@ impl Mesh {
                 }
                 continue;
             }
-            if self.trouble.refusers.contains(&who) {
+            // A place is free at some time, and the line before it is as long as the wait.
+            let gets_in = self.trouble.free_at_ms.is_some_and(|at| self.now + wait_ms >= at && wait_ms > 0);
+            if self.trouble.refusers.contains(&who) && !gets_in {
                 let refusal = Refusal::new(Reason::Busy, "the stage", "2 of 2 sessions run there");
-                self.tell(3, Input::StageRefused { epoch, index, refusal });
+                if wait_ms > 0 {
+                    self.after(2, Event::Beat { epoch, index, node: who });
+                }
+                self.tell(3 + wait_ms, Input::StageRefused { epoch, index, refusal });
                 continue;
             }
             let load = 20 + self.dice.below(300);
@@ -346,6 +353,7 @@ fn plan_input(nodes: u8) -> PlanInput {
         privacy: Privacy::Trusted,
         candidates: (0..nodes).map(candidate).collect(),
         excluded: BTreeSet::new(),
+        may_wait: false,
     }
 }
 
@@ -360,6 +368,7 @@ fn config(stages: Option<usize>) -> Config {
         stages,
         deadline_ms: 121_000,
         coordinator: node(0),
+        wait_ms: 0,
     }
 }
 
@@ -413,6 +422,24 @@ fn a_refusal_leaves_the_bound_as_it_is_and_the_request_fails_with_the_reason() {
         panic!("three of three are impossible")
     };
     assert_eq!(refusal.reason, Reason::Busy);
+}
+
+#[test]
+fn a_session_waits_only_when_nobody_is_free_and_no_longer_than_it_may() {
+    let busy = |refusers: &[u8], free_at_ms| Trouble { refusers: refusers.to_vec(), free_at_ms, ..Trouble::default() };
+    let patient = || Config { wait_ms: 20_000, ..config(Some(3)) };
+    let opens = |mesh: &Mesh| mesh.log.iter().filter(|line| line.contains("Open {")).cloned().collect::<Vec<_>>();
+    let mesh = Mesh::new(3, 4, busy(&[2], Some(0))).run(patient());
+    assert_eq!(mesh.emitted, undisturbed(TOKENS));
+    assert!(opens(&mesh).iter().all(|line| line.ends_with("wait_ms: 0 }")), "a fourth node was free");
+    let mesh = Mesh::new(3, 3, busy(&[1, 2], Some(9_000))).run(patient());
+    assert_eq!((mesh.emitted.clone(), mesh.recoveries.len()), (undisturbed(TOKENS), 0));
+    assert!(!opens(&mesh).last().unwrap().ends_with("wait_ms: 0 }"), "it waited");
+    let own = Mesh::new(3, 3, busy(&[0], Some(5_000))).run(patient());
+    assert_eq!(own.emitted, undisturbed(TOKENS), "the coordinator's own places, too");
+    let mesh = Mesh::new(3, 3, busy(&[1, 2], None)).run(patient());
+    let Some(Finish::Failed(refusal)) = &mesh.finish else { panic!("nobody ever has a place: {:?}", mesh.finish) };
+    assert!(refusal.reason == Reason::Busy && (21_000..32_000).contains(&mesh.now), "{refusal} at {}", mesh.now);
 }
 
 #[test]
@@ -636,7 +663,7 @@ fn a_token_that_was_not_asked_for_is_ignored_and_an_impossible_one_costs_the_sta
     }
     assert_eq!(effects, []);
     session.step(5, Input::Token { epoch: 1, sequence: 4, position: PROMPT as u64, id: VOCABULARY }, &mut effects);
-    let [Effect::Close { epoch: 1 }, Effect::MakePlan { epoch: 2, excluded, bound }] = &effects[..] else {
+    let [Effect::Close { epoch: 1 }, Effect::MakePlan { epoch: 2, excluded, bound, .. }] = &effects[..] else {
         panic!("{effects:?}")
     };
     assert_eq!((excluded, *bound), (&BTreeSet::from([node(1)]), Bound::AtMost(2)));
@@ -677,6 +704,7 @@ fn trouble() -> impl Strategy<Value = Trouble> {
     let pages = (prop_oneof![Just(0u64), 1u64..10], prop_oneof![Just(0u64), 1u64..60]);
     (prop::collection::vec(death, 0..4), any::<bool>(), 0u64..40, prop::collection::vec(1u8..5, 0..2), pages).prop_map(
         |(deaths, loud, duplicates, refusers, (evictions, held_max))| Trouble {
+            free_at_ms: None,
             deaths,
             loud,
             duplicates,

@@ -21,7 +21,10 @@ impl Bar {
     pub(super) fn show(&self, progress: &api::Progress) {
         self.0.set_length(progress.bytes_total.max(progress.bytes_done));
         self.0.set_position(progress.bytes_done);
-        self.0.set_message(format!("{} {}", progress.phase, progress.item));
+        self.0.set_message(match progress.place {
+            0 => format!("{} {}", progress.phase, progress.item),
+            place => format!("waiting: number {place} in line at {}", progress.item),
+        });
     }
 
     /// Takes it off the screen before something is printed.

@@ -55,6 +55,8 @@ pub const KEYS: &[Key] = &[
     ),
     key("threads", AUTO, "engine threads"),
     key("sessions_per_peer", "8", "sessions that one peer may hold"),
+    key("waiting_per_peer", "16", "sessions of one client that may wait for a place"),
+    key("wait_s", "60", "seconds that a request waits for a place where all are taken; 0 is refused at once"),
     key("lease_idle_s", "60", "seconds until an idle lease ends"),
     key("api", "", "the daemon that clients of this home talk to"),
     key("tls_cert", "", "PEM certificate chain of the gRPC door"),

@@ -14,6 +14,7 @@ use cairn_protocol::refusal::{Reason, Refusal};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::InterceptorLayer;
+use tonic::transport::server::TlsConnectInfo;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
@@ -25,7 +26,7 @@ use super::generated::jobs_server::{Jobs, JobsServer};
 use super::generated::node_server::{Node as NodeService, NodeServer};
 use super::generated::registry_server::{Registry, RegistryServer};
 use super::generated::tasks_server::TasksServer;
-use super::guard::{Guarded, Patience};
+use super::guard::{ConnectionNumber, Guarded, Patience};
 use super::status::status;
 use crate::flows;
 use crate::shell::Node;
@@ -182,8 +183,18 @@ impl Compute for Calls {
     }
 
     async fn generate(&self, request: Request<api::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
-        self.stream(request, Needs::Nothing, flows::generate::generate)
+        let client = connection(&request);
+        self.stream(request, Needs::Nothing, move |node, request, events| {
+            flows::generate::generate_for(node, request, events, client)
+        })
     }
+}
+
+/// The number of the connection that a call came in on: its clients share this node fairly. 0 where it is not known.
+fn connection<T>(request: &Request<T>) -> u64 {
+    let plain = request.extensions().get::<ConnectionNumber>();
+    let sealed = request.extensions().get::<TlsConnectInfo<ConnectionNumber>>();
+    plain.or(sealed.map(TlsConnectInfo::get_ref)).map_or(0, |connection| connection.0)
 }
 
 #[tonic::async_trait]

@@ -246,10 +246,16 @@ impl AsyncWrite for GuardedStream {
     }
 }
 
-impl tonic::transport::server::Connected for GuardedStream {
-    type ConnectInfo = ();
+/// Which connection a call came in on; no two of a process have the same.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnectionNumber(pub u64);
 
-    fn connect_info(&self) {}
+impl tonic::transport::server::Connected for GuardedStream {
+    type ConnectInfo = ConnectionNumber;
+
+    fn connect_info(&self) -> ConnectionNumber {
+        ConnectionNumber(self.place.number)
+    }
 }
 
 #[cfg(test)]

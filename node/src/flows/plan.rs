@@ -55,9 +55,17 @@ pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::Pla
         adapter.weigh(&mut wish);
     }
     let bound = if request.stages == 0 { Bound::Free } else { Bound::Exactly(request.stages as usize) };
-    let made = make(&node, resolved.revision, &wish, bound, BTreeSet::new(), None)
-        .map_err(|error| refusal(&request.repo, &error))?;
+    let asked = Asked { bound, excluded: BTreeSet::new(), may_wait: false };
+    let made = make(&node, resolved.revision, &wish, asked, None).map_err(|error| refusal(&request.repo, &error))?;
     Ok(to_api(&resolved.path, resolved.revision, &made))
+}
+
+/// What is asked of the nodes of a plan.
+pub(crate) struct Asked {
+    pub bound: Bound,
+    pub excluded: BTreeSet<NodeId>,
+    /// Those whose places are taken may be among them.
+    pub may_wait: bool,
 }
 
 /// What is wished of a plan, beside the nodes.
@@ -78,8 +86,7 @@ pub(crate) fn make(
     node: &Node,
     revision: RevisionId,
     wish: &Wish,
-    bound: Bound,
-    excluded: BTreeSet<NodeId>,
+    asked: Asked,
     in_force: Option<&Plan>,
 ) -> Result<Plan, PlanError> {
     let mut candidates = candidates(node, revision);
@@ -96,10 +103,11 @@ pub(crate) fn make(
         in_use: node.stages.placements().in_use(revision, wish.quantise),
         coordinator: own,
         level: node.engine.level().to_owned(),
-        bound,
+        bound: asked.bound,
         privacy: wish.privacy,
         candidates,
-        excluded,
+        excluded: asked.excluded,
+        may_wait: asked.may_wait,
     })
 }
 

@@ -239,6 +239,7 @@ async fn prepare(
             bytes_done: read.done,
             bytes_total: read.total,
             item: item.clone(),
+            place: 0,
         };
         // A reader that lags sees fewer steps.
         let _ = events.try_send(api::PublishEvent { event: Some(api::publish_event::Event::Progress(progress)) });

@@ -146,8 +146,13 @@ impl Pull<'_> {
     }
 
     fn tell(&self, phase: &str, done: u64, total: u64, item: &str) {
-        let progress =
-            api::Progress { phase: phase.to_owned(), bytes_done: done, bytes_total: total, item: item.to_owned() };
+        let progress = api::Progress {
+            phase: phase.to_owned(),
+            bytes_done: done,
+            bytes_total: total,
+            item: item.to_owned(),
+            place: 0,
+        };
         // A reader that lags sees fewer steps.
         let _ = self.events.try_send(api::PullEvent { event: Some(api::pull_event::Event::Progress(progress)) });
     }

@@ -201,7 +201,7 @@ impl<'a> Job<'a> {
 
 /// A reader that lags sees fewer steps.
 fn tell(events: &Sender<api::PublishEvent>, phase: &str, bytes_done: u64, bytes_total: u64, item: &str) {
-    let progress = api::Progress { phase: phase.to_owned(), bytes_done, bytes_total, item: item.to_owned() };
+    let progress = api::Progress { phase: phase.to_owned(), bytes_done, bytes_total, item: item.to_owned(), place: 0 };
     let _ = events.try_send(api::PublishEvent { event: Some(api::publish_event::Event::Progress(progress)) });
 }
 

@@ -30,8 +30,10 @@ pub async fn status(node: &Node) -> Result<api::StatusResponse, Refusal> {
 
 /// What the exporter can't count by itself.
 pub async fn gauges(node: &Node) -> Result<Gauges, Refusal> {
-    let stats = stats(node).await?;
+    let (stats, occupancy) = (stats(node).await?, node.stages.occupancy());
     Ok(Gauges {
+        waiting: occupancy.waiting,
+        waits: occupancy.waits,
         records: stats.records,
         repos: stats.repos,
         blob_bytes: stats.bytes_stored,

@@ -36,6 +36,7 @@ pub async fn verify(
             bytes_done: read.done,
             bytes_total: read.total,
             item: item.clone(),
+            place: 0,
         };
         // A reader that lags sees fewer steps.
         let _ = sender.try_send(api::VerifyEvent { event: Some(api::verify_event::Event::Progress(progress)) });

@@ -46,8 +46,17 @@ pub struct House {
     pub sessions_per_peer: usize,
     /// Most sessions of all peers and this node together.
     pub sessions_max: usize,
+    /// Most sessions of one client that wait for a place.
+    pub waiting_per_client: usize,
     /// Publishers whose revisions strangers may have loaded here.
     pub trusted: Vec<PublisherKey>,
+}
+
+impl House {
+    /// Whether one more session of a client would find a place.
+    pub fn has_place(&self, is_self: bool, sessions_of_peer: usize, sessions: usize) -> bool {
+        sessions < self.sessions_max && (is_self || sessions_of_peer < self.sessions_per_peer)
+    }
 }
 
 /// What is going on here already.
@@ -183,6 +192,8 @@ fn refusal(reason: Reason, why: impl Into<String>, attempt: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use cairn_compute::{arch::StagePart, choose::Demands};
     use cairn_protocol::{
         id::{RevisionId, SessionId},
@@ -212,13 +223,23 @@ mod tests {
             adapter: None,
             quantise: None,
             prefix: Vec::new(),
+            wait: Duration::ZERO,
+            client: 0,
             positions: None,
         }
     }
 
     fn house(grant: Grant) -> House {
         let level = "scalar".to_owned();
-        House { grant, realm: RealmId::PUBLIC, level, sessions_per_peer: 2, sessions_max: 8, trusted: Vec::new() }
+        House {
+            grant,
+            realm: RealmId::PUBLIC,
+            level,
+            sessions_per_peer: 2,
+            sessions_max: 8,
+            waiting_per_client: 4,
+            trusted: Vec::new(),
+        }
     }
 
     fn stranger() -> Asker {

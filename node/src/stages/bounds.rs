@@ -70,3 +70,9 @@ pub const PAGES_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often one that waits looks: pages are also given back without anybody leaving.
 pub const PAGES_LOOK: Duration = Duration::from_millis(50);
+
+/// Sessions that may wait for a place, of all clients together: each has a stream open and holds nothing else.
+pub const WAITING_MAX: usize = 256;
+
+/// How long a stage of several may wait for its place at a time: its session holds places elsewhere meanwhile.
+pub const WAIT_AMONG_OTHERS_MS: u64 = 2000;

@@ -13,7 +13,7 @@ use std::{
 
 use cairn_compute::{
     LoadError, LoadOptions, Saves, SourceError, StageHandle, StepError, TensorSource, arch,
-    engine::SetAdapterError,
+    engine::{ClientId, SetAdapterError},
     quantise::{Quantising, as_loaded},
 };
 use cairn_protocol::{
@@ -77,7 +77,7 @@ pub(super) async fn load(
     report.load_ms = started.elapsed().as_millis() as u64;
     report.level = node.engine.level().to_owned();
     report.quantised = quantise.map(|target| target.name().to_owned()).unwrap_or_default();
-    let opened = open_session(request, &base, adapter.as_ref())?;
+    let opened = open_session(request, asker, &base, adapter.as_ref())?;
     let promise = rooms.promise(&base, request).await?;
     report.prefix_positions = adopt(&opened, request, asker).await?;
     let width = base.width;
@@ -92,10 +92,11 @@ pub(super) fn held(bytes_needed: u64) -> peer_pb::StageReady {
 /// A session on loaded weights, empty.
 fn open_session(
     request: &StageRequest,
+    asker: &Asker,
     base: &Base,
     adapter: Option<&Arc<adapters::Loaded>>,
 ) -> Result<StageHandle, Refusal> {
-    let handle = base.handle.another(request.context).map_err(|e| load_refusal(&e))?;
+    let handle = base.handle.another_for(client(request, asker), request.context).map_err(|e| load_refusal(&e))?;
     let given = handle.set_adapter(adapter.map(|adapter| &adapter.handle));
     if given == Err(SetAdapterError::OtherWeights) {
         return Err(Refusal::internal("a stage", "its adapter was loaded for other weights"));
@@ -105,6 +106,14 @@ fn open_session(
         false => handle.set_sampling(request.demands.sampling) && handle.set_history(request.history.clone()),
     };
     if given.is_ok() && is_set { Ok(handle) } else { Err(engine_busy()) }
+}
+
+/// With whom the session shares passes fairly: nodes, and this node's own clients.
+fn client(request: &StageRequest, asker: &Asker) -> ClientId {
+    match asker.is_self {
+        true => ClientId(request.client),
+        false => ClientId(u64::from_le_bytes(asker.node.as_bytes()[..8].try_into().expect("eight bytes")) | 1 << 63),
+    }
 }
 
 /// Begins with what an earlier session of the asker computed; says how many positions that is.

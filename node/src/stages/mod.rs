@@ -6,7 +6,7 @@
 //!                                       next StageDoor ◀──data (frames)─┘
 //! ```
 //!
-//! A stage is asked for ([`request`]), held against the owner's rules ([`admission`]), given a place ([`rooms`]), its bytes
+//! A stage is asked for ([`request`]), held against the owner's rules ([`admission`]), given a place ([`rooms`]) or a place in line ([`queue`]), its bytes
 //! are fetched and its weights loaded ([`load`]) or found warm ([`warm`]), its adapter likewise ([`adapters`]), what was computed before is found ([`prefix`]), and then it runs ([`serve`], [`run`]) until its
 //! coordinator closes it or is silent for the lease. Not here: which node gets which layers, and what happens when one
 //! dies; those are decided by [`cairn_compute::plan`] and [`cairn_compute::session`]. Invariant: network tasks beat, engine
@@ -22,6 +22,7 @@ mod load;
 mod packed;
 mod placements;
 pub(crate) mod prefix;
+mod queue;
 mod request;
 mod rooms;
 mod run;
@@ -40,7 +41,7 @@ pub(crate) use load::{BlobTensors, keep, prove_publisher};
 pub(crate) use placements::{Placements, Use};
 pub(crate) use request::{Neighbour, id, neighbour};
 pub use request::{parse_privacy, privacy_word};
-pub use rooms::Occupancy;
+pub use rooms::{Occupancy, Waits};
 pub(crate) use rooms::{Reservation, Rooms};
 pub(crate) use run::{Run, Step};
 pub(crate) use serve::Control;
@@ -71,6 +72,7 @@ impl StageHost {
             level: engine.level().to_owned(),
             sessions_per_peer: config.sessions_per_peer as usize,
             sessions_max: bounds::SESSIONS_MAX,
+            waiting_per_client: config.waiting_per_peer as usize,
             trusted: config.trusted.clone(),
         };
         let rooms = Rooms::new(house, config.stage_memory_bytes, engine.clone());

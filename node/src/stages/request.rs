@@ -3,7 +3,7 @@
 //! Not here: whether it may ask ([`super::admission`]). Invariant: a [`StageRequest`] holds only lengths and counts that
 //! were held against their limits.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use cairn_compute::{
     PAGE_POSITIONS,
@@ -91,6 +91,10 @@ pub struct StageRequest {
     pub quantise: Option<Target>,
     /// What pages of the ids so far are known by to the asker, 32 bytes each.
     pub prefix: Vec<u8>,
+    /// How long it may wait for a place.
+    pub wait: Duration,
+    /// Which of the asker's clients it is for, as the asker says.
+    pub client: u64,
     /// Ids so far. None of an asker that does not know of pages.
     pub positions: Option<u32>,
 }
@@ -147,6 +151,8 @@ impl StageRequest {
             adapter: open.adapter.map(adapter).transpose()?,
             quantise: parse_wish(&open.quantise).map_err(|error| bad(error.to_string()))?,
             prefix: open.prefix,
+            wait: Duration::from_millis(open.wait_ms),
+            client: open.client,
             positions: (open.positions > 0).then_some(open.positions as u32),
         })
     }

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cairn_compute::Engine;
@@ -21,6 +21,7 @@ use super::{
     adapters,
     admission::{self, Asker, House, Usage},
     bounds,
+    queue::{self, Client, Queue, Ticket},
     request::StageRequest,
     run::Run,
     warm::{Base, Kept, Key, Warm},
@@ -56,6 +57,8 @@ struct State {
     memory_used: u64,
     /// Bytes of pages that sessions were let in for.
     promised: u64,
+    queue: Queue,
+    waits: Waits,
     warm: Warm,
     adapters: adapters::Warm,
     next_id: u64,
@@ -82,6 +85,21 @@ pub struct Occupancy {
     pub memory_free_bytes: u64,
     /// Tasks under way.
     pub tasks: u32,
+    /// Sessions in line.
+    pub waiting: u32,
+    /// What waiting there was.
+    pub waits: Waits,
+}
+
+/// Waiting since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// Sessions that were let in after they had waited.
+    pub let_in: u64,
+    /// How long they had, together.
+    pub waited: Duration,
+    /// Sessions that found the line full, or waited as long as they might.
+    pub refused: u64,
 }
 
 /// What of a request's revisions is here already: the manifest or more.
@@ -112,6 +130,8 @@ impl Rooms {
             loads: state.loading.len() as u32,
             memory_free_bytes: self.memory_max.saturating_sub(state.memory_used.max(in_use).saturating_sub(idle)),
             tasks: state.tasks.values().sum::<usize>() as u32,
+            waiting: state.queue.len() as u32,
+            waits: state.waits,
         }
     }
 
@@ -120,8 +140,76 @@ impl Rooms {
         self.changed.subscribe()
     }
 
-    /// Admits a session's stage. One of the same session with an older epoch makes room for it.
-    pub fn enter(self: &Arc<Self>, request: &StageRequest, asker: &Asker, held: Held) -> Result<Place, Refusal> {
+    /// Admits a session's stage. One of the same session with an older epoch makes room for it. Where all places are taken it
+    /// waits in line, as long as it may; `told` hears its place there. Dropping the future leaves the line.
+    pub async fn enter(
+        self: &Arc<Self>,
+        request: &StageRequest,
+        asker: &Asker,
+        held: Held,
+        mut told: impl FnMut(u32),
+    ) -> Result<Place, Refusal> {
+        let mut changes = self.changes();
+        changes.borrow_and_update();
+        let refusal = match self.try_enter(request, asker, held, None) {
+            Err(refusal) if refusal.reason == Reason::Busy && !request.wait.is_zero() => refusal,
+            decided => return decided,
+        };
+        let in_line = self.line_up(request, asker, refusal)?;
+        let (came, mut place_told) = (Instant::now(), 0);
+        let waiting = async {
+            loop {
+                match self.try_enter(request, asker, held, Some(in_line.ticket)) {
+                    Err(refusal) if refusal.reason == Reason::Busy => {}
+                    decided => return decided,
+                }
+                let place = self.state().queue.place(in_line.ticket) as u32;
+                if place != std::mem::replace(&mut place_told, place) {
+                    told(place);
+                }
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let decided = tokio::time::timeout(jittered(request.wait), waiting).await;
+        let waits = &mut self.state().waits;
+        match decided {
+            Ok(decided) => {
+                waits.let_in += 1;
+                waits.waited += came.elapsed();
+                decided
+            }
+            Err(_) => {
+                waits.refused += 1;
+                let why = format!("no place came free in {} s", came.elapsed().as_secs());
+                Err(Refusal::new(Reason::Busy, "a stage", why).try_this("again later, or other nodes"))
+            }
+        }
+    }
+
+    /// Takes the last place in line.
+    fn line_up(self: &Arc<Self>, request: &StageRequest, asker: &Asker, busy: Refusal) -> Result<InLine, Refusal> {
+        let (node, is_self) = (asker.node, asker.is_self);
+        let number = if is_self { request.client } else { 0 };
+        let mut state = self.state();
+        match state.queue.push(Client { node, number, is_self }, self.house.waiting_per_client) {
+            Ok(ticket) => Ok(InLine { rooms: self.clone(), ticket }),
+            Err(queue::Full) => {
+                state.waits.refused += 1;
+                Err(Refusal { why: format!("{}, and as many wait as may", busy.why), ..busy })
+            }
+        }
+    }
+
+    /// Admits a stage if it has a place now, and its turn. Without a ticket it has its turn when nobody waits who could enter.
+    fn try_enter(
+        self: &Arc<Self>,
+        request: &StageRequest,
+        asker: &Asker,
+        held: Held,
+        ticket: Option<Ticket>,
+    ) -> Result<Place, Refusal> {
         let mut state = self.state();
         let others = |s: &&Seat| s.asker == asker.node;
         let older = state.seats.get(&request.session);
@@ -138,7 +226,23 @@ impl Rooms {
             is_adapter_held: held.adapter,
         };
         admission::admit(request, asker, &self.house, usage)?;
+        // One that has a place already only changes it.
+        let turn = if is_own { ticket } else { self.turn_of(&state) };
+        if turn != ticket {
+            let why = "others wait for a place here";
+            return Err(Refusal::new(Reason::Busy, "a stage", why).try_this("again in a moment"));
+        }
+        if let Some(ticket) = ticket {
+            state.queue.let_in(ticket);
+        }
         Ok(self.seat(&mut state, request, asker))
+    }
+
+    /// Whose turn it is of those who wait, if any of them could enter.
+    fn turn_of(&self, state: &State) -> Option<Ticket> {
+        let sessions = |node: NodeId| state.seats.values().filter(|seat| seat.asker == node).count();
+        let may_enter = |client: Client| self.house.has_place(client.is_self, sessions(client.node), state.seats.len());
+        state.queue.next(may_enter)
     }
 
     fn seat(self: &Arc<Self>, state: &mut State, request: &StageRequest, asker: &Asker) -> Place {
@@ -360,6 +464,25 @@ impl Rooms {
         let warm = (std::mem::take(&mut state.warm), std::mem::take(&mut state.adapters));
         drop(state);
         drop(warm);
+    }
+}
+
+/// As long as a session may wait, a little less for some than for others, so that two that wait for each other's places do not
+/// try again in step.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::random_range(0.7..=1.0))
+}
+
+/// A session's place in line.
+struct InLine {
+    rooms: Arc<Rooms>,
+    ticket: Ticket,
+}
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        self.rooms.state().queue.remove(self.ticket);
+        self.rooms.changed.send_replace(());
     }
 }
 

@@ -62,10 +62,18 @@ async fn admitted(
     control: Control,
 ) -> Result<(), Refusal> {
     let request = StageRequest::parse(open)?;
-    let place = rooms.enter(&request, &asker, held(node, &request).await)?;
-    place.wait_for_predecessor().await;
+    let held = held(node, &request).await;
     let mut session = Session::new(control, asker.node);
     let events = session.events.clone();
+    let told = |place| {
+        let waiting = Event::Waiting(peer_pb::StageWaiting { place });
+        let _ = events.try_send(peer_pb::StageEvent { event: Some(waiting) });
+    };
+    let place = tokio::select! {
+        entered = rooms.enter(&request, &asker, held, told) => entered?,
+        why = session.idle() => return Err(cancelled(&why)),
+    };
+    place.wait_for_predecessor().await;
     let prepared = tokio::select! {
         prepared = prepare(node, rooms, &request, &events, &asker) => prepared,
         why = session.idle() => return Err(cancelled(&why)),

@@ -282,6 +282,12 @@ pub struct OpenStage {
     /// understand that a stage was evicted.
     #[prost(uint64, tag = "51")]
     pub positions: u64,
+    /// How long the session may wait for a place where all are taken; 0 is refused at once.
+    #[prost(uint64, tag = "52")]
+    pub wait_ms: u64,
+    /// Which of the coordinator's own clients asks. Only the coordinator's own node looks at it.
+    #[prost(uint64, tag = "53")]
+    pub client: u64,
 }
 /// An adapter of a session: the same revision on every stage.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -354,7 +360,7 @@ pub struct Sampling {
 /// From a stage to its coordinator.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StageEvent {
-    #[prost(oneof = "stage_event::Event", tags = "1, 2, 3, 4, 5, 6, 40, 50")]
+    #[prost(oneof = "stage_event::Event", tags = "1, 2, 3, 4, 5, 6, 40, 50, 51")]
     pub event: ::core::option::Option<stage_event::Event>,
 }
 /// Nested message and enum types in `StageEvent`.
@@ -379,6 +385,9 @@ pub mod stage_event {
         /// Its keys and values made room for an older session's: nothing is lost but time. It may be opened again at once.
         #[prost(message, tag = "50")]
         Evicted(super::StageEvicted),
+        /// All places are taken, and the session is in line.
+        #[prost(message, tag = "51")]
+        Waiting(super::StageWaiting),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -414,6 +423,12 @@ pub struct StageReady {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StageEvicted {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StageWaiting {
+    /// 1 is the next.
+    #[prost(uint32, tag = "1")]
+    pub place: u32,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StageToken {
     #[prost(uint32, tag = "1")]

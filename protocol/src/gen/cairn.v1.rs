@@ -75,7 +75,7 @@ pub mod publish_event {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Progress {
-    /// "hash", "fetch", "export", "verify", "load", "quantise".
+    /// "hash", "fetch", "export", "verify", "load", "quantise"; "wait" for a place on the node `item`.
     #[prost(string, tag = "1")]
     pub phase: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
@@ -84,6 +84,9 @@ pub struct Progress {
     pub bytes_total: u64,
     #[prost(string, tag = "4")]
     pub item: ::prost::alloc::string::String,
+    /// While waiting: the place in line, 1 is the next.
+    #[prost(uint32, tag = "50")]
+    pub place: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Published {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use cairn_compute::{
-    plan::{Bound, Plan},
+    plan::Plan,
     session::{Effect, Finish, Input, Recovery, Session},
     text,
 };
@@ -26,7 +26,11 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Job, openings, tellings::Story};
+use super::{
+    super::plan,
+    Job, openings,
+    tellings::{Story, WAITING},
+};
 use crate::{
     shell::Node,
     stages::{
@@ -201,29 +205,32 @@ impl Drive {
 
     /// Plans without the excluded. A node may have been blamed for a neighbour's death: when nobody else is left, one that
     /// still talks to us gets another chance, a few times a session.
-    fn plan(&mut self, session: &Session, bound: Bound, excluded: BTreeSet<NodeId>) -> Result<Plan, Refusal> {
-        let planned = self.job.plan(&self.node, bound, excluded.clone(), session.plan());
-        if planned.is_ok() || excluded.is_empty() || self.pardons == PARDONS_MAX {
+    fn plan(&mut self, session: &Session, asked: plan::Asked) -> Result<Plan, Refusal> {
+        let (bound, may_wait, excluded) = (asked.bound, asked.may_wait, asked.excluded.clone());
+        let planned = self.job.plan(&self.node, asked, session.plan());
+        let has_lost = session.phase() == "recovering";
+        if planned.is_ok() || excluded.is_empty() || !has_lost || self.pardons == PARDONS_MAX {
             return planned;
         }
         self.pardons += 1;
         let gone = |id: &NodeId| !self.node.net.peer(*id).is_some_and(|peer| peer.connected);
         self.excluded = excluded.into_iter().filter(gone).collect();
-        self.job.plan(&self.node, bound, self.excluded.clone(), session.plan())
+        let asked = plan::Asked { bound, may_wait, excluded: self.excluded.clone() };
+        self.job.plan(&self.node, asked, session.plan())
     }
 
     /// Does what the machine wants; an answer goes back at once.
     fn carry_out(&mut self, session: &Session, effect: Effect) -> Option<Input> {
         match effect {
-            Effect::MakePlan { epoch, excluded, bound } => {
+            Effect::MakePlan { epoch, excluded, bound, may_wait } => {
                 self.excluded.clone_from(&excluded);
-                Some(match self.plan(session, bound, excluded) {
+                Some(match self.plan(session, plan::Asked { bound, excluded, may_wait }) {
                     Ok(plan) => Input::PlanMade { epoch, plan },
                     Err(refusal) => Input::PlanFailed { epoch, refusal },
                 })
             }
-            Effect::Open { epoch, plan, history } => {
-                self.open(epoch, &plan, history);
+            Effect::Open { epoch, plan, history, wait_ms } => {
+                self.open(epoch, &plan, &history, wait_ms);
                 None
             }
             Effect::Send { epoch, sequence, first_position, tokens, sample } => {
@@ -250,7 +257,7 @@ impl Drive {
         }
     }
 
-    fn open(&mut self, epoch: u32, plan: &Plan, history: Vec<u32>) {
+    fn open(&mut self, epoch: u32, plan: &Plan, history: &[u32], wait_ms: u64) {
         if !self.has_started {
             self.has_started = true;
             let started = self.story.started(&self.job, plan);
@@ -259,7 +266,8 @@ impl Drive {
         self.has_placed = false;
         self._in_use = Some(self.node.stages.placements().uses(self.job.revision, self.job.quantise, plan));
         self.story.opened(epoch, plan);
-        self.links.open(epoch, openings::openings(&self.node, &self.job, epoch, plan, &history, &self.excluded));
+        let asked = openings::Asked { epoch, plan, history, excluded: &self.excluded, wait_ms };
+        self.links.open(epoch, openings::openings(&self.node, &self.job, asked));
     }
 
     /// Remembers once that the plan in force is loaded.
@@ -354,6 +362,12 @@ impl Drive {
                     }
                     return None;
                 }
+                stage_event::Event::Waiting(waiting) => {
+                    let told = self.story.waiting(epoch, index, waiting.place);
+                    self.outbox.retain(|event| !is_waiting(event));
+                    told.into_iter().for_each(|told| self.tell(Event::Progress(told)));
+                    Input::Beat { epoch, index }
+                }
                 stage_event::Event::Evicted(peer_pb::StageEvicted {}) => Input::Evicted { epoch, index },
                 stage_event::Event::Lost(lost) => match lost.node.as_slice().try_into() {
                     Ok(node) => Input::Lost { epoch, index, node, why: lost.why },
@@ -403,6 +417,11 @@ impl Drive {
         tokio::join!(closing, telling);
         Ok(())
     }
+}
+
+/// News of a place in line, which the next news replace.
+fn is_waiting(event: &api::GenerateEvent) -> bool {
+    matches!(&event.event, Some(Event::Progress(progress)) if progress.phase == WAITING)
 }
 
 #[cfg(test)]

@@ -15,10 +15,7 @@ mod openings;
 mod prompt;
 mod tellings;
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use cairn_compute::{
     choose::{Chooser, Demands},
@@ -57,10 +54,20 @@ pub async fn generate(
     request: api::GenerateRequest,
     events: mpsc::Sender<api::GenerateEvent>,
 ) -> Result<(), Refusal> {
+    generate_for(node, request, events, 0).await
+}
+
+/// The same for one of this node's clients, each of which has a number: they share the node fairly.
+pub async fn generate_for(
+    node: Arc<Node>,
+    request: api::GenerateRequest,
+    events: mpsc::Sender<api::GenerateEvent>,
+    client: u64,
+) -> Result<(), Refusal> {
     let counted = node.clone();
     let _under_way = counted.counters.session();
     let choices = asks::choices(&request)?;
-    let job = prepare(&node, request).await?;
+    let job = Job { client, ..prepare(&node, request).await? };
     let mut before: Option<oneshot::Receiver<()>> = None;
     let drives = (0..choices).map(|choice| {
         let (begun, begins) = oneshot::channel();
@@ -88,6 +95,8 @@ pub(crate) struct Job {
     pub wish: plan::Wish,
     /// Which of several answers.
     pub choice: u32,
+    /// Which of this node's clients asks.
+    pub client: u64,
     pub demands: Demands,
     pub stops: Vec<String>,
     pub text: Arc<prompt::Texts>,
@@ -136,6 +145,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         stages: (request.stages > 0).then_some(request.stages as usize),
         deadline_ms: GENERATION_MS_MAX,
         coordinator: node.identity.node_id(),
+        wait_ms: node.config.wait_s.saturating_mul(1000),
         prompt: ids,
     };
     let mut wish = plan::Wish {
@@ -167,6 +177,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         session: SessionId::from(rand::random::<[u8; 16]>()),
         manifest: Arc::new(manifest),
         choice: 0,
+        client: 0,
         demands,
         stops,
         sources,
@@ -231,18 +242,12 @@ impl Job {
     }
 
     /// Makes a plan as the machine asks for it; the first one is shared by all answers.
-    fn plan(
-        &self,
-        node: &Node,
-        bound: cairn_compute::plan::Bound,
-        excluded: BTreeSet<cairn_protocol::id::NodeId>,
-        in_force: Option<&Plan>,
-    ) -> Result<Plan, Refusal> {
-        let is_first = in_force.is_none() && excluded.is_empty();
+    fn plan(&self, node: &Node, asked: plan::Asked, in_force: Option<&Plan>) -> Result<Plan, Refusal> {
+        let is_first = in_force.is_none() && asked.excluded.is_empty() && !asked.may_wait;
         if let Some(plan) = self.first_plan.get().filter(|_| is_first) {
             return Ok(plan.clone());
         }
-        let made = plan::make(node, self.revision, &self.wish, bound, excluded, in_force)
+        let made = plan::make(node, self.revision, &self.wish, asked, in_force)
             .map_err(|error| plan::refusal(&self.repo, &error))?;
         if is_first {
             let _ = self.first_plan.set(made.clone());

@@ -15,15 +15,23 @@ use crate::{
 /// Int8 planes of activations: two, since one changes the best token at 8-20 % of positions on a small model.
 const PLANES: u32 = 2;
 
+/// What is opened.
+pub(super) struct Asked<'a> {
+    pub epoch: u32,
+    pub plan: &'a Plan,
+    /// Ids so far.
+    pub history: &'a [u32],
+    /// Nodes that are lost.
+    pub excluded: &'a BTreeSet<NodeId>,
+    /// How long stages may wait for their places.
+    pub wait_ms: u64,
+}
+
 /// One opening a stage, in the order of the plan.
-pub(super) fn openings(
-    node: &Node,
-    job: &Job,
-    epoch: u32,
-    plan: &Plan,
-    history: &[u32],
-    excluded: &BTreeSet<NodeId>,
-) -> Vec<Opening> {
+pub(super) fn openings(node: &Node, job: &Job, asked: Asked) -> Vec<Opening> {
+    let Asked { epoch, plan, history, excluded, wait_ms } = asked;
+    // While one stage of several waits the others hold their places: not for long, so that no two sessions wait for each other.
+    let wait_ms = if plan.stages.len() > 1 { wait_ms.min(bounds::WAIT_AMONG_OTHERS_MS) } else { wait_ms };
     let own = node.identity.node_id();
     let adapter = job.adapter.as_ref().map(|adapter| peer_pb::Adapter {
         revision: adapter.revision.to_vec(),
@@ -64,6 +72,8 @@ pub(super) fn openings(
             quantise: job.quantise.map(|target| target.name().to_owned()).unwrap_or_default(),
             prefix: prefix::for_stage(&pages, plan, index),
             positions: history.len() as u64,
+            wait_ms,
+            client: if stage.node == own { job.client } else { 0 },
             history: if stage.head && job.demands.needs_history() { history.to_vec() } else { Vec::new() },
         };
         Opening { node: stage.node, addresses: addresses(node, stage.node), open }

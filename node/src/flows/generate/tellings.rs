@@ -12,6 +12,9 @@ use cairn_protocol::{api, id::NodeId, peer_pb};
 
 use super::{super::plan, Job};
 
+/// The phase of a session that is in line.
+pub(super) const WAITING: &str = "wait";
+
 /// Progress is told when this much more has come, or all of it.
 const PROGRESS_BYTES: u64 = 4 << 20;
 
@@ -100,7 +103,15 @@ impl Story {
             bytes_done: said.bytes_done,
             bytes_total: said.bytes_needed,
             item: node.to_string(),
+            place: 0,
         })
+    }
+
+    /// A stage has the session in line.
+    pub fn waiting(&self, epoch: u32, index: usize, place: u32) -> Option<api::Progress> {
+        let node = self.node(index).filter(|_| epoch == self.epoch)?;
+        let (phase, item) = (WAITING.to_owned(), node.to_string());
+        Some(api::Progress { phase, item, place, bytes_done: 0, bytes_total: 0 })
     }
 
     /// A stage is ready.

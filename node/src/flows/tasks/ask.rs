@@ -191,6 +191,7 @@ impl Answer {
             bytes_done,
             bytes_total,
             item: String::new(),
+            place: 0,
         }))
     }
 

@@ -72,16 +72,18 @@ class PublishEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Published, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("phase", "bytes_done", "bytes_total", "item")
+    __slots__ = ("phase", "bytes_done", "bytes_total", "item", "place")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
     BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     ITEM_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     phase: str
     bytes_done: int
     bytes_total: int
     item: str
-    def __init__(self, phase: _Optional[str] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., item: _Optional[str] = ...) -> None: ...
+    place: int
+    def __init__(self, phase: _Optional[str] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., item: _Optional[str] = ..., place: _Optional[int] = ...) -> None: ...
 
 class Published(_message.Message):
     __slots__ = ("repo", "revision", "ref", "epoch", "number", "files", "bytes", "key_created", "publisher", "unserved")
