@@ -5,12 +5,13 @@
 
 use crate::{
     cpu::{
-        acts::{Acts, Planes},
+        acts::{Acts, Planes, Rows},
         kernels::{self, Post, View},
         level::Level,
         lines::{LINE_BYTES, Line},
         packed::{BLOCK, LANES, Packed, PackedFormat},
         pages,
+        plain::{Plain, PlainFormat},
         pool::Pool,
     },
     engine,
@@ -29,6 +30,10 @@ const ROW: usize = 512;
 const ROWS: usize = 256;
 /// Tokens of that product: a short prompt.
 const TOKENS: usize = 24;
+/// Elements of a row and rows of the F32 product that is timed, and its turns, so that handing it out weighs little.
+const FLOAT_ROW: usize = 128;
+const FLOAT_ROWS: usize = 32;
+const FLOAT_TURNS: usize = 100;
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +120,30 @@ pub(crate) fn products(pool: &Pool, level: Level, planes: Planes, budget: Durati
     }
     black_box(&out);
     rounds.per_second((ROWS * ROW * TOKENS * pool.threads()) as u64)
+}
+
+/// F32 products that `pool` computes a second within `budget`, both factors in the cores' first-level caches.
+pub(crate) fn float_products(pool: &Pool, level: Level, budget: Duration) -> u64 {
+    let deadline = Instant::now() + budget;
+    let groups = FLOAT_ROWS / LANES;
+    let lines = vec![Line([0x3e; LINE_BYTES]); groups * PlainFormat::F32.group_lines(FLOAT_ROW)];
+    let weights = Plain::new(PlainFormat::F32, FLOAT_ROW, &lines);
+    let mut rows = Rows::new(FLOAT_ROW, TOKENS);
+    rows.values.fill(0.5);
+    let panel = FLOAT_ROWS * TOKENS;
+    let mut out = vec![0f32; panel * pool.threads()];
+    let mut rounds = Rounds::until(deadline);
+    while rounds.goes_on() {
+        rounds.time(|| {
+            pool.split(&mut out, panel, |_, part| {
+                part.chunks_exact_mut(panel).for_each(|panel| {
+                    (0..FLOAT_TURNS).for_each(|_| kernels::product_plain(level, weights, 0, &rows, panel, Post::Store));
+                });
+            });
+        });
+    }
+    black_box(&out);
+    rounds.per_second((FLOAT_ROWS * FLOAT_ROW * TOKENS * FLOAT_TURNS * pool.threads()) as u64)
 }
 
 /// Rounds of one kind of work, of which the fastest counts; at least one.

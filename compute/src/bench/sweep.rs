@@ -1,20 +1,21 @@
 //! The same model at several prompt lengths and numbers of users, each rate beside the bound that sets it.
 //!
-//! Two bounds hold for every pass: its weights and the keys and values it attends to come from memory once, and its int8
-//! products take the time that the same kernel takes when everything lies in the cache. A rate's bound is the slower of
-//! the two; what is missing to it is attention's arithmetic, norms, quantising activations, and the waits between threads.
+//! Two bounds hold for every pass: its weights and the keys and values it attends to come from memory once, and its
+//! products take the time that they take when everything lies in the cache: int8 products of weights, and F32 products of
+//! queries with keys and of weights with values. A rate's bound is the slower of the two; what is missing to it is
+//! attention's exponentials, norms, quantising activations, and the waits between threads.
 
 use super::{Bench, BenchError, BenchOptions, Opened, Spread};
 use crate::{
     cpu::{
         cache::Cache,
-        model::{Layer, Model},
+        model::{Layer, Model, attended},
         work::PASS_TOKENS_MAX,
     },
     measure,
 };
 use serde::Serialize;
-use std::{panic::resume_unwind, path::Path, thread};
+use std::{ops::Range, panic::resume_unwind, path::Path, thread};
 
 /// Lengths of the prompt of one user.
 const LENGTHS: [usize; 5] = [32, 128, 512, 2000, 8000];
@@ -43,6 +44,8 @@ pub struct SweepReport {
     pub bandwidth_bytes_per_s: u64,
     /// Such products a second, weights and activations in the cache.
     pub products_per_s: u64,
+    /// F32 products a second, both factors in the cache: what attention is made of.
+    pub float_products_per_s: u64,
     /// Longer and longer prompts of one user, then more and more users.
     pub rows: Vec<SweepRow>,
 }
@@ -54,6 +57,10 @@ pub struct SweepRow {
     pub prompt_tokens: usize,
     /// Users who decode together.
     pub users: usize,
+    /// F32 products of attention that a token of the prompts takes, on average.
+    pub prefill_attention_products: f64,
+    /// The same of a decoded token.
+    pub decode_attention_products: f64,
     /// Prompts.
     pub prefill_tokens_per_s: f64,
     /// What its bound permits.
@@ -96,6 +103,7 @@ fn measured(path: &Path, options: &BenchOptions) -> Result<SweepReport, BenchErr
         products_a_token: products(&bench.model),
         bandwidth_bytes_per_s: 0,
         products_per_s: measure::products(&bench.pool, bench.level, bench.planes, super::BANDWIDTH_BUDGET),
+        float_products_per_s: measure::float_products(&bench.pool, bench.level, super::BANDWIDTH_BUDGET),
         rows: rows.iter().map(|row| bench.row(row)).collect(),
     })
 }
@@ -111,13 +119,29 @@ fn products(model: &Model) -> u64 {
     (model.layers.iter().map(layer).sum::<usize>() + head) as u64
 }
 
+/// F32 products that attention takes for a token at one of `positions`, on average: those of each key and each value that its
+/// queries attend to.
+fn attention(model: &Model, positions: Range<usize>) -> f64 {
+    let attended: f64 = model.layers.iter().map(|layer| attended_mean(layer.window, positions.clone())).sum();
+    (2 * model.shape.heads * model.shape.head_width) as f64 * attended
+}
+
+/// Positions that a query at one of `positions` attends to over a window, on average.
+fn attended_mean(window: usize, positions: Range<usize>) -> f64 {
+    let count = positions.len().max(1) as f64;
+    positions.map(|position| attended(window, position).len()).sum::<usize>() as f64 / count
+}
+
 impl Bench {
     fn row(&mut self, options: &BenchOptions) -> SweepRow {
-        self.seat(options.users, options.prompt_tokens + DECODED);
+        let prompt = options.prompt_tokens;
+        self.seat(options.users, prompt + DECODED);
         let rounds: Vec<_> = (0..=options.repeat).map(|round| self.round(round, options)).collect();
         SweepRow {
-            prompt_tokens: options.prompt_tokens,
+            prompt_tokens: prompt,
             users: options.users,
+            prefill_attention_products: attention(&self.model, 0..prompt),
+            decode_attention_products: attention(&self.model, prompt..prompt + DECODED),
             prefill_tokens_per_s: Spread::of(rounds[1..].iter().map(|round| round.prefill)).median,
             prefill_bound_tokens_per_s: 0.0,
             decode_tokens_per_s: Spread::of(rounds[1..].iter().map(|round| round.decode)).median,
@@ -134,6 +158,7 @@ struct Bounds {
     products_a_token: f64,
     bytes_per_s: f64,
     products_per_s: f64,
+    float_products_per_s: f64,
 }
 
 impl Bounds {
@@ -144,6 +169,7 @@ impl Bounds {
             products_a_token: report.products_a_token as f64,
             bytes_per_s: report.bandwidth_bytes_per_s.max(1) as f64,
             products_per_s: report.products_per_s.max(1) as f64,
+            float_products_per_s: report.float_products_per_s.max(1) as f64,
         }
     }
 
@@ -152,13 +178,19 @@ impl Bounds {
         // A prompt's pieces attend to half of it on average; its last token alone is multiplied with the head.
         let passes = (prompt / PASS_TOKENS_MAX as f64).ceil();
         let prefill_bytes = passes * (self.step_bytes + self.position_bytes * prompt / 2.0);
-        let prefill_s = (prefill_bytes / self.bytes_per_s).max(prompt * self.products_a_token / self.products_per_s);
+        let prefill_s =
+            (prefill_bytes / self.bytes_per_s).max(prompt * self.products_s(row.prefill_attention_products));
         row.prefill_bound_tokens_per_s = prompt / prefill_s;
         let decode_bytes = self.step_bytes + users * self.position_bytes * (prompt + DECODED as f64 / 2.0);
         let (bytes_s, products_s) =
-            (decode_bytes / self.bytes_per_s, users * self.products_a_token / self.products_per_s);
+            (decode_bytes / self.bytes_per_s, users * self.products_s(row.decode_attention_products));
         row.decode_bound_tokens_per_s = users / bytes_s.max(products_s);
         row.decode_bound_by_products = products_s > bytes_s;
+    }
+
+    /// What the products of a token take, with so many of attention: the same units compute both.
+    fn products_s(&self, attention: f64) -> f64 {
+        self.products_a_token / self.products_per_s + attention / self.float_products_per_s
     }
 }
 
@@ -174,11 +206,14 @@ mod tests {
             products_a_token: 2000.0,
             bytes_per_s: 1e6,
             products_per_s: 1e7,
+            float_products_per_s: 1e6,
         };
-        let row = |prompt_tokens, users| {
+        let attending = |prompt_tokens, users, attention| {
             let mut row = SweepRow {
                 prompt_tokens,
                 users,
+                prefill_attention_products: attention,
+                decode_attention_products: attention,
                 prefill_tokens_per_s: 0.0,
                 prefill_bound_tokens_per_s: 0.0,
                 decode_tokens_per_s: 0.0,
@@ -188,11 +223,25 @@ mod tests {
             bounds.set(&mut row);
             row
         };
+        let row = |prompt_tokens, users| attending(prompt_tokens, users, 0.0);
         let one = row(92, 1);
         assert!((one.decode_bound_tokens_per_s - 1e6 / 1100.0).abs() < 1e-6 && !one.decode_bound_by_products);
         assert!((one.prefill_bound_tokens_per_s - 5000.0).abs() < 1e-6);
         let many = row(92, 100);
         assert!((many.decode_bound_tokens_per_s - 5000.0).abs() < 1e-6 && many.decode_bound_by_products);
         assert!(row(992, 1).decode_bound_tokens_per_s < one.decode_bound_tokens_per_s, "a longer context costs bytes");
+        let attending = attending(92, 1, 800.0);
+        assert!(
+            (attending.prefill_bound_tokens_per_s - 1000.0).abs() < 1e-6,
+            "attention's products take the same units"
+        );
+        assert!(!attending.decode_bound_by_products, "200 of weights and 800 of attention are less than 1100 of bytes");
+    }
+
+    #[test]
+    fn a_window_is_the_most_that_a_token_attends_to() {
+        assert_eq!(attended_mean(usize::MAX, 0..8), 4.5);
+        assert_eq!(attended_mean(4, 0..8), 26.0 / 8.0);
+        assert_eq!(attended_mean(4, 100..116), 4.0);
     }
 }

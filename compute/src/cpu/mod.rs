@@ -13,6 +13,7 @@ pub mod kernels;
 pub mod level;
 pub mod lines;
 pub mod matrix;
+mod mix;
 pub mod model;
 pub mod packed;
 pub mod pages;

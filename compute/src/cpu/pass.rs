@@ -9,7 +9,7 @@ use super::{
     adapters::{Low, Read, Site},
     cache::Cache,
     feed_forward::{Stream, groups_read},
-    kernels::{self, HEAD_WIDTH_MAX, KV_TILE, Norm, Post, SHARE, View, padded_head},
+    kernels::{self, HEAD_WIDTH_MAX, KV_TILE, Norm, Post, View, padded_head},
     level::Level,
     matrix::{Feed, Fused},
     model::{Layer, Model, Shape},
@@ -27,9 +27,7 @@ const NEAR: usize = 512;
 /// From this many tokens on, quantising is worth a fork and a join.
 pub(super) const QUANTISE_FORK: usize = 4;
 /// From this many tokens on a pass is a prompt: stores fork, attention is dealt in small parts.
-const PROMPT: usize = 16;
-/// Parts a thread takes in turn in a prompt's attention: later tokens cost more.
-const PROMPT_PARTS: usize = 8;
+pub(super) const PROMPT: usize = 16;
 
 /// Where one token of a pass belongs. A sequence's tokens stand in order, one position after the other.
 #[derive(Clone, Copy, Debug)]
@@ -56,10 +54,10 @@ pub struct Pass<'a> {
 
 /// What becomes of a head of queries or keys before attention.
 #[derive(Clone, Copy)]
-struct Turn<'a> {
-    norm: Option<&'a [f32]>,
-    rope: &'a Rope,
-    scale: f32,
+pub(super) struct Turn<'a> {
+    pub norm: Option<&'a [f32]>,
+    pub rope: &'a Rope,
+    pub scale: f32,
 }
 
 /// Values of columns, in one of two layouts.
@@ -268,7 +266,7 @@ impl Pass<'_> {
     }
 
     /// A head's rows of token `t` of the fused panel, normalised where the model does so, rotated and scaled.
-    fn rotated(&self, qkv: &[f32], t: usize, row: usize, turn: Turn, out: &mut [f32]) {
+    pub(super) fn rotated(&self, qkv: &[f32], t: usize, row: usize, turn: Turn, out: &mut [f32]) {
         let (d, epsilon) = (self.shape().head_width, self.shape().epsilon);
         let whole = &mut out[..d.next_multiple_of(LANES)];
         match turn.norm {
@@ -285,7 +283,7 @@ impl Pass<'_> {
         kernels::rotate(self.level, whole, cos, sin, turn.scale);
     }
 
-    fn rope(&self, layer: usize) -> &Rope {
+    pub(super) fn rope(&self, layer: usize) -> &Rope {
         &self.model.ropes[self.model.layers[layer].rope]
     }
 
@@ -338,32 +336,6 @@ impl Pass<'_> {
             copy_rows(qkv, n, t, value_rows + head * d, &mut wide[..d]);
             kernels::to_halves(self.level, &wide[..padded], &mut values[position * padded..]);
         }
-    }
-
-    /// Attention of every (token, head), token-major.
-    fn mix(&self, qkv: &[f32], caches: &[&mut Cache], layer: usize, out: &mut [f32]) {
-        let (s, n) = (self.shape(), self.tokens());
-        let (d, padded, share) = (s.head_width, padded_head(s.head_width), s.heads / s.kv_heads);
-        let parts = if n < PROMPT { 1 } else { PROMPT_PARTS };
-        let norms = self.model.layers[layer].head_norms.as_ref();
-        let turn = Turn { norm: norms.map(|[query, _]| &query[..]), rope: self.rope(layer), scale: s.score_scale };
-        self.pool.split_parts(&mut out[..n * s.heads * padded], padded, parts, |first, part| {
-            let end = first + part.len() / padded;
-            let mut at = first;
-            let mut queries = [0f32; SHARE * HEAD_WIDTH_MAX + LANES];
-            while at < end {
-                let (t, head) = (at / s.heads, at % s.heads);
-                let run = (share - head % share).min(end - at).min(SHARE);
-                for i in 0..run {
-                    self.rotated(qkv, t, (head + i) * d, turn, &mut queries[i * d..]);
-                }
-                let kv = caches[self.slots[t].sequence].head(layer, head / share);
-                let out = &mut part[(at - first) * padded..][..run * padded];
-                let attended = self.model.layers[layer].attended(self.slots[t].position);
-                kernels::attend(self.level, &queries, run, d, kv, attended, out);
-                at += run;
-            }
-        });
     }
 
     /// What attention gave, heads side by side.

@@ -331,6 +331,10 @@ fn describe_sweep(report: &SweepReport) -> String {
             report.products_a_token as f64 / 1e6,
             report.products_per_s as f64 / 1e6
         ),
+        format!(
+            "attention's products, at {:.0} million a second, are counted with them",
+            report.float_products_per_s as f64 / 1e6
+        ),
         "prompt  users    prefill     bound  part     decode     bound  part".to_owned(),
     ];
     lines.extend(report.rows.iter().map(|row| {

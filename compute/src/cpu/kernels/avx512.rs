@@ -7,16 +7,16 @@
 use super::{
     super::{
         acts::{Acts, PLANE_SHIFT, Planes, Rows},
-        packed::{LANES, Packed},
+        packed::Packed,
         plain::Plain,
     },
-    KvHead, Norm, Post, View, padded_head,
+    KvHead, Norm, Post, Queries, View, attention,
     product::{self, Ints, Source},
     text,
     vector::Vector,
 };
 use half::{bf16, f16};
-use std::{arch::x86_64::*, ops::Range};
+use std::arch::x86_64::*;
 
 /// # Safety
 /// Features, and bounds as asserted in `kernels`; so for every function here.
@@ -69,54 +69,9 @@ pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &Rows, out:
 /// # Safety
 /// Features, bounds.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub unsafe fn attend(q: &[f32], heads: usize, d: usize, kv: KvHead, at: &Range<usize>, out: &mut [f32]) {
+pub unsafe fn attend(q: &Queries, kv: KvHead, out: &mut [f32]) {
     // SAFETY: as the contract.
-    unsafe {
-        match padded_head(d) / LANES {
-            1 => attend_by_heads::<1>(q, heads, d, kv, at, out),
-            2 => attend_by_heads::<2>(q, heads, d, kv, at, out),
-            4 => attend_by_heads::<4>(q, heads, d, kv, at, out),
-            6 => attend_one_by_one::<6>(q, heads, d, kv, at, out),
-            8 => attend_one_by_one::<8>(q, heads, d, kv, at, out),
-            _ => attend_one_by_one::<16>(q, heads, d, kv, at, out),
-        }
-    }
-}
-
-/// Heads that share keys and values go together while registers last.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn attend_by_heads<const C: usize>(
-    q: &[f32],
-    heads: usize,
-    d: usize,
-    kv: KvHead,
-    at: &Range<usize>,
-    out: &mut [f32],
-) {
-    // SAFETY: as the contract.
-    unsafe {
-        match heads {
-            1 => text::attend::<Wide, 1, C>(q, d, kv, at, out),
-            2 => text::attend::<Wide, 2, C>(q, d, kv, at, out),
-            3 => text::attend::<Wide, 3, C>(q, d, kv, at, out),
-            _ => text::attend::<Wide, 4, C>(q, d, kv, at, out),
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn attend_one_by_one<const C: usize>(
-    q: &[f32],
-    heads: usize,
-    d: usize,
-    kv: KvHead,
-    at: &Range<usize>,
-    out: &mut [f32],
-) {
-    for h in 0..heads {
-        // SAFETY: as the contract, a head at a time.
-        unsafe { text::attend::<Wide, 1, C>(&q[h * d..], d, kv, at, &mut out[h * C * LANES..]) }
-    }
+    unsafe { attention::attend::<Wide>(q, kv, out) }
 }
 
 /// # Safety

@@ -8,6 +8,7 @@
 //! processor has.
 #![allow(unsafe_code)]
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -34,8 +35,8 @@ use super::{
 use half::f16;
 use std::{ops::Range, sync::Arc};
 
-/// Most query heads that share one walk over a key/value head.
-pub const SHARE: usize = 4;
+/// Most queries that share one walk over a key/value head.
+pub const QUERIES_MAX: usize = 48;
 /// Positions a key/value store is rounded up to.
 pub const KV_TILE: usize = 64;
 /// The widest attention head.
@@ -96,6 +97,19 @@ impl<'a> KvHead<'a> {
     pub fn tile(&self, index: usize) -> (&'a [f16], &'a [f16]) {
         self.pages[index].halves()[self.at..][..self.halves].split_at(self.key_halves)
     }
+}
+
+/// Queries of heads that share keys and values.
+#[derive(Clone, Copy)]
+pub struct Queries<'a> {
+    /// Width of a head.
+    pub width: usize,
+    /// A row of that width for each.
+    pub rows: &'a [f32],
+    /// The positions that each attends to; the later a query, the later both ends, or equal.
+    pub at: &'a [Range<usize>],
+    /// Where the result of each begins, of [`padded_head`] width.
+    pub to: &'a [usize],
 }
 
 /// Width that a head's values are padded to: a number of chunks that kernels exist for.
@@ -188,14 +202,13 @@ pub fn to_halves(level: Level, x: &[f32], out: &mut [f16]) {
     at_level!(level, to_halves(x, out));
 }
 
-/// Attention of `heads` queries of width `d`, rotated and scaled, one after the other in `q`, over the positions `at`.
-/// `out` gets rows of [`padded_head`] width.
-pub fn attend(level: Level, q: &[f32], heads: usize, d: usize, kv: KvHead, at: Range<usize>, out: &mut [f32]) {
-    let padded = padded_head(d);
-    assert!(
-        at.start < at.end && (1..=SHARE).contains(&heads) && (1..=HEAD_WIDTH_MAX).contains(&d) && q.len() >= heads * d
-    );
-    assert!(kv.pages.len() * KV_TILE >= at.end && out.len() >= heads * padded);
-    assert!(kv.key_halves >= KV_TILE * d && kv.halves >= kv.key_halves + KV_TILE * padded);
-    at_level!(level, attend(q, heads, d, kv, &at, out));
+/// Attention of queries, rotated and scaled, over one head's keys and values.
+pub fn attend(level: Level, q: &Queries, kv: KvHead, out: &mut [f32]) {
+    let (count, padded) = (q.at.len(), padded_head(q.width));
+    assert!((1..=QUERIES_MAX).contains(&count) && q.to.len() == count && (1..=HEAD_WIDTH_MAX).contains(&q.width));
+    assert!(q.rows.len() >= count * q.width && q.to.iter().all(|to| to + padded <= out.len()));
+    assert!(q.at.iter().all(|at| at.start < at.end && at.end <= kv.pages.len() * KV_TILE));
+    assert!(q.at.is_sorted_by(|a, b| a.start <= b.start && a.end <= b.end), "positions of queries are in order");
+    assert!(kv.key_halves >= KV_TILE * q.width && kv.halves >= kv.key_halves + KV_TILE * padded);
+    at_level!(level, attend(q, kv, out));
 }

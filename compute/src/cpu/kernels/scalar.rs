@@ -7,7 +7,7 @@ use super::{
         packed::{BLOCK, LANES, Packed},
         plain::Plain,
     },
-    KvHead, Norm, Post, View, padded_head, text,
+    KvHead, Norm, Post, Queries, View, attention, text,
     vector::{Lanes, Vector},
 };
 use half::f16;
@@ -57,22 +57,9 @@ pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &Rows, out:
 
 /// # Safety
 /// Bounds.
-pub unsafe fn attend(q: &[f32], heads: usize, d: usize, kv: KvHead, at: &Range<usize>, out: &mut [f32]) {
-    let padded = padded_head(d);
-    for h in 0..heads {
-        let (q, out) = (&q[h * d..], &mut out[h * padded..]);
-        // SAFETY: bounds, a head at a time.
-        unsafe {
-            match padded / LANES {
-                1 => text::attend::<Lanes, 1, 1>(q, d, kv, at, out),
-                2 => text::attend::<Lanes, 1, 2>(q, d, kv, at, out),
-                4 => text::attend::<Lanes, 1, 4>(q, d, kv, at, out),
-                6 => text::attend::<Lanes, 1, 6>(q, d, kv, at, out),
-                8 => text::attend::<Lanes, 1, 8>(q, d, kv, at, out),
-                _ => text::attend::<Lanes, 1, 16>(q, d, kv, at, out),
-            }
-        }
-    }
+pub unsafe fn attend(q: &Queries, kv: KvHead, out: &mut [f32]) {
+    // SAFETY: as the contract.
+    unsafe { attention::attend::<Lanes>(q, kv, out) }
 }
 
 /// # Safety

@@ -416,18 +416,61 @@ fn attention_is_softmax_and_the_same_bits_at_every_level() {
             let (full, padded) = (n.next_multiple_of(KV_TILE), padded_head(d));
             let mut halves = |n: usize| dice.floats(n).into_iter().map(f16::from_f32).collect::<Vec<_>>();
             let (keys, values) = (halves(full * d), halves(full * padded));
-            let q: Vec<f32> = dice.floats(SHARE * d).iter().map(|q| q * 3.0).collect();
+            let q: Vec<f32> = dice.floats(d).iter().map(|q| q * 3.0).collect();
             let pages = paged(&keys, &values, d);
             let (key_halves, halves) = (KV_TILE * d, KV_TILE * (d + padded));
             let kv = KvHead { pages: &pages, at: 0, key_halves, halves };
-            let mut four = vec![0.0; SHARE * padded];
-            attend(Level::Scalar, &q, SHARE, d, kv, start..n, &mut four);
-            check_attention(&q[..d], d, kv, start..n, &four[..padded]);
+            let mut want = vec![0.0; padded];
+            let queries = Queries { width: d, rows: &q, at: &[start..n], to: &[0] };
+            attend(Level::Scalar, &queries, kv, &mut want);
+            check_attention(&q, d, kv, start..n, &want);
+            for level in levels() {
+                let mut got = vec![0.0; padded];
+                attend(level, &queries, kv, &mut got);
+                same_bits(&format!("d {d} at {start}..{n} {level}"), &want, &got);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_gives_the_same_bits_alone_and_beside_any_others() {
+    let mut dice = Dice(7);
+    for d in [8usize, 24, 64, 80, 128, 256] {
+        let (positions, padded) = (4 * KV_TILE, padded_head(d));
+        let mut halves = |n: usize| dice.floats(n).into_iter().map(f16::from_f32).collect::<Vec<_>>();
+        let (keys, mut values) = (halves(positions * d), halves(positions * padded));
+        // What nobody attends to may be anything.
+        values[200 * padded..].fill(f16::NAN);
+        let pages = paged(&keys, &values, d);
+        let kv = KvHead { pages: &pages, at: 0, key_halves: KV_TILE * d, halves: KV_TILE * (d + padded) };
+        for (count, heads, first, window) in [
+            (2usize, 2usize, 5usize, usize::MAX),
+            (3, 1, 62, usize::MAX),
+            (4, 4, 130, 7),
+            (5, 1, 126, 64),
+            (7, 7, 199, usize::MAX),
+            (11, 3, 0, usize::MAX),
+            (13, 1, 120, 1),
+            (24, 3, 60, 3),
+            (48, 1, 40, 70),
+            (48, 3, 100, usize::MAX),
+        ] {
+            let ends = (0..count).map(|i| first + i / heads + 1);
+            let at: Vec<Range<usize>> = ends.map(|end| end.saturating_sub(window)..end).collect();
+            let rows: Vec<f32> = dice.floats(count * d).iter().map(|q| q * 3.0).collect();
+            // Rows of results in another order, and apart.
+            let to: Vec<usize> = (0..count).rev().map(|i| i * (padded + LANES)).collect();
             for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
-                for heads in 1..=SHARE {
-                    let mut got = vec![0.0; heads * padded];
-                    attend(level, &q, heads, d, kv, start..n, &mut got);
-                    same_bits(&format!("d {d} at {start}..{n} heads {heads} {level}"), &four[..heads * padded], &got);
+                let mut together = vec![9.0; count * (padded + LANES)];
+                attend(level, &Queries { width: d, rows: &rows, at: &at, to: &to }, kv, &mut together);
+                for i in 0..count {
+                    let mut alone = vec![0.0; padded];
+                    let one = Queries { width: d, rows: &rows[i * d..], at: &at[i..=i], to: &[0] };
+                    attend(Level::Scalar, &one, kv, &mut alone);
+                    let got = &together[to[i]..][..padded + LANES];
+                    assert!(alone.iter().all(|x| x.is_finite()) && got[padded..] == [9.0; LANES]);
+                    same_bits(&format!("d {d} query {i} of {count} at {:?} {level}", at[i]), &alone, &got[..padded]);
                 }
             }
         }

@@ -13,11 +13,10 @@ use super::{
         packed::{BLOCK, LANES},
         plain::{Plain, PlainFormat},
     },
-    KV_TILE, KvHead, Norm, Post, View,
+    Norm, Post, View,
     vector::Vector,
 };
 use half::{bf16, f16};
-use std::ops::Range;
 
 /// `e^x` for any x: range reduction by ln 2 and a polynomial of degree 6 (2 ulp or so); below -87 it stays at e^-87.
 ///
@@ -340,139 +339,5 @@ impl Tile {
             }
         }
         T
-    }
-}
-
-/// Running state of `H` queries: maximum, total and weighted values.
-struct State<V, const H: usize, const C: usize> {
-    top: [f32; H],
-    total: [V; H],
-    sum: [[V; C]; H],
-}
-
-/// Attention of `H` queries of width `d` (values padded to `C` chunks) over the positions `at`, 64 at a time (from a
-/// multiple of 64 on, whatever the first position) with a running maximum. A query's result does not depend on `H`.
-///
-/// # Safety
-/// Features; `q` holds H rows of `d`, `kv` pages up to the end of `at`, which is not empty, with whole tiles of `d` and C chunks in each, `out` H rows of C chunks.
-#[inline(always)]
-pub unsafe fn attend<V: Vector, const H: usize, const C: usize>(
-    q: &[f32],
-    d: usize,
-    kv: KvHead,
-    at: &Range<usize>,
-    out: &mut [f32],
-) {
-    // SAFETY: as the contract.
-    unsafe {
-        let zero = V::splat(0.0);
-        let mut state = State::<V, H, C> { top: [f32::NEG_INFINITY; H], total: [zero; H], sum: [[zero; C]; H] };
-        let mut weights = [[0f32; KV_TILE]; H];
-        for base in (at.start / KV_TILE * KV_TILE..at.end).step_by(KV_TILE) {
-            let live = at.start.saturating_sub(base)..KV_TILE.min(at.end - base);
-            let (keys, values) = kv.tile(base / KV_TILE);
-            let scores = scores::<V, H>(q, d, keys.as_ptr());
-            for h in 0..H {
-                weigh(&mut state, h, scores[h], &live, &mut weights[h]);
-            }
-            gather(&mut state, &weights, values.as_ptr(), live);
-        }
-        for h in 0..H {
-            let inverse = V::splat(1.0 / state.total[h].sum());
-            for c in 0..C {
-                state.sum[h][c].mul(inverse).store(out.as_mut_ptr().add((h * C + c) * LANES));
-            }
-        }
-    }
-}
-
-/// Scores of 64 positions, 16 in a register.
-#[inline(always)]
-unsafe fn scores<V: Vector, const H: usize>(q: &[f32], d: usize, keys: *const f16) -> [[V; 4]; H] {
-    // SAFETY: row i of tile c; the tile of 64 positions is in bounds, as are H rows of q.
-    unsafe {
-        let mut s = [[V::splat(0.0); 4]; H];
-        for i in 0..d {
-            for c in 0..4 {
-                let key = V::load_f16(keys.add((c * d + i) * LANES));
-                for h in 0..H {
-                    s[h][c] = key.fma(V::splat(*q.as_ptr().add(h * d + i)), s[h][c]);
-                }
-            }
-        }
-        s
-    }
-}
-
-/// Turns scores to weights against the running maximum.
-#[inline(always)]
-unsafe fn weigh<V: Vector, const H: usize, const C: usize>(
-    state: &mut State<V, H, C>,
-    h: usize,
-    s: [V; 4],
-    live: &Range<usize>,
-    weights: &mut [f32; KV_TILE],
-) {
-    // SAFETY: features; `weights` holds 64 values.
-    unsafe {
-        let (none, zero) = (V::splat(f32::NEG_INFINITY), V::splat(0.0));
-        let s = [
-            within(live, 0, s[0], none),
-            within(live, 1, s[1], none),
-            within(live, 2, s[2], none),
-            within(live, 3, s[3], none),
-        ];
-        let new = s[0].max(s[1]).max(s[2].max(s[3])).top();
-        if new > state.top[h] {
-            let keep = exp(V::splat(state.top[h] - new));
-            state.total[h] = state.total[h].mul(keep);
-            for c in 0..C {
-                state.sum[h][c] = state.sum[h][c].mul(keep);
-            }
-            state.top[h] = new;
-        }
-        let top = V::splat(state.top[h]);
-        for c in 0..4 {
-            let w = within(live, c, exp(s[c].sub(top)), zero);
-            state.total[h] = state.total[h].add(w);
-            w.store(weights.as_mut_ptr().add(c * LANES));
-        }
-    }
-}
-
-/// Chunk `c` of a tile, `other` at the positions that are not live.
-#[inline(always)]
-unsafe fn within<V: Vector>(live: &Range<usize>, c: usize, v: V, other: V) -> V {
-    let lanes = |end: usize| end.saturating_sub(c * LANES).min(LANES);
-    // SAFETY: features.
-    unsafe {
-        let v = v.first(lanes(live.end), other);
-        // Only the first tile of a window has positions before it.
-        if live.start == 0 { v } else { other.first(lanes(live.start), v) }
-    }
-}
-
-/// Adds the weighted values of a tile.
-#[inline(always)]
-unsafe fn gather<V: Vector, const H: usize, const C: usize>(
-    state: &mut State<V, H, C>,
-    weights: &[[f32; KV_TILE]; H],
-    values: *const f16,
-    live: Range<usize>,
-) {
-    for i in live {
-        // SAFETY: position i of the tile is in bounds.
-        unsafe {
-            let mut v = [V::splat(0.0); C];
-            for c in 0..C {
-                v[c] = V::load_f16(values.add((i * C + c) * LANES));
-            }
-            for h in 0..H {
-                let w = V::splat(weights[h][i]);
-                for c in 0..C {
-                    state.sum[h][c] = v[c].fma(w, state.sum[h][c]);
-                }
-            }
-        }
     }
 }
