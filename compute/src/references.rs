@@ -33,6 +33,7 @@ use std::{
     sync::Arc,
 };
 
+mod quants;
 mod real;
 
 /// What a reference says, and how far F32 arithmetic may be from it, relative to the logits' root mean square.

@@ -15,16 +15,18 @@ pub enum Level {
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// Aarch64 with NEON and the dot-product extension.
+    Neon,
 }
 
 /// A level that this build does not know by that name.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("no instruction-set level is called {0:?}: scalar, avx2, avx-vnni or avx512")]
+#[error("no instruction-set level is called {0:?}: scalar, avx2, avx-vnni, avx512 or neon")]
 pub struct UnknownLevel(String);
 
 impl Level {
-    /// Every level, lowest first.
-    pub const ALL: [Level; 4] = [Level::Scalar, Level::Avx2, Level::AvxVnni, Level::Avx512];
+    /// Every level, the lowest of each kind of processor first.
+    pub const ALL: [Level; 5] = [Level::Scalar, Level::Avx2, Level::AvxVnni, Level::Avx512, Level::Neon];
 
     /// The name that adverts, options and logs use.
     pub fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Level {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
         }
     }
 
@@ -46,7 +49,10 @@ impl Level {
             Self::AvxVnni => narrow() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => narrow() && wide(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => {
+                std::arch::is_aarch64_feature_detected!("neon") && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
             _ => false,
         }
     }
@@ -81,5 +87,23 @@ impl FromStr for Level {
     type Err = UnknownLevel;
     fn from_str(name: &str) -> Result<Self, UnknownLevel> {
         Self::ALL.into_iter().find(|level| level.name() == name).ok_or_else(|| UnknownLevel(name.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_level_is_one_that_this_processor_has() {
+        assert!(Level::best().is_available());
+    }
+
+    /// Tests over levels pass over those that a processor lacks; whoever runs them for one level's sake names it.
+    #[test]
+    fn the_level_that_these_tests_are_run_for_is_here_and_the_best() {
+        if let Ok(name) = std::env::var("CAIRN_REQUIRE_LEVEL") {
+            assert_eq!(Level::best().name(), name);
+        }
     }
 }

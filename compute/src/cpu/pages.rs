@@ -29,6 +29,12 @@ pub fn prefetch<T>(memory: &[T]) {
         // SAFETY: a prefetch reads nothing and cannot fault; SSE is part of every x86-64 processor.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(memory.as_ptr().cast::<i8>().wrapping_add(at)) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    for at in (0..std::mem::size_of_val(memory)).step_by(64) {
+        let line = memory.as_ptr().cast::<u8>().wrapping_add(at);
+        // SAFETY: as above; every aarch64 processor has it.
+        unsafe { std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) line, options(readonly, nostack, preserves_flags)) };
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = memory;
 }

@@ -67,7 +67,7 @@ struct EngineArgs {
     /// Int8 planes of activations: 2 is exact to rounding, 1 is faster
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
     planes: u32,
-    /// Kernels: auto (`CAIRN_LEVEL`, else the best here), scalar, avx2, avx-vnni or avx512; refused where the processor lacks them
+    /// Kernels: auto (`CAIRN_LEVEL`, else the best here), scalar, avx2, avx-vnni, avx512 or neon; refused where the processor lacks them
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     level: AskedLevel,
     /// Several prompt lengths and numbers of users instead, each beside its bound
@@ -457,7 +457,7 @@ mod tests {
         }
         let refused = asked("avx512vnni").expect_err("no such level");
         assert!(
-            ["scalar", "avx2", "avx-vnni", "avx512", "auto"].iter().all(|name| refused.contains(name)),
+            ["scalar", "avx2", "avx-vnni", "avx512", "neon", "auto"].iter().all(|name| refused.contains(name)),
             "{refused}"
         );
     }

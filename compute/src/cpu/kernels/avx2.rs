@@ -179,6 +179,7 @@ macro_rules! both_ints {
 impl<D: Dot> Ints for Halves<D> {
     type Floats = Wide;
     const PAIRS: bool = D::PAIRS;
+    const SIGNED: bool = false;
     const GROUPS: usize = 1;
     const TOKENS: usize = D::TOKENS;
 
@@ -201,6 +202,11 @@ impl<D: Dot> Ints for Halves<D> {
     unsafe fn or(self, other: Self) -> Self {
         // SAFETY: see above.
         unsafe { both_ints!(_mm256_or_si256(self, other)) }
+    }
+    #[inline(always)]
+    unsafe fn xor(self, other: Self) -> Self {
+        // SAFETY: see above.
+        unsafe { both_ints!(_mm256_xor_si256(self, other)) }
     }
     #[inline(always)]
     unsafe fn left(self, bits: i32) -> Self {

@@ -90,6 +90,7 @@ pub struct Whole(__m512i);
 impl Ints for Whole {
     type Floats = Wide;
     const PAIRS: bool = false;
+    const SIGNED: bool = false;
     const GROUPS: usize = 2;
     const TOKENS: usize = 6;
 
@@ -112,6 +113,11 @@ impl Ints for Whole {
     unsafe fn or(self, other: Self) -> Self {
         // SAFETY: see above.
         unsafe { Self(_mm512_or_si512(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn xor(self, other: Self) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm512_xor_si512(self.0, other.0)) }
     }
     #[inline(always)]
     unsafe fn left(self, bits: i32) -> Self {

@@ -15,7 +15,9 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
-#[cfg(target_arch = "x86_64")]
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod product;
 mod scalar;
 #[cfg(test)]
@@ -135,6 +137,9 @@ macro_rules! at_level {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { avx2::$name($($arg),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => unsafe { neon::$name($($arg),*) },
             // SAFETY: bounds as above; no features.
             _ => unsafe { scalar::$name($($arg),*) },
         }

@@ -30,6 +30,8 @@ pub trait Ints: Copy {
     type Floats: Vector;
     /// Whether records hold pairs of 16-bit quants, and not planes of bytes.
     const PAIRS: bool;
+    /// Whether weights are multiplied as signed bytes; formats of 8 bits then have their offset taken back beforehand.
+    const SIGNED: bool;
     /// Groups that a tile takes at once.
     const GROUPS: usize;
     /// Most tokens of a tile.
@@ -40,6 +42,7 @@ pub trait Ints: Copy {
     unsafe fn load(line: *const u8) -> Self;
     unsafe fn and(self, other: Self) -> Self;
     unsafe fn or(self, other: Self) -> Self;
+    unsafe fn xor(self, other: Self) -> Self;
     /// Lanes of 16 bits shifted to the left.
     unsafe fn left(self, bits: i32) -> Self;
     /// Lanes of 16 bits shifted to the right, zeros moving in.
@@ -50,7 +53,7 @@ pub trait Ints: Copy {
     /// Makes room for the plane below.
     unsafe fn next_plane(self) -> Self;
     unsafe fn floats(self) -> Self::Floats;
-    /// Adds the products of the unsigned bytes of `word` and word `j` of the activations at `x`.
+    /// Adds the products of the bytes of `word` (signed or not, as the level has it) and word `j` of the activations at `x`.
     unsafe fn dot(self, word: Self, x: *const i32, j: usize) -> Self;
     /// [`tile`], in a function that enables the level's features.
     unsafe fn tile<const F: u8, const G: usize, const T: usize>(s: &Source<G>, out: *mut f32, post: Post);
@@ -204,7 +207,16 @@ fn prefetch<const NEAR: bool>(line: *const u8) {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         if NEAR { _mm_prefetch::<_MM_HINT_T0>(line.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above; every aarch64 has it.
+    unsafe {
+        if NEAR {
+            asm!("prfm pldl1keep, [{0}]", in(reg) line, options(readonly, nostack, preserves_flags));
+        } else {
+            asm!("prfm pldl2keep, [{0}]", in(reg) line, options(readonly, nostack, preserves_flags));
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = line;
 }
 
@@ -217,6 +229,22 @@ const fn format(f: u8) -> PackedFormat {
 const fn words(f: u8) -> usize {
     8 / format(f).scales_a_block()
 }
+
+/// Whether a level multiplies the true quants of a format and not those made unsigned: fewer bits than 8 are positive
+/// either way, so only quants of 8 bits change.
+const fn is_signed<I: Ints>(f: u8) -> bool {
+    I::SIGNED && format(f).offset() == 128
+}
+
+/// What IQ4_NL's nibbles stand for, as signed bytes.
+const SIGNED_TABLE: [u8; 16] = {
+    let (mut table, mut i) = (TABLE, 0);
+    while i < 16 {
+        table[i] ^= 128;
+        i += 1;
+    }
+    table
+};
 
 /// `G` groups of rows by `T` tokens, all sums in registers.
 ///
@@ -285,7 +313,7 @@ unsafe fn part_ints<I: Ints, const F: u8, const G: usize, const T: usize>(
             }
             x = x.add(s.shape.k / 4);
         }
-        let offset = const { format(F).offset() };
+        let offset = const { if is_signed::<I>(F) { 0 } else { format(F).offset() } };
         if offset != 0 {
             for t in 0..T {
                 let rest = rest.add(t * stride);
@@ -385,16 +413,16 @@ unsafe fn word<I: Ints, const F: u8>(lines: *const u8, j: usize) -> I {
     unsafe {
         let line = |i: usize| I::load(lines.add(i * LINE_BYTES));
         let quants = const { format(F).quants() };
+        let bytes = |x: u8| I::splat(i32::from_ne_bytes([x; 4]));
         if quants == Quants::Eight {
-            return line(j);
+            return if const { is_signed::<I>(F) } { line(j).xor(bytes(128)) } else { line(j) };
         }
-        let bytes = |x: i32| I::splat(x * 0x0101_0101);
         let both = line(j / 2);
         let nibbles = if j.is_multiple_of(2) { both } else { both.right(4) }.and(bytes(15));
         // Bits `from` of a line's bytes to bit 4.
         let above = |line: I, from: i32| if from < 4 { line.left(4 - from) } else { line.right(from - 4) };
         match quants {
-            Quants::Table => nibbles.look_up(&TABLE),
+            Quants::Table => nibbles.look_up(if const { is_signed::<I>(F) } { &SIGNED_TABLE } else { &TABLE }),
             Quants::Five => above(line(4), j as i32).and(bytes(16)).or(nibbles),
             Quants::Six => above(line(4 + j / 4), 2 * (j % 4) as i32).and(bytes(48)).or(nibbles),
             Quants::Four | Quants::Eight => nibbles,
