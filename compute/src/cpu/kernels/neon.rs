@@ -10,7 +10,7 @@ use super::{
         packed::{LANES, Packed},
         plain::Plain,
     },
-    KvHead, Norm, Post, View, padded_head,
+    KvHead, Norm, Post, Queries, View, attention,
     product::{self, Ints, Source},
     text,
     vector::Vector,
@@ -19,7 +19,6 @@ use half::{bf16, f16};
 use std::{
     arch::{aarch64::*, asm},
     array,
-    ops::Range,
 };
 
 /// # Safety
@@ -73,22 +72,9 @@ pub unsafe fn product_plain(w: Plain, first: usize, count: usize, x: &Rows, out:
 /// # Safety
 /// Features, bounds.
 #[target_feature(enable = "neon")]
-pub unsafe fn attend(q: &[f32], heads: usize, d: usize, kv: KvHead, at: &Range<usize>, out: &mut [f32]) {
-    let padded = padded_head(d);
-    for h in 0..heads {
-        let (q, out) = (&q[h * d..], &mut out[h * padded..]);
-        // SAFETY: as the contract, a head at a time (the scores of one take half of the registers).
-        unsafe {
-            match padded / LANES {
-                1 => text::attend::<Wide, 1, 1>(q, d, kv, at, out),
-                2 => text::attend::<Wide, 1, 2>(q, d, kv, at, out),
-                4 => text::attend::<Wide, 1, 4>(q, d, kv, at, out),
-                6 => text::attend::<Wide, 1, 6>(q, d, kv, at, out),
-                8 => text::attend::<Wide, 1, 8>(q, d, kv, at, out),
-                _ => text::attend::<Wide, 1, 16>(q, d, kv, at, out),
-            }
-        }
-    }
+pub unsafe fn attend(q: &Queries, kv: KvHead, out: &mut [f32]) {
+    // SAFETY: as the contract.
+    unsafe { attention::attend::<Wide>(q, kv, out) }
 }
 
 /// # Safety

@@ -421,7 +421,8 @@ fn attention_is_softmax_and_the_same_bits_at_every_level() {
             let (key_halves, halves) = (KV_TILE * d, KV_TILE * (d + padded));
             let kv = KvHead { pages: &pages, at: 0, key_halves, halves };
             let mut want = vec![0.0; padded];
-            let queries = Queries { width: d, rows: &q, at: &[start..n], to: &[0] };
+            let whole = start..n;
+            let queries = Queries { width: d, rows: &q, at: std::slice::from_ref(&whole), to: &[0] };
             attend(Level::Scalar, &queries, kv, &mut want);
             check_attention(&q, d, kv, start..n, &want);
             for level in levels() {
