@@ -7,8 +7,11 @@
 //! Not here: how many pages there may be, and who gives way when there are none ([`crate::stage::pages`]).
 //! Invariant: a page that more than one holds is not written; it is copied first.
 
-use super::kernels::{KV_TILE, KvHead, padded_head};
-use half::{f16, slice::HalfBitsSliceExt};
+use super::{
+    kernels::{KV_TILE, KvHead, padded_head},
+    lines::{LINE_BYTES, Line},
+};
+use half::f16;
 use std::{any::Any, ops::Range, sync::Arc};
 
 /// What a page holds keys and values of.
@@ -48,28 +51,31 @@ pub fn pages(positions: usize) -> usize {
     positions.div_ceil(KV_TILE)
 }
 
-/// Keys and values of [`KV_TILE`] positions, and whatever counts their memory.
+/// Keys and values of [`KV_TILE`] positions, and whatever counts their memory. Heads begin with a line, so that no load of sixteen
+/// halves needs two.
 pub struct Page {
-    bits: Vec<u16>,
+    lines: Vec<Line>,
     _counted: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Page {
     /// An empty one. `counted` is dropped with it.
     pub fn new(shape: PageShape, counted: Option<Box<dyn Any + Send + Sync>>) -> Self {
-        let mut bits = vec![0u16; shape.layer_halves() * shape.layers];
-        super::pages::prefer_huge(&mut bits);
-        Self { bits, _counted: counted }
+        let count = (shape.layer_halves() * shape.layers * size_of::<f16>()).div_ceil(LINE_BYTES);
+        let mut lines = Vec::with_capacity(count);
+        super::pages::prefer_huge(lines.spare_capacity_mut());
+        lines.resize(count, Line::ZERO);
+        Self { lines, _counted: counted }
     }
 
     /// Everything it holds.
     pub fn halves(&self) -> &[f16] {
-        self.bits.reinterpret_cast()
+        Line::halves(&self.lines)
     }
 
     /// Everything it holds, to be written.
     pub fn halves_mut(&mut self) -> &mut [f16] {
-        self.bits.reinterpret_cast_mut()
+        Line::halves_mut(&mut self.lines)
     }
 }
 
@@ -132,7 +138,7 @@ impl Cache {
             };
             if Arc::get_mut(page).is_none() {
                 let mut own = take().ok_or(Full)?;
-                own.bits.copy_from_slice(&page.bits);
+                own.lines.copy_from_slice(&page.lines);
                 *page = Arc::new(own);
             }
         }

@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code)]
 
+use half::f16;
+
 /// One cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -27,6 +29,19 @@ impl Line {
     pub fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
         // SAFETY: as above, borrowed alone; any bytes make a line.
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+    }
+
+    /// Lines as halves.
+    pub fn halves(lines: &[Line]) -> &[f16] {
+        // SAFETY: a line is 32 halves without padding, at an address that is a multiple of theirs; any bits are a half.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * (LINE_BYTES / size_of::<f16>())) }
+    }
+
+    /// The same, to be written.
+    pub fn halves_mut(lines: &mut [Line]) -> &mut [f16] {
+        let count = lines.len() * (LINE_BYTES / size_of::<f16>());
+        // SAFETY: as above, borrowed alone; any bits make a line.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), count) }
     }
 }
 

@@ -10,12 +10,7 @@
 // Indices run over several register arrays at once; iterators hide that.
 #![allow(clippy::needless_range_loop)]
 
-use super::{
-    super::{packed::LANES, pages::prefetch},
-    KV_TILE, KvHead, QUERIES_MAX, Queries, padded_head,
-    text::exp,
-    vector::Vector,
-};
+use super::{super::packed::LANES, KV_TILE, KvHead, QUERIES_MAX, Queries, padded_head, text::exp, vector::Vector};
 use half::f16;
 use std::ops::Range;
 
@@ -54,12 +49,6 @@ pub unsafe fn attend<V: Vector>(q: &Queries, kv: KvHead, out: &mut [f32]) {
             }
             while until < q.at.len() && q.at[until].start < (tile + 1) * KV_TILE {
                 until += 1;
-            }
-            // The next page is somewhere else, where no hardware looks ahead.
-            if tile + 1 < end {
-                let (keys, values) = kv.tile(tile + 1);
-                prefetch(keys);
-                prefetch(values);
             }
             walk.tile(tile, from..until, kv);
         }

@@ -3,7 +3,7 @@
 //! Matrices of activations are *panels*: `[rows / 16][tokens][16]`, so a group of output rows is contiguous whatever the
 //! number of tokens, and with one token a panel is a plain vector. Rows past the last are zero.
 //!
-//! This file asserts bounds and picks the level; `text` and `product` say what is computed, `vector` in which words, and
+//! This file asserts bounds and picks the level; `text`, `attention` and `product` say what is computed, `vector` in which words, and
 //! a file for each level spells those in its instructions. Unsafe here is only the call into a level that the
 //! processor has.
 #![allow(unsafe_code)]
