@@ -117,23 +117,23 @@ async fn rounds(clients: &[Client], model: &Path, options: &UsersOptions) -> Res
         local_clients::publish(clients, adapter, &adapter_name(index)).await?;
     }
     let (mut one, mut all, mut adapted) = (Vec::new(), Vec::new(), Vec::new());
-    // Weights are loaded, and what each user gets alone is known.
-    let (mut alone, mut alone_adapted) = (Vec::new(), Vec::new());
-    for user in 0..options.users {
-        alone.push(generate(&clients[0], user, None, options).await?.tokens);
-        alone_adapted.push(generate(&clients[0], user, adapter_of(user, options), options).await?.tokens);
+    // Weights are loaded.
+    for user in 0..options.users.min(options.adapters.len() as u32 + 1) {
+        generate(&clients[0], Asked { round: 0, user, adapter: adapter_of(user, options) }, options).await?;
     }
-    for _ in 0..options.repeat {
-        one.push(round(&clients[0], 1, options, |_| None).await?);
-        all.push(round(&clients[0], options.users, options, |_| None).await?);
+    let mut same_tokens = true;
+    for repeat in 0..options.repeat as u32 {
+        // Each round has its own prompts: what was computed before is not computed again.
+        let number = 1 + 3 * repeat;
+        one.push(round(&clients[0], (number, 1), options, |_| None).await?);
+        all.push(round(&clients[0], (number + 1, options.users), options, |_| None).await?);
+        same_tokens &= is_alone(&clients[0], number + 1, all.last(), options, |_| None).await?;
         if !options.adapters.is_empty() {
-            adapted.push(round(&clients[0], options.users, options, |user| adapter_of(user, options)).await?);
+            let adapter = |user| adapter_of(user, options);
+            adapted.push(round(&clients[0], (number + 2, options.users), options, adapter).await?);
+            same_tokens &= is_alone(&clients[0], number + 2, adapted.last(), options, adapter).await?;
         }
     }
-    let is_same =
-        |round: &Round, alone: &[Vec<u32>]| round.seen.iter().zip(alone).all(|(seen, alone)| seen.tokens == *alone);
-    let same_tokens = one.iter().chain(&all).all(|round| is_same(round, &alone))
-        && adapted.iter().all(|round| is_same(round, &alone_adapted));
     let (one, all) = (crowd(&one), crowd(&all));
     let adapted = (!adapted.is_empty()).then(|| crowd(&adapted));
     Ok(UsersReport {
@@ -162,24 +162,49 @@ fn adapter_of(user: u32, options: &UsersOptions) -> Option<usize> {
 
 async fn round(
     client: &Client,
-    users: u32,
+    (round, users): (u32, u32),
     options: &UsersOptions,
     adapter: impl Fn(u32) -> Option<usize>,
 ) -> Result<Round, Refusal> {
     let start = Instant::now();
-    let seen = try_join_all((0..users).map(|user| generate(client, user, adapter(user), options))).await?;
+    let ask = |user| generate(client, Asked { round, user, adapter: adapter(user) }, options);
+    let seen = try_join_all((0..users).map(ask)).await?;
     Ok(Round { took: start.elapsed(), seen })
 }
 
-fn prompt(user: u32) -> String {
-    (0..=COUNTED).fold(format!("{user}:"), |text, n| format!("{text} {},", user + n))
+/// Whether each user of a round got what it gets alone.
+async fn is_alone(
+    client: &Client,
+    round: u32,
+    made: Option<&Round>,
+    options: &UsersOptions,
+    adapter: impl Fn(u32) -> Option<usize>,
+) -> Result<bool, Refusal> {
+    let mut is_same = true;
+    for (user, seen) in (0..).zip(made.into_iter().flat_map(|made| &made.seen)) {
+        let alone = generate(client, Asked { round, user, adapter: adapter(user) }, options).await?;
+        is_same &= alone.tokens == seen.tokens;
+    }
+    Ok(is_same)
 }
 
-async fn generate(client: &Client, user: u32, adapter: Option<usize>, options: &UsersOptions) -> Result<Seen, Refusal> {
+/// What a user asks in a round.
+struct Asked {
+    round: u32,
+    user: u32,
+    adapter: Option<usize>,
+}
+
+/// Begins with the round and the user, so that no two begin alike.
+fn prompt(round: u32, user: u32) -> String {
+    (0..=COUNTED).fold(format!("{round}.{user}:"), |text, n| format!("{text} {},", user + n))
+}
+
+async fn generate(client: &Client, asked: Asked, options: &UsersOptions) -> Result<Seen, Refusal> {
     let request = api::GenerateRequest {
         repo: REPO.into(),
-        adapter: adapter.map(adapter_name).unwrap_or_default(),
-        prompt: prompt(user),
+        adapter: asked.adapter.map(adapter_name).unwrap_or_default(),
+        prompt: prompt(asked.round, asked.user),
         raw: true,
         max_tokens: options.decode_tokens,
         temperature: Some(0.0),

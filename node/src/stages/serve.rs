@@ -70,6 +70,8 @@ async fn admitted(
         let _ = events.try_send(peer_pb::StageEvent { event: Some(waiting) });
     };
     let place = tokio::select! {
+        // What is decided at once is said, even to one that has gone already.
+        biased;
         entered = rooms.enter(&request, &asker, held, told) => entered?,
         why = session.idle() => return Err(cancelled(&why)),
     };
