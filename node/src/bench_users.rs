@@ -122,7 +122,7 @@ async fn rounds(clients: &[Client], model: &Path, options: &UsersOptions) -> Res
         generate(&clients[0], Asked { round: 0, user, adapter: adapter_of(user, options) }, options).await?;
     }
     let mut same_tokens = true;
-    for repeat in 0..options.repeat as u32 {
+    for repeat in 0..options.repeat {
         // Each round has its own prompts: what was computed before is not computed again.
         let number = 1 + 3 * repeat;
         one.push(round(&clients[0], (number, 1), options, |_| None).await?);
