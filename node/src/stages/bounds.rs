@@ -76,3 +76,6 @@ pub const WAITING_MAX: usize = 256;
 
 /// How long a stage of several may wait for its place at a time: its session holds places elsewhere meanwhile.
 pub const WAIT_AMONG_OTHERS_MS: u64 = 2000;
+
+/// Longest that a session stays in line, whatever its coordinator asks for: nobody holds places there for ever.
+pub const WAIT_MAX: Duration = Duration::from_secs(600);

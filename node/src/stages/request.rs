@@ -151,7 +151,7 @@ impl StageRequest {
             adapter: open.adapter.map(adapter).transpose()?,
             quantise: parse_wish(&open.quantise).map_err(|error| bad(error.to_string()))?,
             prefix: open.prefix,
-            wait: Duration::from_millis(open.wait_ms),
+            wait: Duration::from_millis(open.wait_ms).min(bounds::WAIT_MAX),
             client: open.client,
             positions: (open.positions > 0).then_some(open.positions as u32),
         })

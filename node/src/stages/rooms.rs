@@ -176,8 +176,10 @@ impl Rooms {
         let waits = &mut self.state().waits;
         match decided {
             Ok(decided) => {
-                waits.let_in += 1;
-                waits.waited += came.elapsed();
+                if decided.is_ok() {
+                    waits.let_in += 1;
+                    waits.waited += came.elapsed();
+                }
                 decided
             }
             Err(_) => {
