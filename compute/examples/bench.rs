@@ -23,14 +23,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
     }
-    let path = args.first().ok_or("usage: bench MODEL [USERS] [PLANES] [REPEAT] [PROMPT] [LEVEL]")?;
+    let path = args.first().ok_or("usage: bench MODEL [USERS] [PLANES] [REPEAT] [PROMPT] [LEVEL] [DECODE] [KV]")?;
     let number = |at: usize, or: usize| args.get(at).map_or(Ok(or), |text| text.parse::<usize>());
     let defaults = BenchOptions::default();
     let decode_tokens = number(6, defaults.decode_tokens)?;
     let (users, planes, repeat) = (number(1, 1)?, number(2, 2)? as u32, number(3, defaults.repeat)?);
     let prompt_tokens = number(4, defaults.prompt_tokens)?;
     let level = args.get(5).map(|level| level.parse()).transpose()?;
-    let options = BenchOptions { users, planes, repeat, prompt_tokens, level, decode_tokens, ..defaults };
+    let kv = args.get(7).map_or(Ok(defaults.kv), |kv| kv.parse())?;
+    let options = BenchOptions { users, planes, kv, repeat, prompt_tokens, level, decode_tokens, ..defaults };
     let report = bench::run(Path::new(path), &options)?;
     println!("{}", serde_json::to_string(&report)?);
     Ok(())

@@ -10,7 +10,8 @@ use crate::{
     arch::StagePart,
     cpu::{
         acts::Planes,
-        cache::Cache,
+        cache::{Cache, PageShape},
+        kv::KvFormat,
         level::Level,
         model::Model,
         packed::LANES,
@@ -58,13 +59,16 @@ pub struct BenchOptions {
     pub repeat: usize,
     /// Int8 planes of activations: 1, or 2 for anything else.
     pub planes: u32,
+    /// What keys and values are held as.
+    pub kv: KvFormat,
     /// The instruction-set level; none is as an engine would choose.
     pub level: Option<Level>,
 }
 
 impl Default for BenchOptions {
     fn default() -> Self {
-        Self { prompt_tokens: 128, decode_tokens: 64, users: 1, threads: 0, repeat: 5, planes: 2, level: None }
+        let kv = KvFormat::F16;
+        Self { prompt_tokens: 128, decode_tokens: 64, users: 1, threads: 0, repeat: 5, planes: 2, kv, level: None }
     }
 }
 
@@ -91,6 +95,8 @@ pub struct BenchReport {
     pub level: &'static str,
     /// Int8 planes.
     pub planes: usize,
+    /// What keys and values are held as.
+    pub kv: &'static str,
     /// Bytes of weights held.
     pub weights_bytes: u64,
     /// Bytes of weights that a step reads.
@@ -159,7 +165,7 @@ fn open(path: &Path, options: &BenchOptions) -> Result<Opened, BenchError> {
     let planes = if options.planes == 1 { Planes::One } else { Planes::Two };
     let pool = Pool::bound(threads)?;
     pool.bind_caller();
-    let bench = Bench::new(loaded.model, pool, level, planes, options.users);
+    let bench = Bench { kv: options.kv, ..Bench::new(loaded.model, pool, level, planes, options.users) };
     Ok(Opened { bench, load_s, conversions: loaded.conversions })
 }
 
@@ -182,6 +188,7 @@ fn measured(path: &Path, options: &BenchOptions) -> Result<BenchReport, BenchErr
         users: options.users,
         level: bench.level.name(),
         planes: bench.planes.count(),
+        kv: bench.kv.name(),
         weights_bytes: bench.model.bytes(),
         step_bytes,
         bandwidth_bytes_per_s: 0,
@@ -238,6 +245,7 @@ struct Bench {
     pool: Pool,
     level: Level,
     planes: Planes,
+    kv: KvFormat,
     work: Work,
     caches: Vec<Cache>,
 }
@@ -245,14 +253,14 @@ struct Bench {
 impl Bench {
     fn new(model: Model, pool: Pool, level: Level, planes: Planes, users_max: usize) -> Self {
         let work = Work::new(&model, planes, PASS_TOKENS_MAX, users_max);
-        Self { model, pool, level, planes, work, caches: Vec::new() }
+        Self { model, pool, level, planes, kv: KvFormat::F16, work, caches: Vec::new() }
     }
 
     /// Gives so many users room for so many positions each.
     fn seat(&mut self, users: usize, context: usize) {
-        let (s, layers) = (&self.model.shape, self.model.layers.len());
+        let shape = PageShape::of(&self.model, self.kv);
         self.caches.clear();
-        self.caches.extend((0..users).map(|_| Cache::new(layers, s.kv_heads, s.head_width, context)));
+        self.caches.extend((0..users).map(|_| Cache::new(shape, context)));
     }
 
     fn round(&mut self, round: usize, options: &BenchOptions) -> Round {

@@ -31,6 +31,7 @@ use crate::{
     choose::CHOOSER_THREAD,
     cpu::{
         acts::Planes,
+        kv::KvFormat,
         pool::{self, Pool},
     },
     stage::{GpuError, Hands, pages::Pages},
@@ -137,6 +138,9 @@ pub enum LoadError {
     /// It does not fit the model, or could not be read.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// Other keys and values than halves, on a device that has only these.
+    #[error("keys and values are held as {0} on processors only, not on this node's GPU")]
+    KvFormat(KvFormat),
     /// A longer session than its weights were loaded for.
     #[error("a session of {asked} positions needs the stage loaded for as many, it was for {loaded}")]
     Context {
@@ -446,6 +450,8 @@ fn chosen(asked: Option<Level>) -> Result<Level, StartError> {
     if level.is_available() { Ok(level) } else { Err(StartError::MissingLevel(level)) }
 }
 
+#[cfg(test)]
+mod kv_tests;
 #[cfg(test)]
 mod paging_tests;
 #[cfg(test)]

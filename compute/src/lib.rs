@@ -28,7 +28,10 @@ pub mod train;
 mod weights;
 
 pub use arch::StagePart;
-pub use cpu::kernels::KV_TILE as PAGE_POSITIONS;
+pub use cpu::{
+    kernels::KV_TILE as PAGE_POSITIONS,
+    kv::{KvFormat, UnknownKvFormat},
+};
 pub use engine::{AdapterHandle, Engine, EngineConfig, LoadError, LoadOptions, LoadReport, StageHandle, WantedAdapter};
 pub use saved::Saves;
 pub use stage::{PageKey, StepError, StepInput, StepOutput};

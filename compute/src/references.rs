@@ -10,7 +10,8 @@ use crate::{
     cpu::{
         acts::Planes,
         adapters::Adapter,
-        cache::Cache,
+        cache::{Cache, PageShape},
+        kv::KvFormat,
         level::Level,
         model::Model as Loaded,
         pass::{Pass, Slot},
@@ -147,9 +148,9 @@ fn computed(tiny: &Tiny, ids: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<f64
 
 /// The logits after the last of `ids`, in passes of at most 128.
 fn pass(model: &Loaded, ids: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<f64> {
-    let (pool, shape) = (Pool::new(1).expect("pool"), &model.shape);
+    let pool = Pool::new(1).expect("pool");
     let mut work = Work::new(model, Planes::Two, PASS_TOKENS_MAX, 1);
-    let mut cache = Cache::new(model.layers.len(), shape.kv_heads, shape.head_width, 512);
+    let mut cache = Cache::new(PageShape::of(model, KvFormat::F16), 512);
     let mut last = Vec::new();
     for (piece, ids) in ids.chunks(PASS_TOKENS_MAX).enumerate() {
         let position = |i: usize| piece * PASS_TOKENS_MAX + i;

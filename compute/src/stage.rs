@@ -18,7 +18,7 @@ pub(crate) use gpu::{GpuError, GpuWeights};
 pub use pages::PageKey;
 
 use crate::{
-    cpu::{cache::Full, kernels::KV_TILE, level::Level, pool::Pool},
+    cpu::{cache::Full, kernels::KV_TILE, kv::KvFormat, level::Level, pool::Pool},
     engine::Share,
     sample::{self, Sampling},
 };
@@ -173,8 +173,6 @@ pub(crate) struct Facts {
     pub has_head: bool,
     /// Positions that the table of angles covers.
     pub context: usize,
-    /// Bytes of keys and values that one position takes.
-    pub position_bytes: u64,
 }
 
 /// Loaded weights; sessions share them.
@@ -219,9 +217,17 @@ impl Weights {
         matches!(self.kind, Kind::Cpu(_))
     }
 
-    fn open(&self, context: usize) -> Result<Seat, StepError> {
+    /// Bytes of keys and values that one position takes.
+    pub fn position_bytes(&self, kv: KvFormat) -> u64 {
+        match &self.kind {
+            Kind::Cpu(weights) => weights.position_bytes(kv),
+            Kind::Gpu(weights) => weights.position_bytes(),
+        }
+    }
+
+    fn open(&self, context: usize, kv: KvFormat) -> Result<Seat, StepError> {
         Ok(match &self.kind {
-            Kind::Cpu(weights) => Seat::Cpu(weights.open()),
+            Kind::Cpu(weights) => Seat::Cpu(weights.open(kv)),
             Kind::Gpu(weights) => Seat::Gpu(weights.open(context)?),
         })
     }
@@ -295,11 +301,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A session of up to `context` positions.
-    pub fn new(weights: Arc<Weights>, context: usize) -> Result<Self, StepError> {
+    /// A session of up to `context` positions; on a GPU keys and values are held as it likes.
+    pub fn new(weights: Arc<Weights>, context: usize, kv: KvFormat) -> Result<Self, StepError> {
         let facts = weights.facts();
         let context = context.min(facts.context);
-        let seat = weights.open(context)?;
+        let seat = weights.open(context, kv)?;
         let (choosing, history) = (Choosing::Here(Sampling::GREEDY), Vec::new());
         Ok(Self { seat, facts, held: 0, context, choosing, history, adapter: None, is_evicted: false, weights })
     }

@@ -8,7 +8,8 @@ use crate::{
     cpu::{
         acts::Planes,
         adapters::Adapter,
-        cache::Cache,
+        cache::{Cache, PageShape},
+        kv::KvFormat,
         level::Level,
         model::Model as Loaded,
         pass::{Pass, Slot},
@@ -314,7 +315,7 @@ fn passes(
     let s = model.shape;
     let mut work = Work::new(model, Planes::Two, 128, 1);
     let mut caches: Vec<Cache> =
-        sequences.iter().map(|_| Cache::new(model.layers.len(), s.kv_heads, s.head_width, 64)).collect();
+        sequences.iter().map(|_| Cache::new(PageShape::of(model, KvFormat::F16), 64)).collect();
     let mut made = vec![Vec::new(); sequences.len()];
     let longest = sequences.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0);
     for from in (0..longest).step_by(piece) {

@@ -5,7 +5,8 @@ use super::{
 };
 use crate::{
     cpu::{
-        cache::Cache,
+        cache::PageShape,
+        kv::KvFormat,
         lines::LINE_BYTES,
         model::Shape,
         packed::LANES,
@@ -71,7 +72,7 @@ impl StageMemory {
     }
 }
 
-/// Memory that a stage takes with a session of `context` positions: weights as the engine holds them, keys and values,
+/// Memory that a stage takes with a session of `context` positions: weights as the engine holds them, keys and values as halves,
 /// angles and buffers.
 pub fn stage_memory(
     model: &Model,
@@ -83,8 +84,7 @@ pub fn stage_memory(
     let wanted = wanted(model, tensors, part)?;
     let weights = weight_lines(model, &sizes, &wanted, part) as u64 * LINE_BYTES as u64;
     let positions = context(model, context_asked);
-    let (kv_heads, head_width) = (sizes.kv_heads as u64, sizes.head_width);
-    let cache = Cache::bytes(part.layers.len() as u64, kv_heads, head_width, positions as u64);
+    let (head_width, cache) = (sizes.head_width, pages(&sizes, part, KvFormat::F16).bytes(positions as u64));
     let experts = sizes.routing.map_or(0, |routing| routing.experts);
     let columns = 12 * sizes.width + 4 * sizes.heads * head_width + 4 * sizes.feed_forward + experts;
     let buffers =
@@ -92,6 +92,15 @@ pub fn stage_memory(
     let tables = angle_kinds(model, part.layers.iter()).into_iter().filter(|kind| *kind != Angles::Still).count();
     let angles = tables as u64 * Rope::bytes(head_width, positions);
     Ok(StageMemory { weights, cache, angles, buffers })
+}
+
+/// Bytes of keys and values that a stage takes for a session of `context` positions, held as `kv`.
+pub fn pages_bytes(model: &Model, part: &StagePart, context_asked: u32, kv: KvFormat) -> Result<u64, StageError> {
+    Ok(pages(&shape(model)?, part, kv).bytes(context(model, context_asked) as u64))
+}
+
+fn pages(sizes: &Shape, part: &StagePart, format: KvFormat) -> PageShape {
+    PageShape { layers: part.layers.len() as usize, kv_heads: sizes.kv_heads, width: sizes.head_width, format }
 }
 
 /// Lines of all matrices of a stage.

@@ -20,7 +20,7 @@ mod tests;
 pub use describe::{DescribeError, Description, describe};
 pub(crate) use family::{hub_names, norms_lack_one, of as family};
 pub(crate) use memory::weight_lines;
-pub use memory::{LayerBytes, StageMemory, layer_bytes, stage_memory};
+pub use memory::{LayerBytes, StageMemory, layer_bytes, pages_bytes, stage_memory};
 pub(crate) use pattern::{Angles, angles, kinds as angle_kinds, window};
 pub(crate) use rope::{are_factors, frequencies};
 pub(crate) use shape::context;

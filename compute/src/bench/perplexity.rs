@@ -42,12 +42,14 @@ pub struct PerplexityReport {
     pub level: &'static str,
     /// Int8 planes.
     pub planes: usize,
+    /// What keys and values are held as.
+    pub kv: &'static str,
     /// Stored types held as others.
     pub conversions: Vec<String>,
 }
 
-/// Measures a GGUF file on a text, at most `windows_max` windows of it; of `options`, planes, threads and level are
-/// looked at.
+/// Measures a GGUF file on a text, at most `windows_max` windows of it; of `options`, planes, keys and values, threads
+/// and level are looked at.
 pub fn perplexity(
     path: &Path,
     text: &str,
@@ -108,6 +110,7 @@ pub(crate) fn of_windows(
         tokens_per_s: (windows.len() * window) as f64 / start.elapsed().as_secs_f64(),
         level: bench.level.name(),
         planes: bench.planes.count(),
+        kv: bench.kv.name(),
         conversions: conversions.iter().map(super::told).collect(),
     })
 }

@@ -8,7 +8,7 @@
 use super::{Bench, BenchError, BenchOptions, Opened, Spread};
 use crate::{
     cpu::{
-        cache::Cache,
+        cache::PageShape,
         model::{Layer, Model, attended},
         work::PASS_TOKENS_MAX,
     },
@@ -93,13 +93,12 @@ fn measured(path: &Path, options: &BenchOptions) -> Result<SweepReport, BenchErr
         lengths.map(|length| shape(length, 1)).chain(USERS.map(|users| shape(USERS_PROMPT, users))).collect();
     let longest = rows.iter().map(|row| row.prompt_tokens).max().unwrap_or(USERS_PROMPT);
     let Opened { mut bench, .. } = super::open(path, &shape(longest, USERS[USERS.len() - 1]))?;
-    let (s, layers) = (bench.model.shape, bench.model.layers.len() as u64);
     Ok(SweepReport {
         threads: bench.pool.threads(),
         level: bench.level.name(),
         planes: bench.planes.count(),
         step_bytes: bench.model.bytes_a_token(),
-        position_bytes: Cache::position_bytes(layers, s.kv_heads as u64, s.head_width),
+        position_bytes: PageShape::of(&bench.model, bench.kv).position_bytes(),
         products_a_token: products(&bench.model),
         bandwidth_bytes_per_s: 0,
         products_per_s: measure::products(&bench.pool, bench.level, bench.planes, super::BANDWIDTH_BUDGET),

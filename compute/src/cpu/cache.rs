@@ -1,17 +1,17 @@
 //! Keys and values of one sequence in one stage, in pages of 64 positions.
 //!
-//! A page holds its positions for all layers of the stage, `[layer][kv head]{keys, values}`, keys as `[pos / 16][d][16]`,
-//! values as `[pos][padded d]`, halves. A sequence takes pages as it grows and gives them back when it shrinks; sequences
+//! A page holds its positions for all layers of the stage, `[layer][kv head]{keys, values}`, each as [`super::kv`] says. A sequence takes pages as it grows and gives them back when it shrinks; sequences
 //! that begin alike may hold the same full pages. (Pages as in PagedAttention, Kwon et al. 2023.)
 //!
 //! Not here: how many pages there may be, and who gives way when there are none ([`crate::stage::pages`]).
 //! Invariant: a page that more than one holds is not written; it is copied first.
 
 use super::{
-    kernels::{KV_TILE, KvHead, padded_head},
+    kernels::{KV_TILE, KvHead},
+    kv::KvFormat,
     lines::{LINE_BYTES, Line},
+    model::Model,
 };
-use half::f16;
 use std::{any::Any, ops::Range, sync::Arc};
 
 /// What a page holds keys and values of.
@@ -23,26 +23,39 @@ pub struct PageShape {
     pub kv_heads: usize,
     /// Width of a head.
     pub width: usize,
+    /// What they are held as.
+    pub format: KvFormat,
 }
 
 impl PageShape {
-    /// Halves of keys of one head.
-    pub fn key_halves(&self) -> usize {
-        KV_TILE * self.width
+    /// Of a stage with these weights.
+    pub fn of(model: &Model, format: KvFormat) -> Self {
+        let shape = &model.shape;
+        Self { layers: model.layers.len(), kv_heads: shape.kv_heads, width: shape.head_width, format }
     }
 
-    /// Halves of keys and values of one head.
-    pub fn head_halves(&self) -> usize {
-        self.key_halves() + KV_TILE * padded_head(self.width)
+    /// Lines of keys and values of one head.
+    pub fn head_lines(&self) -> usize {
+        self.format.key_lines(self.width) + self.format.value_lines(self.width)
     }
 
-    fn layer_halves(&self) -> usize {
-        self.head_halves() * self.kv_heads
+    fn layer_lines(&self) -> usize {
+        self.head_lines() * self.kv_heads
     }
 
     /// Bytes of a page.
     pub fn page_bytes(&self) -> u64 {
-        (self.layer_halves() * self.layers * 2) as u64
+        (self.layer_lines() * self.layers * LINE_BYTES) as u64
+    }
+
+    /// Bytes that a position takes.
+    pub fn position_bytes(&self) -> u64 {
+        self.page_bytes() / KV_TILE as u64
+    }
+
+    /// Bytes of the pages that so many positions take.
+    pub fn bytes(&self, positions: u64) -> u64 {
+        self.page_bytes() * positions.div_ceil(KV_TILE as u64)
     }
 }
 
@@ -61,7 +74,7 @@ pub struct Page {
 impl Page {
     /// An empty one. `counted` is dropped with it.
     pub fn new(shape: PageShape, counted: Option<Box<dyn Any + Send + Sync>>) -> Self {
-        let count = (shape.layer_halves() * shape.layers * size_of::<f16>()).div_ceil(LINE_BYTES);
+        let count = shape.layer_lines() * shape.layers;
         let mut lines = Vec::with_capacity(count);
         super::pages::prefer_huge(lines.spare_capacity_mut());
         lines.resize(count, Line::ZERO);
@@ -69,13 +82,8 @@ impl Page {
     }
 
     /// Everything it holds.
-    pub fn halves(&self) -> &[f16] {
-        Line::halves(&self.lines)
-    }
-
-    /// Everything it holds, to be written.
-    pub fn halves_mut(&mut self) -> &mut [f16] {
-        Line::halves_mut(&mut self.lines)
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
     }
 }
 
@@ -96,21 +104,9 @@ impl Cache {
     }
 
     /// With room for `context` positions at once, which nobody counts.
-    pub fn new(layers: usize, kv_heads: usize, width: usize, context: usize) -> Self {
-        let shape = PageShape { layers, kv_heads, width };
+    pub fn new(shape: PageShape, context: usize) -> Self {
         let pages = (0..pages(context)).map(|_| Arc::new(Page::new(shape, None))).collect();
         Self { shape, pages }
-    }
-
-    /// Bytes that a cache of these sizes takes when full.
-    pub fn bytes(layers: u64, kv_heads: u64, width: usize, context: u64) -> u64 {
-        let room = context.next_multiple_of(KV_TILE as u64);
-        room * Self::position_bytes(layers, kv_heads, width)
-    }
-
-    /// Bytes that a position takes.
-    pub fn position_bytes(layers: u64, kv_heads: u64, width: usize) -> u64 {
-        layers * kv_heads * (width + padded_head(width)) as u64 * 2
     }
 
     /// What its pages are of.
@@ -151,17 +147,17 @@ impl Cache {
     }
 
     /// All heads of a layer in one page, to be written. The page is the sequence's own ([`Cache::reserve`]).
-    pub fn layer_mut(&mut self, page: usize, layer: usize) -> &mut [f16] {
-        let halves = self.shape.layer_halves();
+    pub fn layer_mut(&mut self, page: usize, layer: usize) -> &mut [Line] {
+        let lines = self.shape.layer_lines();
         let own = Arc::get_mut(&mut self.pages[page]).expect("positions are reserved before they are written");
-        &mut own.halves_mut()[layer * halves..][..halves]
+        &mut own.lines[layer * lines..][..lines]
     }
 
     /// Keys and values of one head of a layer.
     pub fn head(&self, layer: usize, head: usize) -> KvHead<'_> {
-        let (halves, shape) = (self.shape.head_halves(), self.shape);
-        let at = layer * shape.layer_halves() + head * halves;
-        KvHead { pages: &self.pages, at, key_halves: shape.key_halves(), halves }
+        let (shape, lines) = (self.shape, self.shape.head_lines());
+        let at = layer * shape.layer_lines() + head * lines;
+        KvHead { pages: &self.pages, format: shape.format, at, key_lines: shape.format.key_lines(shape.width), lines }
     }
 }
 
@@ -169,13 +165,17 @@ impl Cache {
 mod tests {
     use super::*;
 
-    const SHAPE: PageShape = PageShape { layers: 2, kv_heads: 3, width: 20 };
+    const SHAPE: PageShape = PageShape { layers: 2, kv_heads: 3, width: 20, format: KvFormat::F16 };
 
     #[test]
     fn pages_hold_what_positions_are_said_to_take() {
-        assert_eq!(SHAPE.page_bytes(), Cache::bytes(2, 3, 20, 1));
-        assert_eq!(Page::new(SHAPE, None).halves().len() as u64 * 2, SHAPE.page_bytes());
-        assert_eq!(Cache::bytes(2, 3, 20, 65), 2 * SHAPE.page_bytes());
+        for format in KvFormat::ALL {
+            let shape = PageShape { format, ..SHAPE };
+            assert_eq!(shape.page_bytes(), shape.bytes(1));
+            assert_eq!(size_of_val(Page::new(shape, None).lines()) as u64, shape.page_bytes());
+            assert_eq!(shape.bytes(65), 2 * shape.page_bytes());
+        }
+        assert_eq!(SHAPE.position_bytes(), 2 * 3 * (20 + 32) * 2);
     }
 
     #[test]
@@ -202,14 +202,14 @@ mod tests {
 
     #[test]
     fn a_page_that_another_holds_is_copied_before_it_is_written() {
-        let mut one = Cache::new(2, 3, 20, 128);
-        one.layer_mut(1, 0).fill(f16::ONE);
+        let mut one = Cache::new(SHAPE, 128);
+        one.layer_mut(1, 0).fill(Line([1; 64]));
         let mut other = Cache::empty(SHAPE);
         other.adopt(one.pages().to_vec());
         other.reserve(100..101, || Some(Page::new(SHAPE, None))).expect("a page");
         assert!(Arc::ptr_eq(&one.pages()[0], &other.pages()[0]) && !Arc::ptr_eq(&one.pages()[1], &other.pages()[1]));
-        other.layer_mut(1, 0)[0] = f16::ZERO;
-        let halves = |cache: &Cache| cache.pages()[1].halves()[..2].to_vec();
-        assert_eq!((halves(&one), halves(&other)), (vec![f16::ONE; 2], vec![f16::ZERO, f16::ONE]));
+        other.layer_mut(1, 0)[0] = Line::ZERO;
+        let begins = |cache: &Cache| [0, 1].map(|line| cache.pages()[1].lines()[line].0[0]);
+        assert_eq!((begins(&one), begins(&other)), ([1, 1], [0, 1]));
     }
 }

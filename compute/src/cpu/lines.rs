@@ -31,16 +31,11 @@ impl Line {
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
     }
 
-    /// Lines as halves.
-    pub fn halves(lines: &[Line]) -> &[f16] {
-        // SAFETY: a line is 32 halves without padding, at an address that is a multiple of theirs; any bits are a half.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * (LINE_BYTES / size_of::<f16>())) }
-    }
-
-    /// The same, to be written.
+    /// Lines as halves, to be written.
     pub fn halves_mut(lines: &mut [Line]) -> &mut [f16] {
         let count = lines.len() * (LINE_BYTES / size_of::<f16>());
-        // SAFETY: as above, borrowed alone; any bits make a line.
+        // SAFETY: a line is 32 halves without padding, at an address that is a multiple of theirs; borrowed alone, and any
+        // bits make a line.
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), count) }
     }
 }

@@ -10,6 +10,7 @@ pub mod cache;
 pub mod cores;
 mod feed_forward;
 pub mod kernels;
+pub mod kv;
 pub mod level;
 pub mod lines;
 pub mod matrix;

@@ -10,7 +10,9 @@ use super::{
     cache::Cache,
     feed_forward::{Stream, groups_read},
     kernels::{self, HEAD_WIDTH_MAX, KV_TILE, Norm, Post, View, padded_head},
+    kv::TileMut,
     level::Level,
+    lines::Line,
     matrix::{Feed, Fused},
     model::{Layer, Model, Shape},
     packed::LANES,
@@ -19,7 +21,6 @@ use super::{
     rope::Rope,
     work::Work,
 };
-use half::f16;
 use std::ops::Range;
 
 /// Most positions, counted from the last, prefetched ahead of attention.
@@ -125,7 +126,7 @@ impl Pass<'_> {
 
     /// Logits of the `wanted` columns, as a panel of that many tokens in `work.logits`.
     pub fn logits(&self, work: &mut Work, wanted: &[usize]) {
-        let Some(head) = &self.model.head else { return };
+        let Some(head) = self.model.head.as_ref().filter(|_| !wanted.is_empty()) else { return };
         let n = self.tokens();
         let norm = Norm { weights: &head.norm, epsilon: self.shape().epsilon };
         set_tokens(&mut work.last, &head.matrix, wanted.len());
@@ -250,7 +251,6 @@ impl Pass<'_> {
         if self.tokens() > PROMPT {
             return;
         }
-        let (d, padded) = (s.head_width, padded_head(s.head_width));
         for pair in pairs * groups.start / all..(pairs * groups.end).div_ceil(all) {
             let slot = self.slots[pair / s.kv_heads];
             let kv = caches[slot.sequence].head(layer, pair % s.kv_heads);
@@ -258,9 +258,13 @@ impl Pass<'_> {
             let start = start.max(end.saturating_sub(NEAR));
             for tile in start / KV_TILE..end.div_ceil(KV_TILE) {
                 let (first, last) = (start.saturating_sub(tile * KV_TILE), (end - tile * KV_TILE).min(KV_TILE));
+                // Of bytes the scales are not among them: they are few, and lie behind.
                 let (keys, values) = kv.tile(tile);
-                prefetch(&keys[first / LANES * LANES * d..last.next_multiple_of(LANES) * d]);
-                prefetch(&values[first * padded..last * padded]);
+                let part = |lines: &[Line], first: usize, last: usize| {
+                    first * lines.len() / KV_TILE..(last * lines.len()).div_ceil(KV_TILE)
+                };
+                prefetch(&keys[part(keys, first / LANES * LANES, last.next_multiple_of(LANES))]);
+                prefetch(&values[part(values, first, last)]);
             }
         }
     }
@@ -299,11 +303,11 @@ impl Pass<'_> {
             let tokens = self.slots.len() - slots.len()..self.slots.len() - slots.len() + count;
             slots = &slots[count..];
             let shape = caches[sequence].shape();
-            let (unit, key_halves) = (shape.head_halves(), shape.key_halves());
-            let each = |first: usize, part: &mut [f16]| {
-                for (h, kv) in part.chunks_exact_mut(unit).enumerate() {
-                    let (keys, values) = kv.split_at_mut(key_halves);
-                    self.store_head(qkv, tokens.clone(), turn, first + h, keys, values);
+            let unit = shape.head_lines();
+            let each = |first: usize, part: &mut [Line]| {
+                for (h, lines) in part.chunks_exact_mut(unit).enumerate() {
+                    let tile = TileMut::new(shape.format, shape.width, lines);
+                    self.store_head(qkv, tokens.clone(), turn, first + h, tile);
                 }
             };
             let heads = caches[sequence].layer_mut(page, layer);
@@ -311,30 +315,19 @@ impl Pass<'_> {
         }
     }
 
-    /// Keys and values of one head of `tokens`, whose positions are all in the page.
-    fn store_head(
-        &self,
-        qkv: &[f32],
-        tokens: Range<usize>,
-        turn: Turn,
-        head: usize,
-        keys: &mut [f16],
-        values: &mut [f16],
-    ) {
+    /// Keys and values of one head of `tokens`, whose positions are all in the tile's page.
+    fn store_head(&self, qkv: &[f32], tokens: Range<usize>, turn: Turn, head: usize, mut tile: TileMut) {
         let (s, n) = (self.shape(), self.tokens());
         let (d, padded) = (s.head_width, padded_head(s.head_width));
         let [_, key_rows, value_rows, _] = s.qkv_rows();
-        let mut wide = [0f32; HEAD_WIDTH_MAX];
-        let mut halves = [f16::ZERO; HEAD_WIDTH_MAX];
         for t in tokens {
             let position = self.slots[t].position % KV_TILE;
+            let mut wide = [0f32; HEAD_WIDTH_MAX];
             self.rotated(qkv, t, key_rows + head * d, turn, &mut wide);
-            kernels::to_halves(self.level, &wide[..d.next_multiple_of(LANES)], &mut halves);
-            let tile = keys[position / LANES * d * LANES..].as_chunks_mut::<LANES>().0;
-            halves[..d].iter().zip(tile).for_each(|(half, row)| row[position % LANES] = *half);
+            tile.put_key(self.level, position, &wide[..d.next_multiple_of(LANES)]);
             wide[..padded].fill(0.0);
             copy_rows(qkv, n, t, value_rows + head * d, &mut wide[..d]);
-            kernels::to_halves(self.level, &wide[..padded], &mut values[position * padded..]);
+            tile.put_value(self.level, position, &wide[..padded]);
         }
     }
 

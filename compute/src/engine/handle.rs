@@ -7,7 +7,7 @@ use super::{
     threads::{Answer, Command, SessionId},
 };
 use crate::{
-    cpu::kernels::KV_TILE,
+    cpu::{kernels::KV_TILE, kv::KvFormat},
     sample::Sampling,
     stage::{Adapter, Choosing, PageKey, StepError, StepInput, StepOutput, Weights},
 };
@@ -34,6 +34,7 @@ struct Inner {
     weights: Arc<Weights>,
     memory: Arc<Memory>,
     context: usize,
+    kv: KvFormat,
     report: LoadReport,
 }
 
@@ -45,13 +46,14 @@ pub(super) struct Parts {
     pub weights: Arc<Weights>,
     pub memory: Arc<Memory>,
     pub context: usize,
+    pub kv: KvFormat,
     pub report: LoadReport,
 }
 
 impl StageHandle {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { session, commands, closed, weights, memory, context, report } = parts;
-        Self { inner: Arc::new(Inner { session, commands, closed, weights, memory, context, report }) }
+        let Parts { session, commands, closed, weights, memory, context, kv, report } = parts;
+        Self { inner: Arc::new(Inner { session, commands, closed, weights, memory, context, kv, report }) }
     }
 
     /// Computes a step. `done` is called once, on the engine thread, or at once on this one when the step is refused.
@@ -119,16 +121,16 @@ impl StageHandle {
 
     /// Bytes of pages that so many positions take.
     pub fn pages_bytes(&self, positions: u64) -> u64 {
-        self.inner.weights.facts().position_bytes * positions.next_multiple_of(KV_TILE as u64)
+        self.inner.weights.position_bytes(self.inner.kv) * positions.next_multiple_of(KV_TILE as u64)
     }
 
     /// Another session on the same weights, empty, of up to `context` positions (not more than these were loaded for).
     pub fn another(&self, context: u32) -> Result<StageHandle, LoadError> {
-        self.another_for(ClientId::default(), context)
+        self.another_for(ClientId::default(), context, KvFormat::F16)
     }
 
-    /// The same for a client, with which it shares passes fairly.
-    pub fn another_for(&self, client: ClientId, context: u32) -> Result<StageHandle, LoadError> {
+    /// The same for a client, with which it shares passes fairly, and with keys and values held as `kv`.
+    pub fn another_for(&self, client: ClientId, context: u32, kv: KvFormat) -> Result<StageHandle, LoadError> {
         let (inner, facts) = (&self.inner, self.inner.weights.facts());
         let (asked, loaded) = (u64::from(context).max(1), facts.context as u64);
         if asked > loaded {
@@ -137,17 +139,19 @@ impl StageHandle {
         // On a CPU it takes pages as it grows.
         let share = match inner.weights.has_pages() {
             true => None,
+            false if kv != KvFormat::F16 => return Err(LoadError::KvFormat(kv)),
             false => Some(inner.memory.reserve(self.pages_bytes(asked))?),
         };
         let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
         let (weights, context) = (inner.weights.clone(), asked as usize);
-        let open = Command::Open { session, weights: weights.clone(), client, context, share, closed: closed.clone() };
+        let open =
+            Command::Open { session, weights: weights.clone(), client, context, kv, share, closed: closed.clone() };
         inner.commands.try_send(open).map_err(|error| match error {
             TrySendError::Full(_) => LoadError::Busy,
             TrySendError::Disconnected(_) => LoadError::Stopped,
         })?;
         let (commands, memory, report) = (inner.commands.clone(), inner.memory.clone(), inner.report.clone());
-        Ok(Self::new(Parts { session, commands, closed, weights, memory, context, report }))
+        Ok(Self::new(Parts { session, commands, closed, weights, memory, context, kv, report }))
     }
 
     /// Bytes of memory that were reserved for the stage with its first session.

@@ -18,7 +18,10 @@ use super::{
     preempt::{Holder, Victim, victim},
     threads::{AdoptAnswer, Command, SessionId, StepAnswer, said},
 };
-use crate::stage::{self, Adapter, Choosing, Hands, PageKey, Session, StepError, StepInput, Turn, UnderWay, Weights};
+use crate::{
+    cpu::kv::KvFormat,
+    stage::{self, Adapter, Choosing, Hands, PageKey, Session, StepError, StepInput, Turn, UnderWay, Weights},
+};
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -87,8 +90,8 @@ impl Sessions {
     /// Takes what the engine was asked.
     pub fn take(&mut self, command: Command) {
         match command {
-            Command::Open { session, weights, client, context, share, closed } => {
-                self.open.insert(session, Open::new(weights, client, context, share, closed));
+            Command::Open { session, weights, client, context, kv, share, closed } => {
+                self.open.insert(session, Open::new(weights, client, (context, kv), share, closed));
             }
             Command::Step { session, input, asked, answer } => {
                 self.order(session, Order::Step { input, asked, answer });
@@ -333,11 +336,11 @@ impl Open {
     fn new(
         weights: Arc<Weights>,
         client: ClientId,
-        context: usize,
+        (context, kv): (usize, KvFormat),
         share: Option<Share>,
         closed: Arc<AtomicBool>,
     ) -> Self {
-        let session = match catch_unwind(AssertUnwindSafe(|| Session::new(weights, context))) {
+        let session = match catch_unwind(AssertUnwindSafe(|| Session::new(weights, context, kv))) {
             Ok(opened) => opened.map_err(|error| error.to_string()),
             Err(panic) => Err(said(&*panic)),
         };
@@ -469,6 +472,7 @@ mod tests {
                 weights,
                 client: ClientId::default(),
                 context: 64,
+                kv: KvFormat::F16,
                 share: None,
                 closed,
             });
@@ -495,6 +499,7 @@ mod tests {
                 weights,
                 client: ClientId::default(),
                 context: 64,
+                kv: KvFormat::F16,
                 share: None,
                 closed,
             });
@@ -524,6 +529,7 @@ mod tests {
             weights,
             client: ClientId::default(),
             context: 64,
+            kv: KvFormat::F16,
             share: None,
             closed: closed.clone(),
         });
@@ -565,6 +571,7 @@ mod tests {
                 weights,
                 client: ClientId::default(),
                 context: 64,
+                kv: KvFormat::F16,
                 share: None,
                 closed,
             });

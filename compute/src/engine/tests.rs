@@ -5,7 +5,8 @@ use crate::{
     arch::{LayerRole, Projection, Role},
     choose::{Choice, Chooser, Demands},
     cpu::{
-        cache::Cache,
+        cache::{Cache, PageShape},
+        kv::KvFormat,
         pass::{Pass, Slot},
         work::{PASS_TOKENS_MAX, Work},
     },
@@ -346,11 +347,11 @@ fn sequences_that_share_a_pass_do_not_touch_each_other() {
             let loaded =
                 crate::weights::load(&tiny.model, &tiny.tensors, &part, 64, &mut *tiny.source()).expect("loads");
             let (model, pool) = (loaded.model, Pool::new(2).expect("pool"));
-            let (width, s) = (model.shape.width, model.shape);
+            let width = model.shape.width;
             let mut work = Work::new(&model, Planes::Two, PASS_TOKENS_MAX, 1);
             let mut run = |sequences: &[Vec<u32>]| {
                 let mut caches: Vec<Cache> =
-                    sequences.iter().map(|_| Cache::new(model.layers.len(), s.kv_heads, s.head_width, 64)).collect();
+                    sequences.iter().map(|_| Cache::new(PageShape::of(&model, KvFormat::F16), 64)).collect();
                 let slots: Vec<Slot> = sequences
                     .iter()
                     .enumerate()

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     adapter::{self, AdapterSpec},
     arch::{self, StagePart},
-    cpu::acts::Planes,
+    cpu::{acts::Planes, kv::KvFormat},
     stage::{
         Adapter, Choosing, CpuWeights, GpuWeights, Hands, Kind, PageKey, StepError, StepInput, StepOutput, Weights,
     },
@@ -94,6 +94,7 @@ pub(super) enum Command {
         weights: Arc<Weights>,
         client: ClientId,
         context: usize,
+        kv: KvFormat,
         share: Option<Share>,
         closed: Arc<AtomicBool>,
     },
@@ -331,11 +332,11 @@ fn open(
     let memory = share.memory.clone();
     let weights = Arc::new(Weights::new(kind, Some(share)));
     let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
-    let (client, share) = (ClientId::default(), None);
-    let open = Command::Open { session, weights: weights.clone(), client, context, share, closed: closed.clone() };
+    let (client, kv, share) = (ClientId::default(), KvFormat::F16, None);
+    let open = Command::Open { session, weights: weights.clone(), client, context, kv, share, closed: closed.clone() };
     commands.send(open).map_err(|_| LoadError::Stopped)?;
     let kept = weights.clone();
-    let parts = Parts { session, commands: commands.clone(), closed, weights, memory, context, report };
+    let parts = Parts { session, commands: commands.clone(), closed, weights, memory, context, kv, report };
     Ok((StageHandle::new(parts), kept, unsaved))
 }
 

@@ -4,7 +4,7 @@
 //! that equal inputs give equal plans on every machine.
 
 use super::Candidate;
-use crate::cpu::cache::Cache;
+use crate::cpu::{cache::PageShape, kv::KvFormat};
 use cairn_protocol::layers::LayerRange;
 use cairn_protocol::manifest::Model;
 
@@ -45,6 +45,12 @@ pub struct ModelCost {
     pub buffer_bytes: u64,
 }
 
+/// Bytes of keys and values that one layer of a model keeps for one position.
+pub fn kv_bytes_per_token(model: &Model, format: KvFormat) -> u64 {
+    let (kv_heads, width) = (model.kv_heads as usize, model.head_width as usize);
+    PageShape { layers: 1, kv_heads, width, format }.position_bytes()
+}
+
 impl ModelCost {
     /// From the model's shape and the stored bytes of its parts; a token reads all of them.
     pub fn new(model: &Model, layers: Vec<u64>, embedding: u64, head: u64) -> ModelCost {
@@ -59,7 +65,7 @@ impl ModelCost {
             embedding,
             head,
             tied: model.tied_embeddings,
-            kv_bytes_per_token: Cache::position_bytes(1, u64::from(model.kv_heads), model.head_width as usize),
+            kv_bytes_per_token: kv_bytes_per_token(model, KvFormat::F16),
             layer_macs: width * (2 * query_width + 2 * kv_width + routed + 3 * feed_forward * blocks),
             memory_percent: 100,
             angle_bytes_per_token: 0,

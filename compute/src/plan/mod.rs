@@ -34,7 +34,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 pub use choose::plan;
-pub use cost::ModelCost;
+pub use cost::{ModelCost, kv_bytes_per_token};
 
 /// Round trips above this make a stage pointless: at 12 laps a second nobody reads along. (Mesh-LLM draws the line at
 /// the same place.)

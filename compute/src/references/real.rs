@@ -9,7 +9,8 @@ use crate::{
     arch::StagePart,
     cpu::{
         acts::Planes,
-        cache::Cache,
+        cache::{Cache, PageShape},
+        kv::KvFormat,
         level::Level,
         model::Model,
         pass::{Pass, Slot},
@@ -81,7 +82,7 @@ impl Runner {
         let loaded = weights::load(&files.model, &files.tensors, &whole, CONTEXT, &mut *source).expect("loads");
         let (model, pool) = (loaded.model, Pool::new(2).expect("pool"));
         let work = Work::new(&model, Planes::Two, PASS_TOKENS_MAX, 1);
-        let cache = Cache::new(model.layers.len(), model.shape.kv_heads, model.shape.head_width, CONTEXT);
+        let cache = Cache::new(PageShape::of(&model, KvFormat::F16), CONTEXT);
         Self { model, pool, work, cache, held: 0 }
     }
 

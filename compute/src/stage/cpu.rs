@@ -13,6 +13,7 @@ use crate::{
         adapters,
         cache::{Cache, Full, Page, PageShape},
         kernels::KV_TILE,
+        kv::KvFormat,
         model::Model,
         pass::{Pass, Slot},
         work::{PASS_TOKENS_MAX, SAMPLED_MAX, Work},
@@ -30,7 +31,8 @@ pub(crate) struct CpuWeights {
     model: Model,
     planes: Planes,
     context: usize,
-    pages: Arc<Pages>,
+    /// By what keys and values are held as.
+    pages: [Arc<Pages>; KvFormat::ALL.len()],
     /// Guards the buffers of one pass; held by the engine thread for a pass, so never contended.
     work: Mutex<Option<Work>>,
 }
@@ -38,6 +40,7 @@ pub(crate) struct CpuWeights {
 /// One session on them.
 pub(crate) struct CpuStage {
     weights: Arc<CpuWeights>,
+    pages: Arc<Pages>,
     cache: Cache,
     /// What its first pages are known by, once they are full.
     keys: Vec<PageKey>,
@@ -50,9 +53,8 @@ pub(crate) struct CpuStage {
 impl CpuStage {
     /// Sees to it that the positions `at`, which come next, have pages.
     pub fn reserve(&mut self, at: Range<usize>) -> Result<(), Full> {
-        let pages = &self.weights.pages;
         self.has_computed = true;
-        self.cache.reserve(at, || pages.take())
+        self.cache.reserve(at, || self.pages.take())
     }
 
     /// Forgets positions from `held` on.
@@ -75,9 +77,9 @@ impl CpuStage {
     /// Begins with what others have computed under these keys; says how many positions that are. Its own pages will be
     /// found under them, too.
     pub fn adopt(&mut self, keys: Vec<PageKey>) -> usize {
-        let found = self.weights.pages.find(&keys);
+        let found = self.pages.find(&keys);
         let held = found.len() * KV_TILE;
-        if let Some(memory) = self.weights.pages.memory() {
+        if let Some(memory) = self.pages.memory() {
             memory.note_adopted(held as u64);
         }
         self.filed = found.len();
@@ -103,7 +105,7 @@ impl CpuStage {
     pub fn file(&mut self, held: usize) {
         let full = (held / KV_TILE).min(self.keys.len());
         for index in self.filed..full {
-            self.weights.pages.file_page(self.keys[index], index, &self.cache.pages()[index]);
+            self.pages.file_page(self.keys[index], index, &self.cache.pages()[index]);
         }
         self.filed = self.filed.max(full);
     }
@@ -111,7 +113,7 @@ impl CpuStage {
     /// Gives back all that it holds to who needs it more.
     pub fn evict(&mut self) {
         self.truncate(0);
-        if let Some(memory) = self.weights.pages.memory() {
+        if let Some(memory) = self.pages.memory() {
             memory.note_eviction();
         }
     }
@@ -155,9 +157,7 @@ impl CpuWeights {
 
     /// `memory` counts the pages of their sessions; without one nobody does.
     pub fn new(model: Model, planes: Planes, context: usize, memory: Option<&Arc<Memory>>) -> Arc<Self> {
-        let s = &model.shape;
-        let shape = PageShape { layers: model.layers.len(), kv_heads: s.kv_heads, width: s.head_width };
-        let pages = Pages::new(shape, memory);
+        let pages = KvFormat::ALL.map(|format| Pages::new(PageShape::of(&model, format), memory));
         Arc::new(Self { model, planes, context, pages, work: Mutex::new(None) })
     }
 
@@ -169,8 +169,16 @@ impl CpuWeights {
             has_embedding: self.model.embedding.is_some(),
             has_head: self.model.head.is_some(),
             context: self.context,
-            position_bytes: Cache::position_bytes(self.model.layers.len() as u64, s.kv_heads as u64, s.head_width),
         }
+    }
+
+    /// Bytes of keys and values that one position takes.
+    pub fn position_bytes(&self, kv: KvFormat) -> u64 {
+        self.pages(kv).shape().position_bytes()
+    }
+
+    fn pages(&self, kv: KvFormat) -> &Arc<Pages> {
+        &self.pages[kv as usize]
     }
 
     /// Whether an adapter was loaded for just such weights.
@@ -179,10 +187,12 @@ impl CpuWeights {
     }
 
     /// A session without a position.
-    pub fn open(self: &Arc<Self>) -> CpuStage {
+    pub fn open(self: &Arc<Self>, kv: KvFormat) -> CpuStage {
+        let pages = self.pages(kv).clone();
         CpuStage {
             weights: self.clone(),
-            cache: Cache::empty(self.pages.shape()),
+            cache: Cache::empty(pages.shape()),
+            pages,
             keys: Vec::new(),
             filed: 0,
             has_computed: false,

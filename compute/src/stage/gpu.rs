@@ -154,8 +154,12 @@ impl GpuWeights {
             has_embedding: self.embedding.is_some(),
             has_head: self.head.is_some(),
             context: self.context,
-            position_bytes: (self.layers.len() * s.kv_heads * s.head_width * 2 * size_of::<f32>()) as u64,
         }
+    }
+
+    /// Bytes of keys and values that one position takes.
+    pub fn position_bytes(&self) -> u64 {
+        (self.layers.len() * self.shape.kv_heads * self.shape.head_width * 2 * size_of::<f32>()) as u64
     }
 
     pub fn open(self: &Arc<Self>, context: usize) -> Result<GpuStage, StepError> {
@@ -518,7 +522,7 @@ fn as_candle(dtype: Dtype, bytes: Vec<u8>) -> Option<(GgmlDType, Vec<u8>)> {
 mod tests {
     use super::*;
     use crate::{
-        cpu::{level::Level, pool::Pool},
+        cpu::{kv::KvFormat, level::Level, pool::Pool},
         stage::{Hands, Kind, Session, StepInput, StepOutput, Weights},
         tiny::{self, Tiny},
     };
@@ -529,7 +533,8 @@ mod tests {
 
     fn session(tiny: &Tiny, part: StagePart) -> Session {
         let weights = GpuWeights::load(&tiny.model, &tiny.tensors, &part, 64, &mut *tiny.source(), Device::Cpu);
-        Session::new(Arc::new(Weights::new(Kind::Gpu(weights.expect("loads")), None)), 64).expect("opens")
+        Session::new(Arc::new(Weights::new(Kind::Gpu(weights.expect("loads")), None)), 64, KvFormat::F16)
+            .expect("opens")
     }
 
     fn hands() -> Hands {

@@ -130,8 +130,9 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::kv::KvFormat;
 
-    const SHAPE: PageShape = PageShape { layers: 1, kv_heads: 1, width: 16 };
+    const SHAPE: PageShape = PageShape { layers: 1, kv_heads: 1, width: 16, format: KvFormat::F16 };
 
     fn key(n: u8) -> PageKey {
         [n; 32]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use cairn_compute::KvFormat;
 use cairn_compute::bench::{self, BenchError, BenchOptions, BenchReport, PerplexityReport, SweepReport};
 use cairn_compute::engine::Level;
 use cairn_compute::quantise::{Existing, Target, quantise_file};
@@ -67,6 +68,9 @@ struct EngineArgs {
     /// Int8 planes of activations: 2 is exact to rounding, 1 is faster
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
     planes: u32,
+    /// What keys and values are held as: f16, or int8 in half the bytes
+    #[arg(long, value_name = "FORMAT", default_value_t = KvFormat::F16)]
+    kv: KvFormat,
     /// Kernels: auto (`CAIRN_LEVEL`, else the best here), scalar, avx2, avx-vnni, avx512 or neon; refused where the processor lacks them
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     level: AskedLevel,
@@ -99,6 +103,9 @@ struct PerplexityArgs {
     /// Int8 planes of activations: 2 is exact to rounding, 1 is faster
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
     planes: u32,
+    /// What keys and values are held as: f16, or int8 in half the bytes
+    #[arg(long, value_name = "FORMAT", default_value_t = KvFormat::F16)]
+    kv: KvFormat,
     /// Kernels, as for bench engine
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     level: AskedLevel,
@@ -222,8 +229,8 @@ async fn perplexity(global: &Global, args: PerplexityArgs) -> Outcome {
             remake(&args.model, format, remade)?;
         }
         let model = remade.as_deref().unwrap_or(&args.model);
-        let (threads, planes, level) = (args.threads, args.planes, args.level.0);
-        let options = BenchOptions { threads, planes, level, ..BenchOptions::default() };
+        let (threads, planes, kv, level) = (args.threads, args.planes, args.kv, args.level.0);
+        let options = BenchOptions { threads, planes, kv, level, ..BenchOptions::default() };
         bench::perplexity(model, &text, args.window, args.windows, &options)
             .map_err(|error| refused(&args.model, &error))
     });
@@ -237,7 +244,10 @@ fn describe_perplexity(report: &PerplexityReport) -> String {
     let mut lines = vec![
         format!("perplexity {:.4}", report.perplexity),
         format!("  {} tokens scored in {} windows of {}", report.scored, report.windows, report.window),
-        format!("  {:.1} tokens/s, {} kernels, {} planes", report.tokens_per_s, report.level, report.planes),
+        format!(
+            "  {:.1} tokens/s, {} kernels, {} planes, keys and values as {}",
+            report.tokens_per_s, report.level, report.planes, report.kv
+        ),
     ];
     lines.extend(report.conversions.iter().map(|conversion| format!("  held {conversion}")));
     lines.join("\n")
@@ -257,6 +267,7 @@ fn measure(args: &EngineArgs, remade: Option<PathBuf>) -> Result<Measured, Refus
         threads: args.threads,
         repeat: args.repeat,
         planes: args.planes,
+        kv: args.kv,
         level: args.level.0,
     };
     if let (Some(format), Some(remade)) = (args.format, &remade) {
@@ -303,8 +314,8 @@ fn describe_engine(report: &BenchReport) -> String {
     };
     let mut lines = vec![
         format!(
-            "{} threads, {} kernels, {} planes, {} users",
-            report.threads, report.level, report.planes, report.users
+            "{} threads, {} kernels, {} planes, keys and values as {}, {} users",
+            report.threads, report.level, report.planes, report.kv, report.users
         ),
         rate("prefill", report.prefill_tokens_per_s, report.prefill_min, report.prefill_max),
         rate("decode", report.decode_tokens_per_s, report.decode_min, report.decode_max),

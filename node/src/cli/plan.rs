@@ -1,7 +1,7 @@
 //! `cairn plan`: where the layers would go, why, and what one death would do.
 
 use cairn_client::api;
-use cairn_compute::quantise::Target;
+use cairn_compute::{KvFormat, quantise::Target};
 use clap::Args;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
@@ -27,17 +27,21 @@ pub(super) struct PlanArgs {
     /// Hold matrices of more bits as this type, which takes less memory: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0
     #[arg(long, value_name = "TYPE")]
     quantise: Option<Target>,
+    /// What keys and values are held as: f16, or int8 in half the memory
+    #[arg(long, value_name = "FORMAT", default_value_t = KvFormat::F16)]
+    kv: KvFormat,
     /// Who may see activations: local, trusted, realm or open
     #[arg(long, default_value = "trusted")]
     privacy: String,
 }
 
 pub(super) async fn run(global: &Global, args: PlanArgs) -> Outcome {
-    let PlanArgs { repo, stages, context, adapter, quantise, privacy } = args;
+    let PlanArgs { repo, stages, context, adapter, quantise, kv, privacy } = args;
     let quantise = quantise.map(|target| target.name().to_owned()).unwrap_or_default();
     let adapter = adapter.unwrap_or_default();
-    let plan =
-        global.connect().await?.plan(api::PlanRequest { repo, stages, context, privacy, adapter, quantise }).await?;
+    let kv = kv.name().to_owned();
+    let ask = api::PlanRequest { repo, stages, context, privacy, adapter, quantise, kv };
+    let plan = global.connect().await?.plan(ask).await?;
     global.output().result(&plan_value(&plan), || describe(&plan));
     Ok(true)
 }

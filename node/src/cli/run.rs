@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use cairn_client::Client;
 use cairn_client::api::{self, generate_request::Format};
-use cairn_compute::quantise::Target;
+use cairn_compute::{KvFormat, quantise::Target};
 use cairn_protocol::refusal::{Reason, Refusal};
 use clap::Args;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -20,7 +20,7 @@ const GRAMMAR_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Args, Clone)]
 #[command(
-    after_help = "Examples:\n  cairn run acme/tiny \"Once upon a time\"\n  cairn run acme/tiny                       a chat, on a terminal\n  cairn run acme/tiny --raw --temperature 0 --max-tokens 64 --stages 3 --json \"Once\"\n  cairn run acme/tiny --adapter adapters/acme/pirate@v1 \"Once\"\n  cairn run acme/full --quantise q8_0 \"Once\"  in half the memory of F16\n  cat question.txt | cairn run acme/tiny\n  cairn run acme/tiny --json-schema person.json \"Who was Ada Lovelace?\"\n  cairn run acme/tiny --regex '(yes|no)' \"Is it raining?\"\n  cairn run acme/tiny -n 3 --seed 7 --logprobs 5 --json \"Once\""
+    after_help = "Examples:\n  cairn run acme/tiny \"Once upon a time\"\n  cairn run acme/tiny                       a chat, on a terminal\n  cairn run acme/tiny --raw --temperature 0 --max-tokens 64 --stages 3 --json \"Once\"\n  cairn run acme/tiny --adapter adapters/acme/pirate@v1 \"Once\"\n  cairn run acme/full --quantise q8_0 \"Once\"  in half the memory of F16\n  cairn run acme/tiny --kv int8 \"Once\"          half the memory for keys and values\n  cat question.txt | cairn run acme/tiny\n  cairn run acme/tiny --json-schema person.json \"Who was Ada Lovelace?\"\n  cairn run acme/tiny --regex '(yes|no)' \"Is it raining?\"\n  cairn run acme/tiny -n 3 --seed 7 --logprobs 5 --json \"Once\""
 )]
 pub(super) struct RunArgs {
     /// REPO[@REF]
@@ -31,6 +31,9 @@ pub(super) struct RunArgs {
     /// Hold matrices of more bits as this type while they are loaded: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0
     #[arg(long, value_name = "TYPE")]
     quantise: Option<Target>,
+    /// Hold keys and values as f16, or as int8 in half the memory: for long contexts and many users
+    #[arg(long, value_name = "FORMAT", default_value_t = KvFormat::F16)]
+    kv: KvFormat,
     /// What to go on from; read from a pipe if there is one
     prompt: Option<String>,
     /// Most tokens to generate
@@ -133,6 +136,7 @@ impl RunArgs {
             repo: self.repo.clone(),
             adapter: self.adapter.clone().unwrap_or_default(),
             quantise: self.quantise.map(|target| target.name().to_owned()).unwrap_or_default(),
+            kv: self.kv.name().to_owned(),
             max_tokens: self.max_tokens,
             temperature: Some(self.temperature),
             top_k: self.top_k.unwrap_or(0),

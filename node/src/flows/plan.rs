@@ -7,6 +7,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use cairn_compute::{
+    KvFormat,
     arch::{self, StagePart},
     plan::{self, Bound, Candidate, ModelCost, Plan, PlanError, PlanInput, Privacy, Rejection, Standing},
     quantise::{self, Target, as_loaded},
@@ -45,7 +46,7 @@ pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::Pla
     let quantise = parse_quantise(&request.quantise)?;
     let mut wish = Wish {
         quantise,
-        cost: cost(model, &as_loaded(&manifest.tensors, quantise))?,
+        cost: cost(model, &as_loaded(&manifest.tensors, quantise), parse_kv(&request.kv)?)?,
         context: u64::from(context),
         prompt_tokens: PROMPT_TOKENS,
         answer_tokens: ANSWER_TOKENS,
@@ -129,8 +130,13 @@ pub(crate) fn parse_quantise(name: &str) -> Result<Option<Target>, Refusal> {
         .map_err(|error| Refusal::new(Reason::BadInput, "quantise", error.to_string()).try_this("q8_0"))
 }
 
-/// What the parts of a model cost.
-pub(crate) fn cost(model: &Model, tensors: &[TensorEntry]) -> Result<ModelCost, Refusal> {
+/// What keys and values are to be held as.
+pub(crate) fn parse_kv(name: &str) -> Result<KvFormat, Refusal> {
+    KvFormat::parse_wish(name).map_err(|error| Refusal::new(Reason::BadInput, "kv", error.to_string()).try_this("int8"))
+}
+
+/// What the parts of a model cost, with keys and values held as `kv`.
+pub(crate) fn cost(model: &Model, tensors: &[TensorEntry], kv: KvFormat) -> Result<ModelCost, Refusal> {
     let unusable =
         |e: arch::StageError| Refusal::new(Reason::Unsupported, "the model", e.to_string()).try_this("another model");
     let bytes = arch::layer_bytes(model, tensors).map_err(unusable)?;
@@ -139,6 +145,7 @@ pub(crate) fn cost(model: &Model, tensors: &[TensorEntry]) -> Result<ModelCost, 
     let stored = bytes.layers.iter().sum::<u64>() + bytes.embedding + bytes.head;
     let mut cost = ModelCost::new(model, bytes.layers, bytes.embedding, bytes.head);
     cost.read = bytes.read;
+    cost.kv_bytes_per_token = plan::kv_bytes_per_token(model, kv);
     cost.memory_percent = in_memory.weights.saturating_mul(100).div_ceil(stored.max(1)).max(cost.memory_percent);
     cost.buffer_bytes = in_memory.buffers;
     cost.angle_bytes_per_token = in_memory.angles;
@@ -294,7 +301,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         crate::builtin::write(folder.path()).unwrap();
         let files = ModelFiles::open(folder.path()).unwrap();
-        let cost = cost(&files.model, &files.tensors).unwrap();
+        let cost = cost(&files.model, &files.tensors, KvFormat::F16).unwrap();
         let layers = files.model.layers;
         for (start, end) in [(0, layers), (0, 3), (3, 6), (6, layers), (4, 5)] {
             let part = StagePart { layers: LayerRange { start, end }, embedding: start == 0, head: end == layers };

@@ -194,7 +194,7 @@ fn refusal(reason: Reason, why: impl Into<String>, attempt: &str) -> Refusal {
 mod tests {
     use std::time::Duration;
 
-    use cairn_compute::{arch::StagePart, choose::Demands};
+    use cairn_compute::{KvFormat, arch::StagePart, choose::Demands};
     use cairn_protocol::{
         id::{RevisionId, SessionId},
         layers::LayerRange,
@@ -222,6 +222,7 @@ mod tests {
             level: String::new(),
             adapter: None,
             quantise: None,
+            kv: KvFormat::F16,
             prefix: Vec::new(),
             wait: Duration::ZERO,
             client: 0,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use cairn_compute::{
-    LoadError, LoadOptions, Saves, SourceError, StageHandle, StepError, TensorSource, arch,
+    KvFormat, LoadError, LoadOptions, Saves, SourceError, StageHandle, StepError, TensorSource, arch,
     engine::{ClientId, SetAdapterError},
     quantise::{Quantising, as_loaded},
 };
@@ -67,7 +67,7 @@ pub(super) async fn load(
     asker: &Asker,
 ) -> Result<Loaded, Refusal> {
     let started = Instant::now();
-    let StageRequest { revision, part, context, planes, quantise, .. } = *request;
+    let StageRequest { revision, part, context, planes, quantise, kv, .. } = *request;
     let key = Key { revision, part, planes, quantise };
     let (base, mut report) = match rooms.find_warm(&key, context) {
         Some(base) => (base.clone(), held(base.bytes_needed)),
@@ -78,7 +78,8 @@ pub(super) async fn load(
     report.level = node.engine.level().to_owned();
     report.quantised = quantise.map(|target| target.name().to_owned()).unwrap_or_default();
     let opened = open_session(request, asker, &base, adapter.as_ref())?;
-    let promise = rooms.promise(&base, request).await?;
+    report.kv = if kv == KvFormat::F16 { String::new() } else { kv.name().to_owned() };
+    let promise = rooms.promise(&base, &opened, request).await?;
     report.prefix_positions = adopt(&opened, request, asker).await?;
     let width = base.width;
     Ok(Loaded { handle: opened, report, width, _promise: promise, _adapter: adapter, _base: base })
@@ -96,7 +97,8 @@ fn open_session(
     base: &Base,
     adapter: Option<&Arc<adapters::Loaded>>,
 ) -> Result<StageHandle, Refusal> {
-    let handle = base.handle.another_for(client(request, asker), request.context).map_err(|e| load_refusal(&e))?;
+    let handle = base.handle.another_for(client(request, asker), request.context, request.kv);
+    let handle = handle.map_err(|e| load_refusal(&e))?;
     let given = handle.set_adapter(adapter.map(|adapter| &adapter.handle));
     if given == Err(SetAdapterError::OtherWeights) {
         return Err(Refusal::internal("a stage", "its adapter was loaded for other weights"));
@@ -141,7 +143,7 @@ fn load_refusal(error: &LoadError) -> Refusal {
         LoadError::Busy => (Reason::Busy, "again in a moment"),
         LoadError::Stopped => (Reason::Unavailable, "another node"),
         LoadError::Panicked(_) => (Reason::Internal, "the node's log"),
-        LoadError::Gpu(_) => (Reason::Unsupported, "another node"),
+        LoadError::Gpu(_) | LoadError::KvFormat(_) => (Reason::Unsupported, "another node"),
         LoadError::Adapter(_) => (Reason::Unsupported, "another adapter"),
         LoadError::Stage(_) | LoadError::Weights(_) | LoadError::Context { .. } => {
             (Reason::Unsupported, "another model")
@@ -166,9 +168,8 @@ async fn load_cold(
     let tensors: Vec<TensorEntry> = tensors.into_iter().cloned().collect();
     let all = as_loaded(&manifest.tensors, request.quantise);
     let context = context_loaded(request.context, &model);
-    let memory = |context| arch::stage_memory(&model, &all, &request.part, context).map_err(|e| corrupt(&e));
-    let pages_bytes = memory(request.context)?.cache;
-    let memory = memory(context)?;
+    let memory = arch::stage_memory(&model, &all, &request.part, context).map_err(|e| corrupt(&e))?;
+    let pages_bytes = arch::pages_bytes(&model, &request.part, request.context, request.kv).map_err(|e| corrupt(&e))?;
     prove_publisher(node, request.revision, &manifest, asker).await?;
     let _turn = rooms.turn(asker.node).await;
     // Another session of this peer may have loaded it in its turn.

@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use cairn_compute::{
-    PAGE_POSITIONS,
+    KvFormat, PAGE_POSITIONS,
     arch::StagePart,
     choose::Demands,
     plan::Privacy,
@@ -89,6 +89,8 @@ pub struct StageRequest {
     pub adapter: Option<AdapterRequest>,
     /// What matrices of more bits are held as.
     pub quantise: Option<Target>,
+    /// What keys and values are held as.
+    pub kv: KvFormat,
     /// What pages of the ids so far are known by to the asker, 32 bytes each.
     pub prefix: Vec<u8>,
     /// How long it may wait for a place.
@@ -150,6 +152,7 @@ impl StageRequest {
             level: open.level,
             adapter: open.adapter.map(adapter).transpose()?,
             quantise: parse_wish(&open.quantise).map_err(|error| bad(error.to_string()))?,
+            kv: KvFormat::parse_wish(&open.kv).map_err(|error| bad(error.to_string()))?,
             prefix: open.prefix,
             wait: Duration::from_millis(open.wait_ms).min(bounds::WAIT_MAX),
             client: open.client,

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cairn_compute::Engine;
+use cairn_compute::{Engine, StageHandle};
 use cairn_protocol::{
     id::{NodeId, RevisionId, SessionId},
     refusal::{Reason, Refusal},
@@ -355,10 +355,15 @@ impl Rooms {
 
     /// Lets a session in once there is room for what it will compute first, beside what the others have or were let in for. Who
     /// came first is let in first. More may be needed later: then the last come give way ([`cairn_compute::engine`]).
-    pub async fn promise(self: &Arc<Self>, base: &Base, request: &StageRequest) -> Result<Promise, Refusal> {
+    pub async fn promise(
+        self: &Arc<Self>,
+        base: &Base,
+        session: &StageHandle,
+        request: &StageRequest,
+    ) -> Result<Promise, Refusal> {
         // It has to fit alone, or it could never end.
-        drop(self.reserve(base.handle.pages_bytes(request.context.into()).saturating_sub(base.pages_bytes))?);
-        let bytes = base.handle.pages_bytes(u64::from(request.positions.unwrap_or(0)) + 1);
+        drop(self.reserve(session.pages_bytes(request.context.into()).saturating_sub(base.pages_bytes))?);
+        let bytes = session.pages_bytes(u64::from(request.positions.unwrap_or(0)) + 1);
         let waiting = async {
             let _turn = self.gate.lock().await;
             loop {

@@ -288,6 +288,9 @@ pub struct OpenStage {
     /// Which of the coordinator's own clients asks. Only the coordinator's own node looks at it.
     #[prost(uint64, tag = "53")]
     pub client: u64,
+    /// What keys and values are held as: empty for halves, or int8. StageReady says whether it was read.
+    #[prost(string, tag = "54")]
+    pub kv: ::prost::alloc::string::String,
 }
 /// An adapter of a session: the same revision on every stage.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -420,6 +423,9 @@ pub struct StageReady {
     /// Positions that are held already. The first input may begin anywhere up to there.
     #[prost(uint64, tag = "50")]
     pub prefix_positions: u64,
+    /// What keys and values are held as, where that was asked for. Another is as good as a refusal.
+    #[prost(string, tag = "51")]
+    pub kv: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StageEvicted {}

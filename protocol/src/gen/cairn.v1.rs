@@ -502,6 +502,9 @@ pub struct PlanRequest {
     /// As in GenerateRequest: it takes less memory on every stage.
     #[prost(string, tag = "30")]
     pub quantise: ::prost::alloc::string::String,
+    /// As in GenerateRequest.
+    #[prost(string, tag = "50")]
+    pub kv: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PlanResponse {
@@ -632,6 +635,9 @@ pub struct GenerateRequest {
     /// Which dice the first answer has: to go on with the third of three answers, 2 with n = 1.
     #[prost(uint32, tag = "47")]
     pub sample_index: u32,
+    /// What stages hold keys and values as: f16 (the default), or int8, which takes half the memory and rounds them.
+    #[prost(string, tag = "52")]
+    pub kv: ::prost::alloc::string::String,
     /// What the generated text follows, whole.
     #[prost(oneof = "generate_request::Format", tags = "48, 49, 50, 51")]
     pub format: ::core::option::Option<generate_request::Format>,

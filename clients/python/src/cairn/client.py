@@ -153,10 +153,10 @@ class Client:
 
     def plan(
         self, repo: str, *, stages: int = 0, context: int = 0, privacy: str = "", adapter: str = "",
-        quantise: str = "",
+        quantise: str = "", kv: str = "",
     ) -> Plan:
         """Where the layers would go, and why."""
-        request = pb.PlanRequest(repo=repo, stages=stages, context=context, privacy=privacy, adapter=adapter, quantise=quantise)
+        request = pb.PlanRequest(repo=repo, stages=stages, context=context, privacy=privacy, adapter=adapter, quantise=quantise, kv=kv)
         return Plan._of(self._ask(self._compute.Plan, request))
 
     def generate(
@@ -177,6 +177,7 @@ class Client:
         privacy: str = "",
         adapter: str = "",
         quantise: str = "",
+        kv: str = "",
         repetition_penalty: float = 0.0,
         min_p: float = 0.0,
         frequency_penalty: float = 0.0,
@@ -195,7 +196,8 @@ class Client:
     ) -> Generation:
         """Tokens as they are made, from a prompt, from chat `messages` ({"role", "content"}) or from `token_ids`. Temperature 0 is greedy;
         an unset seed is drawn and reported; `stages` asks for exactly so many different nodes; `adapter` is added to the model
-        (`adapters/PUBLISHER/NAME[@REF]`); with `quantise` ("q8_0", …) stages hold matrices of more bits as that type.
+        (`adapters/PUBLISHER/NAME[@REF]`); with `quantise` ("q8_0", …) stages hold matrices of more bits as that type,
+        and with `kv` "int8" keys and values in half the memory.
 
         The text follows one of `any_json`, `json_schema` (a dictionary or its text), `regex` and `grammar` (Lark), from its first character
         to its last; only one that ends with `finish` "length" was cut short. `logprobs` tells of each token how likely it was, and of
@@ -209,7 +211,7 @@ class Client:
         request = pb.GenerateRequest(
             repo=repo, prompt=prompt or "", messages=[_message(one) for one in messages or ()], max_tokens=max_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=_texts("stop", stop), stages=stages,
-            raw=raw, privacy=privacy, adapter=adapter, quantise=quantise, repetition_penalty=repetition_penalty, token_ids=token_ids or (), min_p=min_p,
+            raw=raw, privacy=privacy, adapter=adapter, quantise=quantise, kv=kv, repetition_penalty=repetition_penalty, token_ids=token_ids or (), min_p=min_p,
             frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, logprobs=logprobs, n=n,
             logit_bias=[pb.LogitBias(id=id, bias=bias) for id, bias in (logit_bias or {}).items()],
             generated=generated, sample_index=sample_index, **_format(any_json, json_schema, regex, grammar),

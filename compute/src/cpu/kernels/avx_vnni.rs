@@ -1,7 +1,7 @@
 //! AVX2 with AVX-VNNI: as AVX2, but bytes are multiplied as AVX-512 does it, in registers of half the width.
 #![allow(unsafe_code)]
 
-pub use super::avx2::{attend, finish_all, normalise, product_plain, rotate, to_halves};
+pub use super::avx2::{attend, finish_all, normalise, product_plain, rotate, to_bytes, to_halves};
 
 use super::{
     super::{

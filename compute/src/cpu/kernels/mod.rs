@@ -30,7 +30,9 @@ use vector::Vector as _;
 use super::{
     acts::{Acts, Planes, Rows},
     cache::Page,
+    kv::{KV_BLOCK, KvFormat},
     level::Level,
+    lines::Line,
     packed::{BLOCK, LANES, Packed},
     plain::Plain,
 };
@@ -79,25 +81,26 @@ pub struct Norm<'a> {
     pub epsilon: f32,
 }
 
-/// Keys and values of one head of width `d`, a tile of [`KV_TILE`] positions in each page: keys as `[pos / 16][d][16]`, then
-/// values as `[pos][padded d]`.
+/// Keys and values of one head, a tile of [`KV_TILE`] positions in each page, as [`super::kv`] says.
 #[derive(Clone, Copy)]
 pub struct KvHead<'a> {
     /// Pages of the sequence.
     pub pages: &'a [Arc<Page>],
+    /// What they are held as.
+    pub format: KvFormat,
     /// Where the head begins in each.
     pub at: usize,
-    /// Halves of keys.
-    pub key_halves: usize,
-    /// Halves of keys and values.
-    pub halves: usize,
+    /// Lines of keys.
+    pub key_lines: usize,
+    /// Lines of keys and values.
+    pub lines: usize,
 }
 
 impl<'a> KvHead<'a> {
     /// Keys and values of a tile.
     #[inline(always)]
-    pub fn tile(&self, index: usize) -> (&'a [f16], &'a [f16]) {
-        self.pages[index].halves()[self.at..][..self.halves].split_at(self.key_halves)
+    pub fn tile(&self, index: usize) -> (&'a [Line], &'a [Line]) {
+        self.pages[index].lines()[self.at..][..self.lines].split_at(self.key_lines)
     }
 }
 
@@ -207,6 +210,17 @@ pub fn to_halves(level: Level, x: &[f32], out: &mut [f16]) {
     at_level!(level, to_halves(x, out));
 }
 
+/// Rounds to bytes, each block of [`KV_BLOCK`] values with a scale; whole chunks of at most [`HEAD_WIDTH_MAX`] values.
+pub fn to_bytes(
+    level: Level,
+    x: &[f32],
+    out: &mut [i8; HEAD_WIDTH_MAX],
+    scales: &mut [f16; HEAD_WIDTH_MAX / KV_BLOCK],
+) {
+    assert!(x.len().is_multiple_of(LANES) && x.len() <= HEAD_WIDTH_MAX);
+    at_level!(level, to_bytes(x, out, scales));
+}
+
 /// Attention of queries, rotated and scaled, over one head's keys and values.
 pub fn attend(level: Level, q: &Queries, kv: KvHead, out: &mut [f32]) {
     let (count, padded) = (q.at.len(), padded_head(q.width));
@@ -214,6 +228,6 @@ pub fn attend(level: Level, q: &Queries, kv: KvHead, out: &mut [f32]) {
     assert!(q.rows.len() >= count * q.width && q.to.iter().all(|to| to + padded <= out.len()));
     assert!(q.at.iter().all(|at| at.start < at.end && at.end <= kv.pages.len() * KV_TILE));
     assert!(q.at.is_sorted_by(|a, b| a.start <= b.start && a.end <= b.end), "positions of queries are in order");
-    assert!(kv.key_halves >= KV_TILE * q.width && kv.halves >= kv.key_halves + KV_TILE * padded);
+    assert!(kv.key_lines == kv.format.key_lines(q.width) && kv.lines == kv.key_lines + kv.format.value_lines(q.width));
     at_level!(level, attend(q, kv, out));
 }

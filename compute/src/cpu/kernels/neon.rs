@@ -56,6 +56,14 @@ pub unsafe fn to_halves(x: &[f32], out: &mut [f16]) {
 /// # Safety
 /// Features, bounds.
 #[target_feature(enable = "neon")]
+pub unsafe fn to_bytes(x: &[f32], out: &mut [i8], scales: &mut [f16]) {
+    // SAFETY: as the contract.
+    unsafe { text::to_bytes::<Wide>(x, out, scales) }
+}
+
+/// # Safety
+/// Features, bounds.
+#[target_feature(enable = "neon")]
 pub unsafe fn finish_all(sums: &[f32], out: &mut [f32], post: Post) {
     // SAFETY: as the contract.
     unsafe { text::finish_all::<Wide>(sums, out, post) }

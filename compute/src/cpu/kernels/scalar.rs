@@ -43,6 +43,13 @@ pub unsafe fn to_halves(x: &[f32], out: &mut [f16]) {
 
 /// # Safety
 /// Bounds.
+pub unsafe fn to_bytes(x: &[f32], out: &mut [i8], scales: &mut [f16]) {
+    // SAFETY: bounds.
+    unsafe { text::to_bytes::<Lanes>(x, out, scales) }
+}
+
+/// # Safety
+/// Bounds.
 pub unsafe fn finish_all(sums: &[f32], out: &mut [f32], post: Post) {
     // SAFETY: bounds.
     unsafe { text::finish_all::<Lanes>(sums, out, post) }

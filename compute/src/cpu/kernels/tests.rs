@@ -3,7 +3,8 @@
 use super::*;
 use crate::cpu::{
     acts::PLANE_SHIFT,
-    cache::{Page, PageShape},
+    cache::{Cache, PageShape},
+    kv::{KV_BLOCK, KvFormat, TileMut},
     level::Level,
     lines::Line,
     packed::{self, PackedFormat},
@@ -413,22 +414,22 @@ fn attention_is_softmax_and_the_same_bits_at_every_level() {
             (70, 130),
             (127, 128),
         ] {
-            let (full, padded) = (n.next_multiple_of(KV_TILE), padded_head(d));
-            let mut halves = |n: usize| dice.floats(n).into_iter().map(f16::from_f32).collect::<Vec<_>>();
-            let (keys, values) = (halves(full * d), halves(full * padded));
+            let padded = padded_head(d);
+            let (keys, values) = (dice.floats(n * d), dice.floats(n * d));
             let q: Vec<f32> = dice.floats(d).iter().map(|q| q * 3.0).collect();
-            let pages = paged(&keys, &values, d);
-            let (key_halves, halves) = (KV_TILE * d, KV_TILE * (d + padded));
-            let kv = KvHead { pages: &pages, at: 0, key_halves, halves };
-            let mut want = vec![0.0; padded];
-            let whole = start..n;
-            let queries = Queries { width: d, rows: &q, at: std::slice::from_ref(&whole), to: &[0] };
-            attend(Level::Scalar, &queries, kv, &mut want);
-            check_attention(&q, d, kv, start..n, &want);
-            for level in levels() {
-                let mut got = vec![0.0; padded];
-                attend(level, &queries, kv, &mut got);
-                same_bits(&format!("d {d} at {start}..{n} {level}"), &want, &got);
+            for format in KvFormat::ALL {
+                let cache = cached(format, &keys, &values, d);
+                let mut want = vec![0.0; padded];
+                let whole = start..n;
+                let queries = Queries { width: d, rows: &q, at: std::slice::from_ref(&whole), to: &[0] };
+                attend(Level::Scalar, &queries, cache.head(0, 0), &mut want);
+                let [keys, values] = [&keys, &values].map(|rows| held(format, rows, d));
+                check_attention(&q, &keys, &values, start..n, &want);
+                for level in levels() {
+                    let mut got = vec![0.0; padded];
+                    attend(level, &queries, cache.head(0, 0), &mut got);
+                    same_bits(&format!("d {d} at {start}..{n} {format} {level}"), &want, &got);
+                }
             }
         }
     }
@@ -439,69 +440,105 @@ fn a_query_gives_the_same_bits_alone_and_beside_any_others() {
     let mut dice = Dice(7);
     for d in [8usize, 24, 64, 80, 128, 256] {
         let (positions, padded) = (4 * KV_TILE, padded_head(d));
-        let mut halves = |n: usize| dice.floats(n).into_iter().map(f16::from_f32).collect::<Vec<_>>();
-        let (keys, mut values) = (halves(positions * d), halves(positions * padded));
         // What nobody attends to may be anything.
-        values[200 * padded..].fill(f16::NAN);
-        let pages = paged(&keys, &values, d);
-        let kv = KvHead { pages: &pages, at: 0, key_halves: KV_TILE * d, halves: KV_TILE * (d + padded) };
-        for (count, heads, first, window) in [
-            (2usize, 2usize, 5usize, usize::MAX),
-            (3, 1, 62, usize::MAX),
-            (4, 4, 130, 7),
-            (5, 1, 126, 64),
-            (7, 7, 199, usize::MAX),
-            (11, 3, 0, usize::MAX),
-            (13, 1, 120, 1),
-            (24, 3, 60, 3),
-            (48, 1, 40, 70),
-            (48, 3, 100, usize::MAX),
-        ] {
-            let ends = (0..count).map(|i| first + i / heads + 1);
-            let at: Vec<Range<usize>> = ends.map(|end| end.saturating_sub(window)..end).collect();
-            let rows: Vec<f32> = dice.floats(count * d).iter().map(|q| q * 3.0).collect();
-            // Rows of results in another order, and apart.
-            let to: Vec<usize> = (0..count).rev().map(|i| i * (padded + LANES)).collect();
-            for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
-                let mut together = vec![9.0; count * (padded + LANES)];
-                attend(level, &Queries { width: d, rows: &rows, at: &at, to: &to }, kv, &mut together);
-                for i in 0..count {
-                    let mut alone = vec![0.0; padded];
-                    let one = Queries { width: d, rows: &rows[i * d..], at: &at[i..=i], to: &[0] };
-                    attend(Level::Scalar, &one, kv, &mut alone);
-                    let got = &together[to[i]..][..padded + LANES];
-                    assert!(alone.iter().all(|x| x.is_finite()) && got[padded..] == [9.0; LANES]);
-                    same_bits(&format!("d {d} query {i} of {count} at {:?} {level}", at[i]), &alone, &got[..padded]);
+        let (keys, mut values) = (dice.floats(positions * d), dice.floats(positions * d));
+        values[200 * d..].fill(f32::NAN);
+        for format in KvFormat::ALL {
+            let cache = cached(format, &keys, &values, d);
+            let kv = cache.head(0, 0);
+            for (count, heads, first, window) in [
+                (2usize, 2usize, 5usize, usize::MAX),
+                (3, 1, 62, usize::MAX),
+                (4, 4, 130, 7),
+                (5, 1, 126, 64),
+                (7, 7, 199, usize::MAX),
+                (11, 3, 0, usize::MAX),
+                (13, 1, 120, 1),
+                (24, 3, 60, 3),
+                (48, 1, 40, 70),
+                (48, 3, 100, usize::MAX),
+            ] {
+                let ends = (0..count).map(|i| first + i / heads + 1);
+                let at: Vec<Range<usize>> = ends.map(|end| end.saturating_sub(window)..end).collect();
+                let rows: Vec<f32> = dice.floats(count * d).iter().map(|q| q * 3.0).collect();
+                // Rows of results in another order, and apart.
+                let to: Vec<usize> = (0..count).rev().map(|i| i * (padded + LANES)).collect();
+                for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+                    let mut together = vec![9.0; count * (padded + LANES)];
+                    attend(level, &Queries { width: d, rows: &rows, at: &at, to: &to }, kv, &mut together);
+                    for i in 0..count {
+                        let mut alone = vec![0.0; padded];
+                        let one = Queries { width: d, rows: &rows[i * d..], at: &at[i..=i], to: &[0] };
+                        attend(Level::Scalar, &one, kv, &mut alone);
+                        let got = &together[to[i]..][..padded + LANES];
+                        assert!(alone.iter().all(|x| x.is_finite()) && got[padded..] == [9.0; LANES]);
+                        same_bits(
+                            &format!("d {d} query {i} of {count} at {:?} {level}", at[i]),
+                            &alone,
+                            &got[..padded],
+                        );
+                    }
                 }
             }
         }
     }
 }
 
-/// Keys and values of one head in pages.
-fn paged(keys: &[f16], values: &[f16], d: usize) -> Vec<Arc<Page>> {
-    let shape = PageShape { layers: 1, kv_heads: 1, width: d };
-    let tiles = keys.chunks_exact(KV_TILE * d).zip(values.chunks_exact(KV_TILE * padded_head(d)));
-    let page = |(keys, values): (&[f16], &[f16])| {
-        let mut page = Page::new(shape, None);
-        page.halves_mut().copy_from_slice(&[keys, values].concat());
-        Arc::new(page)
-    };
-    tiles.map(page).collect()
+/// Keys and values of one head of width `d`, a row for each position.
+fn cached(format: KvFormat, keys: &[f32], values: &[f32], d: usize) -> Cache {
+    let shape = PageShape { layers: 1, kv_heads: 1, width: d, format };
+    let mut cache = Cache::new(shape, keys.len() / d);
+    for (position, (key, value)) in keys.chunks(d).zip(values.chunks(d)).enumerate() {
+        let mut tile = TileMut::new(format, d, cache.layer_mut(position / KV_TILE, 0));
+        let padded = |row: &[f32], width: usize| [row, &vec![0.0; width - d]].concat();
+        tile.put_key(Level::Scalar, position % KV_TILE, &padded(key, d.next_multiple_of(LANES)));
+        tile.put_value(Level::Scalar, position % KV_TILE, &padded(value, padded_head(d)));
+    }
+    cache
 }
 
-fn check_attention(q: &[f32], d: usize, kv: KvHead, at: Range<usize>, got: &[f32]) {
-    let key = |p: usize, i: usize| {
-        let p_in_tile = p % KV_TILE;
-        kv.tile(p / KV_TILE).0[(p_in_tile / LANES * d + i) * LANES + p % LANES].to_f64()
+/// What is held of rows of width `d`, by the plainest arithmetic.
+fn held(format: KvFormat, rows: &[f32], d: usize) -> Vec<Vec<f64>> {
+    let of_block = |block: &[f32]| -> Vec<f64> {
+        let top = block.iter().fold(0f32, |top, x| top.max(x.abs()));
+        let scale = f16::from_f32(top / 127.0).to_f64();
+        let whole =
+            |x: f32| if scale > 0.0 { (f64::from(x) / scale).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 };
+        block.iter().map(|x| whole(*x) * scale).collect()
     };
-    let scores: Vec<f64> = at.clone().map(|p| (0..d).map(|i| q[i] as f64 * key(p, i)).sum()).collect();
+    let of_row = |row: &[f32]| match format {
+        KvFormat::F16 => row.iter().map(|x| f16::from_f32(*x).to_f64()).collect(),
+        KvFormat::Int8 => row.chunks(KV_BLOCK).flat_map(of_block).collect(),
+    };
+    rows.chunks(d).map(of_row).collect()
+}
+
+fn check_attention(q: &[f32], keys: &[Vec<f64>], values: &[Vec<f64>], at: Range<usize>, got: &[f32]) {
+    let score = |p: usize| q.iter().zip(&keys[p]).map(|(q, k)| f64::from(*q) * k).sum();
+    let scores: Vec<f64> = at.clone().map(score).collect();
     let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
     let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
-    for (i, got) in got[..d].iter().enumerate() {
-        let value = |p: usize| kv.tile(p / KV_TILE).1[p % KV_TILE * padded_head(d) + i].to_f64();
-        let want: f64 = at.clone().zip(&scores).map(|(p, s)| (s - top).exp() / total * value(p)).sum();
+    for (i, got) in got[..q.len()].iter().enumerate() {
+        let want: f64 = at.clone().zip(&scores).map(|(p, s)| (s - top).exp() / total * values[p][i]).sum();
         close(want, *got, 1.0, 1e-5);
+    }
+}
+
+#[test]
+fn bytes_are_the_same_at_every_level_whatever_the_values() {
+    let mut dice = Dice(11);
+    for (width, scale) in [(16, 1.0f32), (32, 1e-5), (48, 1e5), (64, 1e-8), (80, 0.0), (256, 3.0)] {
+        let mut x: Vec<f32> = dice.floats(width).iter().map(|x| x * scale).collect();
+        let bytes = |level: Level, x: &[f32]| {
+            let (mut bytes, mut scales) = ([0; HEAD_WIDTH_MAX], [f16::ZERO; HEAD_WIDTH_MAX / KV_BLOCK]);
+            to_bytes(level, x, &mut bytes, &mut scales);
+            (bytes[..width].to_vec(), scales.map(f16::to_bits))
+        };
+        for odd in [0.0, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE] {
+            x[width / 2] += odd;
+            let want = bytes(Level::Scalar, &x);
+            assert!(levels().into_iter().all(|level| bytes(level, &x) == want), "{width} {scale} {odd}");
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 use super::{
     super::{
         acts::{Planes, Rows},
+        kv::KV_BLOCK,
         packed::{BLOCK, LANES},
         plain::{Plain, PlainFormat},
     },
@@ -190,6 +191,28 @@ pub unsafe fn to_halves<V: Vector>(x: &[f32], out: &mut [f16]) {
     for c in (0..x.len()).step_by(LANES) {
         // SAFETY: chunk c is inside both.
         unsafe { V::load(x.as_ptr().add(c)).store_f16(out.as_mut_ptr().add(c)) };
+    }
+}
+
+/// See `kernels::to_bytes`.
+///
+/// # Safety
+/// Features; whole chunks of `x`, and room for their blocks.
+#[inline(always)]
+pub unsafe fn to_bytes<V: Vector>(x: &[f32], out: &mut [i8], scales: &mut [f16]) {
+    // SAFETY: chunks of block b; the room is of whole blocks.
+    unsafe {
+        for b in 0..x.len().div_ceil(KV_BLOCK) {
+            let at = x.as_ptr().add(b * KV_BLOCK);
+            let rest = if x.len() > b * KV_BLOCK + LANES { V::load(at.add(LANES)) } else { V::splat(0.0) };
+            let v = [V::load(at), rest];
+            let scale = f16::from_f32(v[0].abs().max(v[1].abs()).top() / 127.0);
+            scales[b] = scale;
+            let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
+            // A scale that was rounded down would give more than a byte holds.
+            let whole = |v: V| v.mul(V::splat(inverse)).min(V::splat(127.0)).max(V::splat(-127.0));
+            V::store_quants([whole(v[0]), whole(v[1])], None, out.as_mut_ptr().add(b * KV_BLOCK).cast());
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod tellings;
 use std::sync::{Arc, OnceLock};
 
 use cairn_compute::{
+    KvFormat,
     choose::{Chooser, Demands},
     plan::Plan,
     quantise::{Target, as_loaded},
@@ -108,6 +109,8 @@ pub(crate) struct Job {
     pub adapter: Option<adapters::Chosen>,
     /// What stages hold matrices of more bits as.
     pub quantise: Option<Target>,
+    /// What stages hold keys and values as.
+    pub kv: KvFormat,
     /// The first plan of the first answer, which the others take over.
     pub first_plan: Arc<OnceLock<Plan>>,
 }
@@ -118,7 +121,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     let stops = asks::stops(&request)?;
     // What is wrong with numbers is said before anything is fetched.
     asks::sampling(&request, seed)?;
-    let quantise = plan::parse_quantise(&request.quantise)?;
+    let (quantise, kv) = (plan::parse_quantise(&request.quantise)?, plan::parse_kv(&request.kv)?);
     let reference = names::parse(&request.repo)?;
     let resolved = names::resolve_anywhere(node, &reference).await?;
     let manifest = holders::manifest_of(node, &resolved).await?;
@@ -135,7 +138,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     check_grammar(&text, &model, &demands, &ids).await?;
     let tokens_max = if request.max_tokens == 0 { plan::ANSWER_TOKENS as u32 } else { request.max_tokens };
     let context = context(ids.len() as u64, u64::from(tokens_max), u64::from(model.context_max))?;
-    let cost = plan::cost(&model, &as_loaded(&manifest.tensors, quantise))?;
+    let cost = plan::cost(&model, &as_loaded(&manifest.tensors, quantise), kv)?;
     let machine = session::Config {
         tokens_max: u64::from(tokens_max),
         context,
@@ -171,6 +174,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
         wish,
         adapter,
         quantise,
+        kv,
         path: resolved.path,
         repo: request.repo,
         revision: resolved.revision,
@@ -258,7 +262,9 @@ impl Job {
 
 /// Takes a stage that is ready, and not as it was asked to be, for one that refused.
 fn not_as_asked(job: &Job, ready: &peer_pb::StageReady) -> Option<peer_pb::Refused> {
-    without_adapter(job.adapter_revision(), ready).or_else(|| unquantised(job.quantise, ready))
+    without_adapter(job.adapter_revision(), ready)
+        .or_else(|| unquantised(job.quantise, ready))
+        .or_else(|| held_otherwise(job.kv, ready))
 }
 
 /// A stage of a node that does not know quantising while loading would hold the weights as they are stored.
@@ -266,6 +272,14 @@ fn unquantised(wanted: Option<Target>, ready: &peer_pb::StageReady) -> Option<pe
     (ready.quantised != wanted.map_or("", Target::name)).then(|| peer_pb::Refused {
         reason: Reason::Unsupported.code().to_owned(),
         why: "it is ready with weights of another type than was asked for: its version does not quantise".to_owned(),
+    })
+}
+
+/// A stage of a node that knows halves only would hold keys and values so.
+fn held_otherwise(wanted: KvFormat, ready: &peer_pb::StageReady) -> Option<peer_pb::Refused> {
+    (KvFormat::parse_wish(&ready.kv) != Ok(wanted)).then(|| peer_pb::Refused {
+        reason: Reason::Unsupported.code().to_owned(),
+        why: format!("it does not hold keys and values as {wanted}: its version does not know how"),
     })
 }
 
@@ -301,6 +315,20 @@ mod tests {
         for (wanted, ready) in [(wanted, ready(&[])), (wanted, ready(&[8; 32])), (None, ready(&[7; 32]))] {
             let refused = without_adapter(wanted, &ready).unwrap();
             assert_eq!(refused.reason, Reason::Unsupported.code());
+        }
+    }
+
+    #[test]
+    fn a_stage_that_holds_keys_and_values_otherwise_is_taken_for_one_that_refused() {
+        let ready = |kv: &str| peer_pb::StageReady { kv: kv.to_owned(), ..Default::default() };
+        for (wanted, said, fits) in [
+            (KvFormat::F16, "", true),
+            (KvFormat::Int8, "int8", true),
+            (KvFormat::Int8, "", false),
+            (KvFormat::F16, "int8", false),
+            (KvFormat::F16, "int4", false),
+        ] {
+            assert_eq!(held_otherwise(wanted, &ready(said)).is_none(), fits, "{wanted} {said}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use cairn_compute::plan::Plan;
+use cairn_compute::{KvFormat, plan::Plan};
 use cairn_protocol::{id::NodeId, peer_pb};
 
 use super::Job;
@@ -70,6 +70,7 @@ pub(super) fn openings(node: &Node, job: &Job, asked: Asked) -> Vec<Opening> {
             level: plan.level.clone(),
             adapter: adapter.clone(),
             quantise: job.quantise.map(|target| target.name().to_owned()).unwrap_or_default(),
+            kv: if job.kv == KvFormat::F16 { String::new() } else { job.kv.name().to_owned() },
             prefix: prefix::for_stage(&pages, plan, index),
             positions: history.len() as u64,
             wait_ms,

@@ -474,20 +474,22 @@ class MirroredRepo(_message.Message):
     def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[str] = ..., why: _Optional[str] = ..., bytes_total: _Optional[int] = ..., bytes_held: _Optional[int] = ..., bytes_from: _Optional[_Iterable[_Union[BytesFrom, _Mapping]]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("repo", "stages", "context", "privacy", "adapter", "quantise")
+    __slots__ = ("repo", "stages", "context", "privacy", "adapter", "quantise", "kv")
     REPO_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     QUANTISE_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     repo: str
     stages: int
     context: int
     privacy: str
     adapter: str
     quantise: str
-    def __init__(self, repo: _Optional[str] = ..., stages: _Optional[int] = ..., context: _Optional[int] = ..., privacy: _Optional[str] = ..., adapter: _Optional[str] = ..., quantise: _Optional[str] = ...) -> None: ...
+    kv: str
+    def __init__(self, repo: _Optional[str] = ..., stages: _Optional[int] = ..., context: _Optional[int] = ..., privacy: _Optional[str] = ..., adapter: _Optional[str] = ..., quantise: _Optional[str] = ..., kv: _Optional[str] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
     __slots__ = ("repo", "revision", "stages", "rejected", "predicted_ttft_ms", "predicted_tokens_per_s", "deaths", "predicted_ready_ms")
@@ -556,7 +558,7 @@ class ChatMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("repo", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stages", "raw", "privacy", "repetition_penalty", "token_ids", "adapter", "quantise", "generated", "min_p", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "n", "sample_index", "json", "json_schema", "regex", "grammar")
+    __slots__ = ("repo", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stages", "raw", "privacy", "repetition_penalty", "token_ids", "adapter", "quantise", "generated", "min_p", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "n", "sample_index", "json", "json_schema", "regex", "grammar", "kv")
     REPO_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -585,6 +587,7 @@ class GenerateRequest(_message.Message):
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     REGEX_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     repo: str
     prompt: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
@@ -613,7 +616,8 @@ class GenerateRequest(_message.Message):
     json_schema: str
     regex: str
     grammar: str
-    def __init__(self, repo: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stages: _Optional[int] = ..., raw: bool = ..., privacy: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ..., quantise: _Optional[str] = ..., generated: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., logprobs: _Optional[int] = ..., n: _Optional[int] = ..., sample_index: _Optional[int] = ..., json: bool = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ...) -> None: ...
+    kv: str
+    def __init__(self, repo: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stages: _Optional[int] = ..., raw: bool = ..., privacy: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ..., quantise: _Optional[str] = ..., generated: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., logprobs: _Optional[int] = ..., n: _Optional[int] = ..., sample_index: _Optional[int] = ..., json: bool = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., kv: _Optional[str] = ...) -> None: ...
 
 class LogitBias(_message.Message):
     __slots__ = ("id", "bias")
