@@ -17,6 +17,7 @@ mod handle;
 mod preempt;
 mod sessions;
 mod threads;
+mod turns;
 mod work;
 
 pub use crate::cpu::level::{Level, UnknownLevel};

@@ -1,7 +1,8 @@
 //! What the engine thread holds: the sessions, what each was asked in its order, and whose step waits for a pass.
 //!
 //! A session has at most one step under way; what it was asked after that waits, so its order is kept, while its
-//! neighbours go on. Everybody with a step under way stands in one line and goes to its end after a turn.
+//! neighbours go on. Everybody with a step under way stands in one line and goes to its end after a turn; whose
+//! weights are next is decided by client ([`super::turns`]).
 //!
 //! Sessions that decode ask for the next token a moment after they were given the last one. A pass that began at once
 //! with who is there would leave that one behind, and two sessions would take turns with passes of one; so a pass waits
@@ -17,6 +18,7 @@ use super::{
     deal::{Waiting, deal},
     preempt::{Holder, Victim, victim},
     threads::{AdoptAnswer, Command, SessionId, StepAnswer, said},
+    turns::Turns,
 };
 use crate::{
     cpu::kv::KvFormat,
@@ -78,6 +80,8 @@ enum Broken {
 #[derive(Default)]
 pub(super) struct Sessions {
     open: BTreeMap<SessionId, Open>,
+    /// Whose weights are next.
+    turns: Turns,
     /// Who has a step under way, the longest waiting first.
     line: VecDeque<SessionId>,
     /// Orders that wait.
@@ -153,11 +157,18 @@ impl Sessions {
             open.orders.into_iter().for_each(Order::refuse);
         }
         self.line.retain(|session| self.open.contains_key(session));
+        self.turns.retain(|client| self.open.values().any(|open| open.client == client));
+    }
+
+    /// Where in the line the session stands whose weights are next.
+    fn first(&self) -> Option<usize> {
+        let client = |session: &SessionId| self.open.get(session).map(|open| open.client).unwrap_or_default();
+        self.turns.next(self.line.iter().map(client))
     }
 
     /// How long a pass that could begin now should wait for sessions of the same weights that were just answered.
     pub fn worth_waiting(&self, now: Instant) -> Option<Duration> {
-        let weights = self.open.get(self.line.front()?)?.weights().filter(|weights| weights.shares_passes())?;
+        let weights = self.open.get(&self.line[self.first()?])?.weights().filter(|weights| weights.shares_passes())?;
         let patience = self.pass_time / WAIT_PART;
         let expected = self.open.values().filter(|open| open.weights().is_some_and(|w| Arc::ptr_eq(w, weights)));
         let until = expected.filter_map(|open| open.is_back_by(patience)).max()?;
@@ -188,6 +199,16 @@ impl Sessions {
 
     /// Takes those who are in the next pass out of the line.
     fn next_turns(&mut self) -> Vec<(SessionId, usize)> {
+        if let Some(session) = self.first().and_then(|at| self.line.remove(at)) {
+            self.line.push_front(session);
+        }
+        let turns = self.those_of_the_first();
+        self.turns.note(turns.iter().filter_map(|(session, _)| Some(self.open.get(session)?.client)));
+        turns
+    }
+
+    /// Takes those out of the line who share a pass with the first in it.
+    fn those_of_the_first(&mut self) -> Vec<(SessionId, usize)> {
         let under_way = |session: &SessionId| {
             self.open.get(session).and_then(|open| Some((open.weights()?, open.step.as_ref()?, open.client)))
         };
@@ -555,6 +576,39 @@ mod tests {
         sessions.sweep();
         assert!(!sessions.has_work() && !sessions.is_full());
         assert_eq!(heard.try_iter().filter(|done| matches!(done, Err(StepError::Lost(_)))).count(), ORDERS_MAX + 1);
+    }
+
+    #[test]
+    fn a_client_with_many_prompts_on_one_model_holds_up_another_s_token_on_another_for_one_pass() {
+        let tiny = Tiny::new(tiny::llama(), 3, |_| Dtype::F32);
+        let hands = Hands { pool: Pool::new(1).expect("pool"), level: Level::best() };
+        let mut sessions = Sessions::default();
+        let loaded = || {
+            let part = tiny.headless();
+            let loaded = weights::load(&tiny.model, &tiny.tensors, &part, 300, &mut *tiny.source()).expect("loads");
+            Arc::new(Weights::new(Kind::Cpu(CpuWeights::new(loaded.model, Planes::Two, 300, None)), None))
+        };
+        let (said, heard) = std::sync::mpsc::sync_channel(9);
+        let mut asks = |weights: &Arc<Weights>, client: u64, count: usize| {
+            let (session, closed) = (SessionId::fresh(), Arc::new(AtomicBool::new(false)));
+            let (weights, client, kv) = (weights.clone(), ClientId(client), KvFormat::F16);
+            sessions.take(Command::Open { session, weights, client, context: 300, kv, share: None, closed });
+            let input = StepInput::Tokens { first_position: 0, ids: vec![1; count], sample: false };
+            let said = said.clone();
+            let answer = Answer::new(Box::new(move |result| drop(said.send((client, result)))), || StepError::Stopped);
+            sessions.take(Command::Step { session, input, asked: Instant::now(), answer });
+        };
+        let (one, other) = (loaded(), loaded());
+        (0..8).for_each(|_| asks(&one, 1, 300));
+        asks(&other, 2, 1);
+        sessions.pass(&hands);
+        assert!(heard.try_recv().is_err(), "a pass holds 128 of 300");
+        sessions.pass(&hands);
+        assert!(matches!(heard.try_recv(), Ok((ClientId(2), Ok(_)))));
+        while sessions.has_work() {
+            sessions.pass(&hands);
+        }
+        assert_eq!(heard.try_iter().filter(|(_, result)| result.is_ok()).count(), 8, "and all of the others end");
     }
 
     #[test]
