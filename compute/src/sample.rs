@@ -49,35 +49,54 @@ impl Default for Sampling {
     }
 }
 
-/// The token for `position` (its own place in prompt + generated). `history` is every id before it; only the penalty
-/// reads it.
-///
-/// NaN logits are never chosen; if all are NaN, or there are none, the answer is 0. Ties go to the lowest id.
+/// [`Sampler::choose`], once.
 pub fn choose(logits: &[f32], sampling: &Sampling, position: u64, history: &[u32]) -> u32 {
-    if sampling.needs_history() && !history.is_empty() {
-        let mut penalised = logits.to_vec();
-        penalise(&mut penalised, history, sampling.repetition_penalty);
-        return choose_from(&penalised, sampling, position);
-    }
-    choose_from(logits, sampling, position)
+    Sampler::default().choose(logits, sampling, position, history)
 }
 
-fn choose_from(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
+/// Room for choosing tokens, kept from one to the next; what is chosen does not depend on it.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    penalised: Vec<f32>,
+    ids: Vec<u32>,
+    candidates: Vec<Weighted>,
+}
+
+impl Sampler {
+    /// The token for `position` (its own place in prompt + generated). `history` is every id before it; only the penalty
+    /// reads it.
+    ///
+    /// NaN logits are never chosen; if all are NaN, or there are none, the answer is 0. Ties go to the lowest id.
+    pub fn choose(&mut self, logits: &[f32], sampling: &Sampling, position: u64, history: &[u32]) -> u32 {
+        if !sampling.needs_history() || history.is_empty() {
+            return choose_from(logits, &mut self.candidates, sampling, position);
+        }
+        self.penalised.clear();
+        self.penalised.extend_from_slice(logits);
+        self.ids.clear();
+        self.ids.extend_from_slice(history);
+        penalise(&mut self.penalised, &mut self.ids, sampling.repetition_penalty);
+        choose_from(&self.penalised, &mut self.candidates, sampling, position)
+    }
+}
+
+fn choose_from(logits: &[f32], candidates: &mut Vec<Weighted>, sampling: &Sampling, position: u64) -> u32 {
     let greedy = likeliest(logits);
     let is_hot = sampling.temperature > 0.0;
     let Some(top) = logits.get(greedy as usize).filter(|l| is_hot && l.is_finite()) else { return greedy };
-    let mut candidates = weighted(logits, *top, sampling.temperature);
+    candidates.clear();
+    candidates.extend(weighted(logits, *top, sampling.temperature));
     if sampling.top_k > 0 {
-        keep_best(&mut candidates, sampling.top_k as usize);
+        keep_best(candidates, sampling.top_k as usize);
     }
     if sampling.top_p > 0.0 && sampling.top_p < 1.0 {
-        keep_nucleus(&mut candidates, f64::from(sampling.top_p));
+        keep_nucleus(candidates, f64::from(sampling.top_p));
     }
     if sampling.min_p > 0.0 && sampling.min_p <= 1.0 {
         // The likeliest weighs 1.
         candidates.retain(|(_, weight)| *weight >= f64::from(sampling.min_p));
     }
-    draw(&candidates, uniform(sampling.seed, position, u64::from(sampling.index))).unwrap_or(greedy)
+    draw(candidates, uniform(sampling.seed, position, u64::from(sampling.index))).unwrap_or(greedy)
 }
 
 /// The lowest id among the greatest logits, NaN aside.
@@ -95,13 +114,12 @@ fn is_penalty(penalty: f32) -> bool {
     penalty.is_finite() && penalty > 0.0 && penalty != 1.0
 }
 
-/// Each id counts once, however often it stands in the history.
-fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
-    let mut ids = history.to_vec();
-    ids.sort_unstable();
-    ids.dedup();
-    for id in ids {
-        if let Some(logit) = logits.get_mut(id as usize) {
+/// Each id counts once, however often it stands in the history, which is sorted for that.
+fn penalise(logits: &mut [f32], history: &mut Vec<u32>, penalty: f32) {
+    history.sort_unstable();
+    history.dedup();
+    for id in history {
+        if let Some(logit) = logits.get_mut(*id as usize) {
             *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
     }
@@ -110,9 +128,9 @@ fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
 /// An id and its probability, not normalised. In f64, so that the tail of a large vocabulary is not lost in the sum.
 type Weighted = (u32, f64);
 
-fn weighted(logits: &[f32], top: f32, temperature: f32) -> Vec<Weighted> {
-    let weight = |logit: f32| ((f64::from(logit) - f64::from(top)) / f64::from(temperature)).exp();
-    logits.iter().enumerate().filter(|(_, l)| !l.is_nan()).map(|(id, l)| (id as u32, weight(*l))).collect()
+fn weighted(logits: &[f32], top: f32, temperature: f32) -> impl Iterator<Item = Weighted> {
+    let weight = move |logit: f32| ((f64::from(logit) - f64::from(top)) / f64::from(temperature)).exp();
+    logits.iter().enumerate().filter(|(_, l)| !l.is_nan()).map(move |(id, l)| (id as u32, weight(*l)))
 }
 
 /// Likeliest first; of equals the lowest id.
@@ -122,11 +140,17 @@ fn by_weight(a: &Weighted, b: &Weighted) -> Ordering {
 
 /// Keeps the `count` likeliest, sorted. Only those are sorted: a whole vocabulary would take longer than the model's lap.
 fn keep_best(candidates: &mut Vec<Weighted>, count: usize) {
-    if count < candidates.len() {
+    sort_best(candidates, count);
+    candidates.truncate(count);
+}
+
+/// Puts the `count` likeliest first, sorted.
+fn sort_best(candidates: &mut [Weighted], count: usize) {
+    let count = count.min(candidates.len());
+    if count > 0 && count < candidates.len() {
         candidates.select_nth_unstable_by(count - 1, by_weight);
-        candidates.truncate(count);
     }
-    candidates.sort_unstable_by(by_weight);
+    candidates[..count].sort_unstable_by(by_weight);
 }
 
 /// Keeps the smallest set of likeliest tokens that reaches `p` of the whole, sorted.
@@ -134,17 +158,14 @@ fn keep_nucleus(candidates: &mut Vec<Weighted>, p: f64) {
     let target = candidates.iter().map(|c| c.1).sum::<f64>() * p;
     let mut tried = 64;
     loop {
-        let mut best = candidates.clone();
-        keep_best(&mut best, tried);
+        sort_best(candidates, tried);
         let mut reached = 0.0;
-        let last = best.iter().position(|(_, weight)| {
+        let last = candidates.iter().take(tried).position(|(_, weight)| {
             reached += weight;
             reached >= target
         });
-        if last.is_some() || best.len() == candidates.len() {
-            best.truncate(last.map_or(best.len(), |at| at + 1));
-            *candidates = best;
-            return;
+        if last.is_some() || tried >= candidates.len() {
+            return candidates.truncate(last.map_or(candidates.len(), |at| at + 1));
         }
         tried *= 8;
     }

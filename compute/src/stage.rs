@@ -18,17 +18,21 @@ pub(crate) use gpu::{GpuError, GpuWeights};
 pub use pages::PageKey;
 
 use crate::{
-    cpu::{cache::Full, kernels::KV_TILE, kv::KvFormat, level::Level, pool::Pool},
+    cpu::{cache::Full, kernels::KV_TILE, kv::KvFormat, level::Level, pool::Pool, work::SAMPLED_MAX},
     engine::Share,
     sample::{self, Sampling},
 };
 use cairn_protocol::id::RevisionId;
 use cpu::{CpuStage, Piece, Wants};
 use gpu::GpuStage;
+use smallvec::SmallVec;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+
+/// Sessions of a pass up to which its lists take no memory from the system: more than it gives tokens.
+pub(crate) const SESSIONS_USUAL: usize = 2 * SAMPLED_MAX;
 
 /// What a stage is given to compute.
 #[derive(Clone, Debug, PartialEq)]
@@ -579,7 +583,7 @@ pub(crate) fn compute(hands: &Hands, turns: &mut [Turn]) -> Result<(), StepError
     {
         turn.compute_alone()?;
     } else {
-        cpu::pass(hands, &mut turns.iter_mut().filter_map(Turn::piece).collect::<Vec<_>>());
+        cpu::pass(hands, &mut turns.iter_mut().filter_map(Turn::piece).collect::<SmallVec<[_; SESSIONS_USUAL]>>());
     }
     let took = start.elapsed();
     for turn in turns {

@@ -9,6 +9,7 @@ use super::{
     packed::LANES,
     route::Choice,
 };
+use crate::sample::Sampler;
 
 /// Most tokens in one pass; longer prompts are cut. Their activations stay in the second-level cache.
 pub const PASS_TOKENS_MAX: usize = 128;
@@ -55,6 +56,8 @@ pub struct Work {
     pub logits: Vec<f32>,
     /// The logits of one token of several.
     pub column: Vec<f32>,
+    /// Chooses tokens.
+    pub sampler: Sampler,
 }
 
 impl Work {
@@ -98,6 +101,7 @@ impl Work {
             low: Low::default(),
             logits: vec![0.0; head.map_or(0, |h| h.matrix.groups() * LANES * wanted)],
             column: Vec::new(),
+            sampler: Sampler::default(),
         }
     }
 }

@@ -12,13 +12,20 @@
 //! dealt than a pass holds, and nothing is left unused that somebody could have had.
 
 use super::ClientId;
-use crate::cpu::work::{PASS_TOKENS_MAX, SAMPLED_MAX};
+use crate::{
+    cpu::work::{PASS_TOKENS_MAX, SAMPLED_MAX},
+    stage::SESSIONS_USUAL,
+};
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
 /// Positions of a pass in which somebody waits for a token and somebody else has a prompt: what a token waits at most.
 const MIXED_TOKENS_MAX: usize = 64;
 /// Of those, what is kept for prompts, however many wait for tokens.
 const PROMPT_TOKENS_LEAST: usize = 32;
+
+/// A number for each of those who wait.
+type Counts = SmallVec<[usize; SESSIONS_USUAL]>;
 
 /// A step that waits.
 #[derive(Clone, Copy, Debug)]
@@ -40,14 +47,14 @@ impl Waiting {
 /// Positions that each of `waiting` gets in the next pass, some of them none. They share their weights and stand in the
 /// order in which they have waited, the longest first. So many others are `absent`: they were just given a token, and will
 /// wait for the next one before the pass is over.
-pub(super) fn deal(waiting: &[Waiting], absent: usize) -> Vec<usize> {
-    let (decodes, prompts): (Vec<usize>, Vec<usize>) = (0..waiting.len()).partition(|i| waiting[*i].is_decode());
+pub(super) fn deal(waiting: &[Waiting], absent: usize) -> Counts {
+    let (decodes, prompts): (Counts, Counts) = (0..waiting.len()).partition(|i| waiting[*i].is_decode());
     let is_mixed = !prompts.is_empty() && (absent > 0 || !decodes.is_empty());
     let mut pass = Pass { room: if is_mixed { MIXED_TOKENS_MAX } else { PASS_TOKENS_MAX }, tokens: SAMPLED_MAX };
     let kept = if is_mixed { PROMPT_TOKENS_LEAST } else { 0 };
     // A token that a prompt's end gives is one of those that the pass can give, so one place is the oldest's.
     let oldest_is_prompt = waiting.first().is_some_and(|w| !w.is_decode());
-    let mut dealt = vec![0; waiting.len()];
+    let mut dealt: Counts = SmallVec::from_elem(0, waiting.len());
     pass.room -= kept;
     pass.tokens -= usize::from(oldest_is_prompt);
     for i in in_turn(waiting, decodes) {
@@ -72,20 +79,11 @@ pub(super) fn deal(waiting: &[Waiting], absent: usize) -> Vec<usize> {
 }
 
 /// Steps one of each client in turn, in the order in which they wait.
-fn in_turn(waiting: &[Waiting], mut steps: Vec<usize>) -> Vec<usize> {
-    let mut turns: BTreeMap<ClientId, usize> = BTreeMap::new();
-    let turn_of: Vec<usize> = steps
-        .iter()
-        .map(|i| {
-            let turn = turns.entry(waiting[*i].client).or_default();
-            *turn += 1;
-            *turn
-        })
-        .collect();
-    let mut order: Vec<usize> = (0..steps.len()).collect();
-    order.sort_by_key(|at| turn_of[*at]);
-    steps = order.into_iter().map(|at| steps[at]).collect();
-    steps
+fn in_turn(waiting: &[Waiting], steps: Counts) -> impl Iterator<Item = usize> {
+    let before = |at: usize| steps[..at].iter().filter(|i| waiting[**i].client == waiting[steps[at]].client).count();
+    let mut turns: SmallVec<[(usize, usize); SESSIONS_USUAL]> = (0..steps.len()).map(|at| (before(at), at)).collect();
+    turns.sort_unstable();
+    turns.into_iter().map(move |(_, at)| steps[at])
 }
 
 /// How much of `room` each client's prompts get: as much as any other that wants as much, the longest waiting first where it does
@@ -138,6 +136,10 @@ impl Pass {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn counts(waiting: &[Waiting], absent: usize) -> Vec<usize> {
+        deal(waiting, absent).into_vec()
+    }
     use proptest::prelude::*;
 
     fn waiting() -> impl Strategy<Value = Vec<Waiting>> {
@@ -153,7 +155,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_pass_holds_what_was_dealt_and_the_oldest_is_in_it(waiting in waiting(), absent in 0usize..3) {
-            let dealt = deal(&waiting, absent);
+            let dealt = counts(&waiting, absent);
             let ends = |(w, n): (&Waiting, &usize)| w.samples && w.left == *n;
             prop_assert!(dealt[0] > 0, "{dealt:?}");
             prop_assert!(dealt.iter().sum::<usize>() <= PASS_TOKENS_MAX);
@@ -163,7 +165,7 @@ mod tests {
 
         #[test]
         fn nobody_waits_while_there_is_room(waiting in waiting()) {
-            let dealt = deal(&waiting, 0);
+            let dealt = counts(&waiting, 0);
             let is_mixed = waiting.iter().any(|w| w.left == 1) && waiting.iter().any(|w| w.left > 1);
             let room = if is_mixed { MIXED_TOKENS_MAX } else { PASS_TOKENS_MAX } - dealt.iter().sum::<usize>();
             let given = waiting.iter().zip(&dealt).filter(|(w, n)| w.samples && w.left == **n).count();
@@ -176,7 +178,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_client_waits_for_another_s_many_steps(waiting in waiting(), absent in 0usize..3) {
-            let dealt = deal(&waiting, absent);
+            let dealt = counts(&waiting, absent);
             let of = |client: u64, prompts: bool| {
                 let steps = waiting.iter().zip(&dealt).filter(move |(w, _)| w.client.0 == client && prompts == (w.left > 1));
                 steps.fold((0, 0), |(left, dealt), (w, n)| (left + w.left, dealt + n))
@@ -196,15 +198,15 @@ mod tests {
         let step = |left, client| Waiting { left, samples: true, client: ClientId(client) };
         let mut waiting = vec![step(1000, 1); 8];
         waiting.push(step(500, 2));
-        let dealt = deal(&waiting, 0);
+        let dealt = counts(&waiting, 0);
         assert_eq!((dealt[0], dealt[8]), (PASS_TOKENS_MAX / 2, PASS_TOKENS_MAX / 2));
         let mut short = vec![step(1000, 1); 8];
         short.push(step(20, 2));
-        let dealt = deal(&short, 0);
+        let dealt = counts(&short, 0);
         assert_eq!((dealt[0], dealt[8]), (PASS_TOKENS_MAX - 20, 20), "what it does not need is the others'");
         let mut tokens = vec![step(1, 1); 40];
         tokens.push(step(1, 2));
-        assert_eq!(deal(&tokens, 0)[40], 1, "a token's place, too");
+        assert_eq!(counts(&tokens, 0)[40], 1, "a token's place, too");
     }
 
     #[test]
@@ -212,9 +214,9 @@ mod tests {
         let client = ClientId(1);
         let (prompt, token) =
             (Waiting { left: 1000, samples: true, client }, Waiting { left: 1, samples: true, client });
-        assert_eq!(deal(&[prompt], 0), [PASS_TOKENS_MAX]);
-        assert_eq!(deal(&[prompt], 1), [MIXED_TOKENS_MAX], "who is about to wait counts too");
-        assert_eq!(deal(&[prompt, token, token], 0), [MIXED_TOKENS_MAX - 2, 1, 1]);
-        assert_eq!(deal(&[prompt, prompt], 0), [PASS_TOKENS_MAX, 0], "one after the other");
+        assert_eq!(counts(&[prompt], 0), [PASS_TOKENS_MAX]);
+        assert_eq!(counts(&[prompt], 1), [MIXED_TOKENS_MAX], "who is about to wait counts too");
+        assert_eq!(counts(&[prompt, token, token], 0), [MIXED_TOKENS_MAX - 2, 1, 1]);
+        assert_eq!(counts(&[prompt, prompt], 0), [PASS_TOKENS_MAX, 0], "one after the other");
     }
 }

@@ -22,8 +22,11 @@ use super::{
 };
 use crate::{
     cpu::kv::KvFormat,
-    stage::{self, Adapter, Choosing, Hands, PageKey, Session, StepError, StepInput, Turn, UnderWay, Weights},
+    stage::{
+        self, Adapter, Choosing, Hands, PageKey, SESSIONS_USUAL, Session, StepError, StepInput, Turn, UnderWay, Weights,
+    },
 };
+use smallvec::SmallVec;
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -69,6 +72,9 @@ enum Order {
     History(Vec<u32>),
     Adapter(Option<Arc<Adapter>>),
 }
+
+/// Sessions of a pass, each with so many positions.
+type Dealt = SmallVec<[(SessionId, usize); SESSIONS_USUAL]>;
 
 /// Why a pass came to nothing.
 enum Broken {
@@ -198,7 +204,7 @@ impl Sessions {
     }
 
     /// Takes those who are in the next pass out of the line.
-    fn next_turns(&mut self) -> Vec<(SessionId, usize)> {
+    fn next_turns(&mut self) -> Dealt {
         if let Some(session) = self.first().and_then(|at| self.line.remove(at)) {
             self.line.push_front(session);
         }
@@ -208,19 +214,19 @@ impl Sessions {
     }
 
     /// Takes those out of the line who share a pass with the first in it.
-    fn those_of_the_first(&mut self) -> Vec<(SessionId, usize)> {
+    fn those_of_the_first(&mut self) -> Dealt {
         let under_way = |session: &SessionId| {
             self.open.get(session).and_then(|open| Some((open.weights()?, open.step.as_ref()?, open.client)))
         };
         let Some((weights, (first, _), _)) = self.line.front().and_then(under_way) else {
             self.line.pop_front();
-            return Vec::new();
+            return Dealt::new();
         };
         if !weights.shares_passes() {
             let left = first.left();
             return self.line.pop_front().map(|session| (session, left)).into_iter().collect();
         }
-        let (sessions, waiting): (Vec<SessionId>, Vec<Waiting>) = self
+        let (sessions, waiting): (SmallVec<[SessionId; SESSIONS_USUAL]>, SmallVec<[Waiting; SESSIONS_USUAL]>) = self
             .line
             .iter()
             .filter_map(|session| {
@@ -228,15 +234,15 @@ impl Sessions {
                 Some((*session, Waiting { left: step.left(), samples: step.samples(), client }))
             })
             .unzip();
-        let turns: Vec<_> =
+        let turns: Dealt =
             sessions.into_iter().zip(deal(&waiting, self.absent(weights))).filter(|(_, count)| *count > 0).collect();
         self.line.retain(|session| !turns.iter().any(|(in_turn, _)| in_turn == session));
         turns
     }
 
     /// Those of `turns` that have pages for what they will compute. Others have made room, or been refused.
-    fn with_pages(&mut self, mut turns: Vec<(SessionId, usize)>) -> Vec<(SessionId, usize)> {
-        let mut ready = Vec::with_capacity(turns.len());
+    fn with_pages(&mut self, mut turns: Dealt) -> Dealt {
+        let mut ready = Dealt::new();
         while !turns.is_empty() {
             let (session, count) = turns.remove(0);
             let mut gone = Vec::new();
@@ -310,7 +316,7 @@ impl Sessions {
 
     fn compute(&mut self, hands: &Hands, dealt: &[(SessionId, usize)]) -> Result<(), Broken> {
         let count = |session: &SessionId| dealt.iter().find(|(in_turn, _)| in_turn == session).map(|(_, count)| *count);
-        let mut turns: Vec<Turn> = self
+        let mut turns: SmallVec<[Turn; SESSIONS_USUAL]> = self
             .open
             .iter_mut()
             .filter_map(|(id, open)| {

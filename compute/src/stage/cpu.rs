@@ -4,7 +4,7 @@
 //! session's tokens become does not depend on its neighbours: columns of a pass meet nowhere ([`Pass`]).
 
 use super::{
-    Adapter, Checked, Facts, Hands,
+    Adapter, Checked, Facts, Hands, SESSIONS_USUAL,
     pages::{PageKey, Pages},
 };
 use crate::{
@@ -19,9 +19,11 @@ use crate::{
         work::{PASS_TOKENS_MAX, SAMPLED_MAX, Work},
     },
     engine::Memory,
-    sample::{self, Sampling},
+    sample::Sampling,
 };
+use smallvec::SmallVec;
 use std::{
+    mem,
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -206,7 +208,7 @@ impl CpuWeights {
         // Taken out, so that a pass that panics leaves no half-written buffers behind.
         let mut work =
             guard.take().unwrap_or_else(|| Work::new(&self.model, self.planes, PASS_TOKENS_MAX, SAMPLED_MAX));
-        let slots = slots(pieces);
+        let slots: SmallVec<[Slot; PASS_TOKENS_MAX]> = slots(pieces).collect();
         let pass =
             Pass { model: &self.model, pool: &hands.pool, level: hands.level, planes: self.planes, slots: &slots };
         let width = self.model.shape.width;
@@ -214,9 +216,12 @@ impl CpuWeights {
             Some(_) => pass.embed(&mut work, pieces.iter().flat_map(|piece| piece.input.ids()).copied()),
             None => pass.receive(&mut work, pieces.iter().flat_map(|piece| piece.input.values().chunks_exact(width))),
         }
-        work.low.gather(&pieces.iter().map(|piece| piece.adapter).collect::<Vec<_>>(), &slots);
-        let mut caches: Vec<&mut Cache> = pieces.iter_mut().map(|piece| &mut piece.stage.cache).collect();
+        let adapters: SmallVec<[_; SESSIONS_USUAL]> = pieces.iter().map(|piece| piece.adapter).collect();
+        work.low.gather(&adapters, &slots);
+        let mut caches: SmallVec<[&mut Cache; SESSIONS_USUAL]> =
+            pieces.iter_mut().map(|piece| &mut piece.stage.cache).collect();
         pass.walk(&mut work, &mut caches);
+        drop(caches);
         work.low.clear();
         match self.model.head {
             Some(_) => choose(&pass, &mut work, pieces),
@@ -233,17 +238,17 @@ pub(crate) fn pass(hands: &Hands, pieces: &mut [Piece]) {
     weights.pass(hands, pieces);
 }
 
-fn slots(pieces: &[Piece]) -> Vec<Slot> {
+fn slots(pieces: &[Piece]) -> impl Iterator<Item = Slot> {
     let of = |(sequence, piece): (usize, &Piece)| {
         let first = piece.first;
         (0..piece.count).map(move |i| Slot { sequence, position: first + i })
     };
-    pieces.iter().enumerate().flat_map(of).collect()
+    pieces.iter().enumerate().flat_map(of)
 }
 
 /// The tokens of the pieces that want one, from the logits of their last positions.
 fn choose(pass: &Pass, work: &mut Work, pieces: &mut [Piece]) {
-    let mut wanted = Vec::with_capacity(SAMPLED_MAX);
+    let mut wanted = SmallVec::<[usize; SAMPLED_MAX]>::new();
     let mut end = 0;
     for piece in pieces.iter() {
         end += piece.count;
@@ -255,7 +260,7 @@ fn choose(pass: &Pass, work: &mut Work, pieces: &mut [Piece]) {
         return;
     }
     pass.logits(work, &wanted);
-    let mut column = 0;
+    let (mut column, mut sampler) = (0, mem::take(&mut work.sampler));
     for piece in pieces {
         let logits = match piece.wants {
             Wants::Token { .. } | Wants::Logits(_) => pass.column(work, column, wanted.len()),
@@ -263,13 +268,14 @@ fn choose(pass: &Pass, work: &mut Work, pieces: &mut [Piece]) {
         };
         match &mut piece.wants {
             Wants::Token { sampling, history, token } => {
-                **token = Some(sample::choose(logits, sampling, (piece.first + piece.count) as u64, history));
+                **token = Some(sampler.choose(logits, sampling, (piece.first + piece.count) as u64, history));
             }
             Wants::Logits(values) => **values = Some(logits.to_vec()),
             Wants::Hidden(_) | Wants::Nothing => {}
         }
         column += 1;
     }
+    work.sampler = sampler;
 }
 
 impl Wants<'_> {
