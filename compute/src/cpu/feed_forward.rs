@@ -121,11 +121,10 @@ impl Pass<'_> {
         let n = self.tokens();
         let routes = &mut work.routes[..routing.experts.next_multiple_of(LANES) * n];
         self.product(&experts.router, &work.narrow, n, routes, Post::Store);
-        let mut scores = vec![0.0; routing.experts];
         choices.clear();
         for t in 0..n {
-            copy_rows(routes, n, t, 0, &mut scores);
-            route::choose(routing, t, &scores, choices);
+            copy_rows(routes, n, t, 0, &mut work.scores);
+            route::choose(routing, t, &work.scores, choices);
         }
         choices.sort_unstable_by_key(|choice| (choice.expert, choice.token));
     }

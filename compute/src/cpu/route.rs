@@ -16,34 +16,34 @@ pub struct Choice {
 /// Adds the choices of one token: the experts of the highest scores (of equal ones the first), in the order of experts,
 /// weighted by the softmax of the scores, of all or of those that are chosen.
 pub fn choose(routing: Routing, token: usize, scores: &[f32], choices: &mut Vec<Choice>) {
-    let mut order: Vec<usize> = (0..routing.experts).collect();
-    let best_first = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
-    if routing.used < order.len() {
-        order.select_nth_unstable_by(routing.used, best_first);
-        order.truncate(routing.used);
+    let (scores, first) = (&scores[..routing.experts], choices.len());
+    choices.extend(scores.iter().enumerate().map(|(expert, score)| Choice { expert, token, weight: *score }));
+    let best_first = |a: &Choice, b: &Choice| b.weight.total_cmp(&a.weight).then(a.expert.cmp(&b.expert));
+    if routing.used < routing.experts {
+        choices[first..].select_nth_unstable_by(routing.used, best_first);
+        choices.truncate(first + routing.used);
     }
-    order.sort_unstable();
-    let top = order.iter().fold(f32::NEG_INFINITY, |top, expert| top.max(scores[*expert]));
-    let chosen: Vec<f32> = order.iter().map(|expert| scores[*expert]).collect();
-    let mut weights = exponentials(&chosen, top);
+    let chosen = &mut choices[first..];
+    chosen.sort_unstable_by_key(|choice| choice.expert);
+    let top = chosen.iter().fold(f32::NEG_INFINITY, |top, choice| top.max(choice.weight));
+    for chunk in chosen.chunks_mut(LANES) {
+        let weights = exponentials(chunk.iter().map(|choice| choice.weight), top);
+        chunk.iter_mut().zip(weights).for_each(|(choice, weight)| choice.weight = weight);
+    }
+    let of_all = |chunk: &[f32]| exponentials(chunk.iter().copied(), top).into_iter().take(chunk.len());
     let total: f32 = match routing.is_normalised {
-        true => weights.iter().sum(),
-        false => exponentials(&scores[..routing.experts], top).iter().sum(),
+        true => chosen.iter().map(|choice| choice.weight).sum(),
+        false => scores.chunks(LANES).flat_map(of_all).sum(),
     };
-    weights.iter_mut().for_each(|weight| *weight /= total);
-    choices.extend(order.into_iter().zip(weights).map(|(expert, weight)| Choice { expert, token, weight }));
+    chosen.iter_mut().for_each(|choice| choice.weight /= total);
 }
 
-/// `e^(score - top)` of each, in the engine's own arithmetic: a library's differs from machine to machine.
-fn exponentials(scores: &[f32], top: f32) -> Vec<f32> {
-    let mut all = Vec::with_capacity(scores.len());
-    for chunk in scores.chunks(LANES) {
-        let mut lanes = [0f32; LANES];
-        lanes.iter_mut().zip(chunk).for_each(|(lane, score)| *lane = score - top);
-        kernels::exp(&mut lanes);
-        all.extend_from_slice(&lanes[..chunk.len()]);
-    }
-    all
+/// `e^(score - top)` of up to [`LANES`] scores, in the engine's own arithmetic: a library's differs from machine to machine.
+fn exponentials(scores: impl Iterator<Item = f32>, top: f32) -> [f32; LANES] {
+    let mut lanes = [0f32; LANES];
+    lanes.iter_mut().zip(scores).for_each(|(lane, score)| *lane = score - top);
+    kernels::exp(&mut lanes);
+    lanes
 }
 
 #[cfg(test)]

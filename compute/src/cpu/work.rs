@@ -36,6 +36,8 @@ pub struct Work {
     pub normed: Vec<f32>,
     /// How well each expert fits each token, a panel.
     pub routes: Vec<f32>,
+    /// The same of one token.
+    pub scores: Vec<f32>,
     /// Which experts the tokens of the pass go through.
     pub choices: Vec<Choice>,
     /// Of the narrow feed, the tokens of one expert.
@@ -85,6 +87,7 @@ impl Work {
             branch: vec![0.0; padded(s.width) * branches],
             normed: vec![0.0; if has_post_norms { padded(s.width) * tokens } else { 0 }],
             routes: vec![0.0; routing.map_or(0, |routing| padded(routing.experts)) * tokens],
+            scores: vec![0.0; routing.map_or(0, |routing| routing.experts)],
             choices: Vec::new(),
             picked: routing.map(|_| feed(s.width, tokens, planes, inward)),
             each: routing
