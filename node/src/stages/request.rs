@@ -196,3 +196,42 @@ pub(crate) fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Resul
 pub(super) fn bad(why: String) -> Refusal {
     Refusal::new(Reason::BadInput, "a stage request", why).try_this("the same version of cairn on both nodes")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opening() -> peer_pb::OpenStage {
+        peer_pb::OpenStage {
+            session: vec![1; 16],
+            realm: vec![2; 32],
+            revision: vec![3; 32],
+            publisher: vec![4; 32],
+            previous_node: vec![5; 32],
+            end_layer: 1,
+            embedding: true,
+            head: true,
+            context: 64,
+            planes: 2,
+            ..peer_pb::OpenStage::default()
+        }
+    }
+
+    #[test]
+    fn a_stranger_waits_no_longer_than_anybody_may() {
+        for (asked, granted) in [(0, Duration::ZERO), (1500, Duration::from_millis(1500)), (u64::MAX, bounds::WAIT_MAX)]
+        {
+            let request = StageRequest::parse(peer_pb::OpenStage { wait_ms: asked, ..opening() }).unwrap();
+            assert_eq!(request.wait, granted);
+        }
+    }
+
+    #[test]
+    fn keys_and_values_are_halves_unless_asked_for_otherwise_and_nothing_unknown() {
+        let kv = |name: &str| StageRequest::parse(peer_pb::OpenStage { kv: name.to_owned(), ..opening() });
+        assert_eq!(kv("").unwrap().kv, KvFormat::F16);
+        assert_eq!(kv("int8").unwrap().kv, KvFormat::Int8);
+        let refused = kv("int4").unwrap_err();
+        assert!(refused.reason == Reason::BadInput && refused.to_string().contains("f16 or int8"), "{refused}");
+    }
+}
