@@ -1,8 +1,12 @@
 //! Many clients at one node: who is over the quota waits in line, nobody waits for another's many, and a full line says so.
 
+use std::process::Stdio;
+
 use anyhow::{Context, Result, ensure};
 use cairn_client::{Client, Reason, Refusal, api, api::generate_event::Event};
-use cairn_testnet::{Generation, Testnet, greedy, metric, tiny_model, wait_until};
+use cairn_testnet::{Generation, PATIENCE, Testnet, greedy, metric, tiny_model, wait_until};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 const CAIRN: &str = env!("CARGO_BIN_EXE_cairn");
 const REPO: &str = "test/model";
@@ -85,6 +89,39 @@ async fn without_patience_a_busy_node_is_said_to_be_busy() -> Result<()> {
         Ok(Generation::of(client, greedy(REPO, PROMPT, 3, 1)).await.is_ok())
     })
     .await?;
+    net.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_is_told_its_place_in_line() -> Result<()> {
+    let (net, _model) = narrow(4, 60).await?;
+    // One of them has the place and the other is before whoever comes, so that it is never free.
+    let mut others = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        let client = net.client(0).clone();
+        others.spawn(async move { while Generation::of(&client, greedy(REPO, PROMPT, 300, 1)).await.is_ok() {} });
+    }
+    wait_until("one is in line", async || Ok(metric(net.client(1), "cairn_stage_waiting").await? > 0.0)).await?;
+    let mut command = tokio::process::Command::new(CAIRN);
+    command.args(["run", REPO, PROMPT, "--raw", "--max-tokens", "3", "--json", "--api", &net.node(0).ready().api]);
+    let waits = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut lines = BufReader::new(waits.stdout.context("its output")?).lines();
+    let mut line = async || -> Result<Value> {
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await??;
+        Ok(serde_json::from_str(&line.context("it ended")?)?)
+    };
+    ensure!(line().await?["event"] == "started", "a plan was made");
+    let told = line().await?;
+    let node = net.node(1).ready().node_id.as_str();
+    ensure!(told["event"] == "progress" && told["phase"] == "wait", "{told}");
+    ensure!(told["place"].as_u64() > Some(0) && told["item"] == node && told["choice"] == 0, "{told}");
+    drop(others);
+    let mut last = told;
+    while last["event"] != "done" {
+        last = line().await?;
+    }
+    ensure!(last["tokens"].as_array().is_some_and(|tokens| tokens.len() == 3), "{last}");
     net.stop().await;
     Ok(())
 }

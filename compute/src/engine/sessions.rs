@@ -101,6 +101,7 @@ impl Sessions {
     pub fn take(&mut self, command: Command) {
         match command {
             Command::Open { session, weights, client, context, kv, share, closed } => {
+                self.turns.came(client);
                 self.open.insert(session, Open::new(weights, client, (context, kv), share, closed));
             }
             Command::Step { session, input, asked, answer } => {
@@ -168,8 +169,7 @@ impl Sessions {
 
     /// Where in the line the session stands whose weights are next.
     fn first(&self) -> Option<usize> {
-        let client = |session: &SessionId| self.open.get(session).map(|open| open.client).unwrap_or_default();
-        self.turns.next(self.line.iter().map(client))
+        self.turns.next(self.line.iter().map(|session| client(&self.open, session)))
     }
 
     /// How long a pass that could begin now should wait for sessions of the same weights that were just answered.
@@ -208,23 +208,25 @@ impl Sessions {
         if let Some(session) = self.first().and_then(|at| self.line.remove(at)) {
             self.line.push_front(session);
         }
-        let turns = self.those_of_the_first();
-        self.turns.note(turns.iter().filter_map(|(session, _)| Some(self.open.get(session)?.client)));
-        turns
-    }
-
-    /// Takes those out of the line who share a pass with the first in it.
-    fn those_of_the_first(&mut self) -> Dealt {
-        let under_way = |session: &SessionId| {
-            self.open.get(session).and_then(|open| Some((open.weights()?, open.step.as_ref()?, open.client)))
-        };
-        let Some((weights, (first, _), _)) = self.line.front().and_then(under_way) else {
+        let Some(turns) = self.those_of_the_first() else {
             self.line.pop_front();
             return Dealt::new();
         };
+        let is_in = |session: &SessionId| turns.iter().any(|(in_turn, _)| in_turn == session);
+        self.turns.note(self.line.iter().map(|session| (client(&self.open, session), is_in(session))));
+        self.line.retain(|session| !is_in(session));
+        turns
+    }
+
+    /// Those who share a pass with the first in line. None where nothing of that one is under way.
+    fn those_of_the_first(&self) -> Option<Dealt> {
+        let under_way = |session: &SessionId| {
+            self.open.get(session).and_then(|open| Some((open.weights()?, open.step.as_ref()?, open.client)))
+        };
+        let front = self.line.front()?;
+        let (weights, (first, _), _) = under_way(front)?;
         if !weights.shares_passes() {
-            let left = first.left();
-            return self.line.pop_front().map(|session| (session, left)).into_iter().collect();
+            return Some(Dealt::from_iter([(*front, first.left())]));
         }
         let (sessions, waiting): (SmallVec<[SessionId; SESSIONS_USUAL]>, SmallVec<[Waiting; SESSIONS_USUAL]>) = self
             .line
@@ -234,10 +236,7 @@ impl Sessions {
                 Some((*session, Waiting { left: step.left(), samples: step.samples(), client }))
             })
             .unzip();
-        let turns: Dealt =
-            sessions.into_iter().zip(deal(&waiting, self.absent(weights))).filter(|(_, count)| *count > 0).collect();
-        self.line.retain(|session| !turns.iter().any(|(in_turn, _)| in_turn == session));
-        turns
+        Some(sessions.into_iter().zip(deal(&waiting, self.absent(weights))).filter(|(_, count)| *count > 0).collect())
     }
 
     /// Those of `turns` that have pages for what they will compute. Others have made room, or been refused.
@@ -443,6 +442,10 @@ impl Order {
             Self::Truncate(_) | Self::Name(_) | Self::Choosing(_) | Self::History(_) | Self::Adapter(_) => {}
         }
     }
+}
+
+fn client(open: &BTreeMap<SessionId, Open>, session: &SessionId) -> ClientId {
+    open.get(session).map(|open| open.client).unwrap_or_default()
 }
 
 fn closed() -> StepError {

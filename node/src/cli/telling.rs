@@ -72,7 +72,15 @@ impl<'a> Telling<'a> {
     fn show(&mut self, choice: usize, event: Event) {
         let output = self.global.output();
         match event {
-            Event::Progress(progress) => self.bar.show(&progress),
+            Event::Progress(progress) => {
+                self.bar.show(&progress);
+                if progress.place > 0 {
+                    output.event(&json!({
+                        "event": "progress", "choice": choice, "phase": progress.phase, "item": progress.item,
+                        "place": progress.place,
+                    }));
+                }
+            }
             Event::Started(started) => {
                 self.bar.clear();
                 let so_far = &mut self.so_far[choice];
