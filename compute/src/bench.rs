@@ -10,7 +10,7 @@ use crate::{
     arch::StagePart,
     cpu::{
         acts::Planes,
-        cache::{Cache, PageShape},
+        cache::Cache,
         kv::KvFormat,
         level::Level,
         model::Model,
@@ -258,7 +258,7 @@ impl Bench {
 
     /// Gives so many users room for so many positions each.
     fn seat(&mut self, users: usize, context: usize) {
-        let shape = PageShape::of(&self.model, self.kv);
+        let shape = self.model.page_shape(self.kv);
         self.caches.clear();
         self.caches.extend((0..users).map(|_| Cache::new(shape, context)));
     }

@@ -10,7 +10,7 @@ use crate::{
     cpu::{
         acts::Planes,
         adapters::Adapter,
-        cache::{Cache, PageShape},
+        cache::Cache,
         kv::KvFormat,
         level::Level,
         model::Model as Loaded,
@@ -150,7 +150,7 @@ fn computed(tiny: &Tiny, ids: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<f64
 fn pass(model: &Loaded, ids: &[u32], adapter: Option<&Arc<Adapter>>) -> Vec<f64> {
     let pool = Pool::new(1).expect("pool");
     let mut work = Work::new(model, Planes::Two, PASS_TOKENS_MAX, 1);
-    let mut cache = Cache::new(PageShape::of(model, KvFormat::F16), 512);
+    let mut cache = Cache::new(model.page_shape(KvFormat::F16), 512);
     let mut last = Vec::new();
     for (piece, ids) in ids.chunks(PASS_TOKENS_MAX).enumerate() {
         let position = |i: usize| piece * PASS_TOKENS_MAX + i;

@@ -8,7 +8,7 @@ use crate::{
     cpu::{
         acts::Planes,
         adapters::Adapter,
-        cache::{Cache, PageShape},
+        cache::Cache,
         kv::KvFormat,
         level::Level,
         model::Model as Loaded,
@@ -314,8 +314,7 @@ fn passes(
 ) -> Vec<Vec<f32>> {
     let s = model.shape;
     let mut work = Work::new(model, Planes::Two, 128, 1);
-    let mut caches: Vec<Cache> =
-        sequences.iter().map(|_| Cache::new(PageShape::of(model, KvFormat::F16), 64)).collect();
+    let mut caches: Vec<Cache> = sequences.iter().map(|_| Cache::new(model.page_shape(KvFormat::F16), 64)).collect();
     let mut made = vec![Vec::new(); sequences.len()];
     let longest = sequences.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0);
     for from in (0..longest).step_by(piece) {

@@ -8,7 +8,6 @@
 use super::{Bench, BenchError, BenchOptions, Opened, Spread};
 use crate::{
     cpu::{
-        cache::PageShape,
         model::{Layer, Model, attended},
         work::PASS_TOKENS_MAX,
     },
@@ -98,7 +97,7 @@ fn measured(path: &Path, options: &BenchOptions) -> Result<SweepReport, BenchErr
         level: bench.level.name(),
         planes: bench.planes.count(),
         step_bytes: bench.model.bytes_a_token(),
-        position_bytes: PageShape::of(&bench.model, bench.kv).position_bytes(),
+        position_bytes: bench.model.page_shape(bench.kv).position_bytes(),
         products_a_token: products(&bench.model),
         bandwidth_bytes_per_s: 0,
         products_per_s: measure::products(&bench.pool, bench.level, bench.planes, super::BANDWIDTH_BUDGET),

@@ -10,7 +10,6 @@ use super::{
     kernels::{KV_TILE, KvHead},
     kv::KvFormat,
     lines::{LINE_BYTES, Line},
-    model::Model,
 };
 use std::{any::Any, ops::Range, sync::Arc};
 
@@ -28,12 +27,6 @@ pub struct PageShape {
 }
 
 impl PageShape {
-    /// Of a stage with these weights.
-    pub fn of(model: &Model, format: KvFormat) -> Self {
-        let shape = &model.shape;
-        Self { layers: model.layers.len(), kv_heads: shape.kv_heads, width: shape.head_width, format }
-    }
-
     /// Lines of keys and values of one head.
     pub fn head_lines(&self) -> usize {
         self.format.key_lines(self.width) + self.format.value_lines(self.width)

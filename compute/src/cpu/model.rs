@@ -2,7 +2,7 @@
 //!
 //! Sizes here were checked when they were made (`arch::shape`): nothing below checks them again.
 
-use super::{lines::Store, matrix::Fused, matrix::Matrix, packed::LANES, rope::Rope};
+use super::{cache::PageShape, kv::KvFormat, lines::Store, matrix::Fused, matrix::Matrix, packed::LANES, rope::Rope};
 use std::ops::Range;
 
 /// Sizes of the model that a stage belongs to.
@@ -135,6 +135,12 @@ pub struct Model {
 }
 
 impl Model {
+    /// What a page of its sessions' keys and values is of.
+    pub fn page_shape(&self, format: KvFormat) -> PageShape {
+        let Shape { kv_heads, head_width: width, .. } = self.shape;
+        PageShape { layers: self.layers.len(), kv_heads, width, format }
+    }
+
     /// Bytes of weights held.
     pub fn bytes(&self) -> u64 {
         self.store.bytes()

@@ -5,7 +5,7 @@ use crate::{
     arch::{LayerRole, Projection, Role},
     choose::{Choice, Chooser, Demands},
     cpu::{
-        cache::{Cache, PageShape},
+        cache::Cache,
         kv::KvFormat,
         pass::{Pass, Slot},
         work::{PASS_TOKENS_MAX, Work},
@@ -351,7 +351,7 @@ fn sequences_that_share_a_pass_do_not_touch_each_other() {
             let mut work = Work::new(&model, Planes::Two, PASS_TOKENS_MAX, 1);
             let mut run = |sequences: &[Vec<u32>]| {
                 let mut caches: Vec<Cache> =
-                    sequences.iter().map(|_| Cache::new(PageShape::of(&model, KvFormat::F16), 64)).collect();
+                    sequences.iter().map(|_| Cache::new(model.page_shape(KvFormat::F16), 64)).collect();
                 let slots: Vec<Slot> = sequences
                     .iter()
                     .enumerate()

@@ -9,7 +9,7 @@ use crate::{
     arch::StagePart,
     cpu::{
         acts::Planes,
-        cache::{Cache, PageShape},
+        cache::Cache,
         kv::KvFormat,
         level::Level,
         model::Model,
@@ -82,7 +82,7 @@ impl Runner {
         let loaded = weights::load(&files.model, &files.tensors, &whole, CONTEXT, &mut *source).expect("loads");
         let (model, pool) = (loaded.model, Pool::new(2).expect("pool"));
         let work = Work::new(&model, Planes::Two, PASS_TOKENS_MAX, 1);
-        let cache = Cache::new(PageShape::of(&model, KvFormat::F16), CONTEXT);
+        let cache = Cache::new(model.page_shape(KvFormat::F16), CONTEXT);
         Self { model, pool, work, cache, held: 0 }
     }
 

@@ -11,7 +11,7 @@ use crate::{
     cpu::{
         acts::Planes,
         adapters,
-        cache::{Cache, Full, Page, PageShape},
+        cache::{Cache, Full, Page},
         kernels::KV_TILE,
         kv::KvFormat,
         model::Model,
@@ -159,7 +159,7 @@ impl CpuWeights {
 
     /// `memory` counts the pages of their sessions; without one nobody does.
     pub fn new(model: Model, planes: Planes, context: usize, memory: Option<&Arc<Memory>>) -> Arc<Self> {
-        let pages = KvFormat::ALL.map(|format| Pages::new(PageShape::of(&model, format), memory));
+        let pages = KvFormat::ALL.map(|format| Pages::new(model.page_shape(format), memory));
         Arc::new(Self { model, planes, context, pages, work: Mutex::new(None) })
     }
 

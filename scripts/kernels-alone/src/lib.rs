@@ -8,6 +8,7 @@ mod cpu {
     pub mod acts;
     pub mod cache;
     pub mod kernels;
+    pub mod kv;
     pub mod level;
     pub mod lines;
     pub mod packed;
