@@ -258,7 +258,7 @@ impl Pass<'_> {
             let start = start.max(end.saturating_sub(NEAR));
             for tile in start / KV_TILE..end.div_ceil(KV_TILE) {
                 let (first, last) = (start.saturating_sub(tile * KV_TILE), (end - tile * KV_TILE).min(KV_TILE));
-                // Of bytes the scales are not among them: they are few, and lie behind.
+                // Of bytes the scales lie behind, which moves the part a little: this is advice only.
                 let (keys, values) = kv.tile(tile);
                 let part = |lines: &[Line], first: usize, last: usize| {
                     first * lines.len() / KV_TILE..(last * lines.len()).div_ceil(KV_TILE)
