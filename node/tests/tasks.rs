@@ -61,7 +61,8 @@ fn sentences(count: usize) -> Vec<String> {
 
 async fn published(net: &Testnet, node: usize) -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir()?;
-    net.publish(node, &encoder_model(folder.path(), 12)?, REPO).await?;
+    let published = net.publish(node, &encoder_model(folder.path(), 12)?, REPO).await?;
+    ensure!(published.unserved.is_empty(), "nodes compute embeddings with it: {}", published.unserved);
     Ok(folder)
 }
 

@@ -13,7 +13,10 @@ use std::{
     time::SystemTime,
 };
 
-use cairn_compute::{adapter, arch};
+use cairn_compute::{
+    adapter, arch,
+    tasks::{Card, Task},
+};
 use cairn_protocol::{
     api,
     id::RevisionId,
@@ -260,13 +263,20 @@ fn describe(sources: &ModelSources<'_>, unserved: &OnceLock<String>) -> Result<D
     let model = match described.map_err(|error| error.to_string())? {
         arch::Description::Model(model) => Some(*model),
         arch::Description::Unserved(why) => {
-            // A publication is described once.
-            let _ = unserved.set(why);
+            if !has_task(sources) {
+                // A publication is described once.
+                let _ = unserved.set(why);
+            }
             None
         }
         arch::Description::Nothing => None,
     };
     Ok(Description { model, ..Description::default() })
+}
+
+/// Whether nodes compute a task with it whole, though they generate nothing with it.
+fn has_task(sources: &ModelSources<'_>) -> bool {
+    matches!(Card::read(None, sources.config_json, false).task(), Task::Served(_))
 }
 
 /// A PEFT folder. What holds no `adapter_config.json` is stored and shared like anything, and not computed.

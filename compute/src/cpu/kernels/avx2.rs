@@ -16,7 +16,10 @@ use super::{
     vector::Vector,
 };
 use half::{bf16, f16};
-use std::{arch::x86_64::*, marker::PhantomData};
+use std::{
+    arch::{asm, x86_64::*},
+    marker::PhantomData,
+};
 
 /// # Safety
 /// Features, and bounds as asserted in `kernels`; so for every function here.
@@ -143,7 +146,7 @@ impl Dot for Madd {
                 acc[h] = _mm256_add_epi32(acc[h], _mm256_madd_epi16(low, even));
                 acc[h] = _mm256_add_epi32(acc[h], _mm256_madd_epi16(high, odd));
             }
-            acc
+            acc.map(|sum| in_register(sum))
         }
     }
 
@@ -153,6 +156,16 @@ impl Dot for Madd {
         // SAFETY: as the contract.
         unsafe { product::tile::<Halves<Self>, F, G, T>(s, out, post) }
     }
+}
+
+/// The same sum, of which the compiler knows nothing: else it would add the products of a whole block in an order of its own, for which
+/// it keeps so many of them that most lie on the stack.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn in_register(mut sum: __m256i) -> __m256i {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(ymm_reg) sum, options(nomem, nostack, preserves_flags)) };
+    sum
 }
 
 /// Quants as pairs of 16 bits: of elements 0 to 3, word 0 holds 0 and 2, word 1 holds 1 and 3, and so on.
