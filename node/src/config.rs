@@ -58,6 +58,12 @@ pub struct Config {
     pub wait_s: u64,
     /// Seconds after which an idle stage lease ends.
     pub lease_idle_s: u64,
+    /// Seconds for which another node's copy counts after hearing of it.
+    pub mirror_lease_s: u64,
+    /// Seconds that each mirror before this one has to fetch what is missing.
+    pub mirror_standby_s: u64,
+    /// Seconds after which a copy too many is let go.
+    pub mirror_surplus_s: u64,
     /// Certificate and key of the gRPC door, PEM files.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// The layers this was made from, for `cairn config show`.
@@ -154,6 +160,9 @@ impl Config {
             waiting_per_peer: settings.parse("waiting_per_peer", parse_display)?,
             wait_s: settings.parse("wait_s", parse_display)?,
             lease_idle_s: settings.parse("lease_idle_s", parse_display)?,
+            mirror_lease_s: settings.parse("mirror_lease_s", parse_display)?,
+            mirror_standby_s: settings.parse("mirror_standby_s", parse_display)?,
+            mirror_surplus_s: settings.parse("mirror_surplus_s", parse_display)?,
             tls,
             settings,
         })

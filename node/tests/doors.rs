@@ -108,7 +108,7 @@ async fn calls_that_administer_need_the_token_and_reads_do_not() {
     let daemon = Daemon::start();
     let mut registry = RegistryClient::new(channel(&daemon).await);
     registry.list(api::ListRequest::default()).await.unwrap();
-    let ask = || api::MirrorAddRequest { pattern: "acme/tiny".into() };
+    let ask = || api::MirrorAddRequest { pattern: "acme/tiny".into(), rules: None };
     let status = registry.mirror_add(ask()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     assert_eq!(Refusal::from_details(status.details()).unwrap().reason, Reason::TokenRequired);

@@ -52,6 +52,8 @@ pub struct Advert {
     pub tasks: Vec<String>,
     /// Revisions whose models are loaded for a task, the last used first.
     pub warm: Vec<RevisionId>,
+    /// Whether it keeps copies of others' repos by policy.
+    pub mirrors: bool,
 }
 
 /// What a node has.
@@ -225,6 +227,7 @@ impl Advert {
             holds: self.holds.iter().map(RevisionId::to_vec).collect(),
             tasks: self.tasks.clone(),
             warm: self.warm.iter().map(RevisionId::to_vec).collect(),
+            mirrors: self.mirrors,
         }
     }
 
@@ -268,6 +271,7 @@ impl Advert {
             holds: revisions(&pb.holds, "holds")?,
             tasks: pb.tasks.into_iter().map(|task| word(task, "tasks")).collect::<Result<_, _>>()?,
             warm: revisions(&pb.warm, "warm")?,
+            mirrors: pb.mirrors,
         })
     }
 }

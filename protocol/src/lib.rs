@@ -7,6 +7,7 @@ mod generated;
 mod header;
 mod model;
 mod path;
+mod stored;
 mod variations;
 mod wire;
 

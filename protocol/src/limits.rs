@@ -51,6 +51,10 @@ pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
 pub const TAGS_MAX: usize = 64;
 /// Short free texts of a record: licence, architecture, quantisation, one tag.
 pub const WORD_BYTES_MAX: usize = 128;
+/// Revisions in one question for what is kept whole; each costs the other a look at its manifest.
+pub const KEEPS_MAX: usize = 256;
+/// Licences, or tags, that one rule of a mirror's policy names.
+pub const MIRROR_WORDS_MAX: usize = 32;
 /// The display name of a profile.
 pub const DISPLAY_NAME_BYTES_MAX: usize = 256;
 /// Digests of one file that are read; more are refused.

@@ -3,7 +3,9 @@
 
 use prost::Message;
 
-use crate::limits::{ANSWER_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX, QUESTION_BYTES_MAX, STAGE_MESSAGE_BYTES_MAX};
+use crate::limits::{
+    ANSWER_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX, KEEPS_MAX, QUESTION_BYTES_MAX, STAGE_MESSAGE_BYTES_MAX,
+};
 use crate::peer_pb::{Answer, OpenStage, Question, StageCommand, StageEvent, answer, question};
 
 /// Why bytes are not a message, or a message may not be sent.
@@ -102,6 +104,7 @@ fn check_question(question: &Question) -> Result<(), TalkError> {
     match &question.ask {
         None => Err(TalkError::Unknown),
         Some(question::Ask::Holds(holds)) if holds.hashes.len() > HOLDS_MAX => Err(TalkError::Invalid("hashes")),
+        Some(question::Ask::Keeps(keeps)) if keeps.revisions.len() > KEEPS_MAX => Err(TalkError::Invalid("revisions")),
         Some(question::Ask::Holds(holds)) if holds.hashes.iter().any(|hash| hash.len() != 32) => {
             Err(TalkError::Invalid("hashes"))
         }

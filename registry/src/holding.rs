@@ -122,6 +122,11 @@ impl Registry {
         Ok(Holding { whole: sizes_fit && bytes_held == bytes_total, kept, bytes_held, bytes_total: Some(bytes_total) })
     }
 
+    /// Whether all of a revision is here and kept. What can't be told counts as no.
+    pub async fn keeps_whole(&self, revision: RevisionId) -> bool {
+        self.is_kept(revision).await.is_ok_and(|kept| kept) && self.held(revision).await.is_ok_and(|held| held.whole)
+    }
+
     /// Pins a revision whose manifest is here. In the record class, what is here of it is made durable first.
     pub async fn pin(&self, revision: RevisionId, class: PinClass) -> Result<(), HoldError> {
         let manifest = self.manifest(revision).await?.ok_or(HoldError::NoManifest(revision))?;

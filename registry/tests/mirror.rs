@@ -5,7 +5,7 @@
 mod house;
 
 use cairn_protocol::{BlobHash, RefName, RevisionId};
-use cairn_registry::{HoldError, PinClass, mirror::Pattern};
+use cairn_registry::{HoldError, PinClass, mirror::{Pattern, Policy}};
 use house::{House, bytes, key, profile, repo, sign};
 
 /// Publishes a file at one house and has the other one hold it, unpinned but for the pins that this answers.
@@ -41,13 +41,13 @@ async fn the_end_of_a_pattern_frees_what_it_alone_kept_and_nothing_else() {
     let (twice, _, pins_of_twice) = bring(&a, &b, "twice", bytes(70_000, 3)).await;
     let (later, _, pins_of_later) = bring(&a, &b, "later", bytes(80_000, 4)).await;
     let (same, shared, pins_of_same) = bring(&a, &b, "same", bytes(60_000, 2)).await;
-    registry.add_mirror(&pattern("acme/*")).await.unwrap();
+    registry.add_mirror(&Policy::all_of(pattern("acme/*"))).await.unwrap();
     registry.pin(pulled, PinClass::Record).await.unwrap();
     for revision in [alone, pulled, twice, later, same] {
         registry.pin(revision, PinClass::Mirrored).await.unwrap();
     }
     registry.pin(later, PinClass::Record).await.unwrap();
-    registry.add_mirror(&pattern("acme/twice")).await.unwrap();
+    registry.add_mirror(&Policy::all_of(pattern("acme/twice"))).await.unwrap();
     drop((pins_of_alone, pins_of_pulled, pins_of_twice, pins_of_later, pins_of_same));
 
     let mut gone = registry.remove_mirror(&pattern("acme/*")).await.unwrap().unwrap();
@@ -86,8 +86,8 @@ async fn what_a_mirror_fetched_is_not_kept_when_its_pattern_has_ended_meanwhile(
 async fn a_stranger_who_claims_the_mirrored_handle_too_frees_nothing() {
     let (a, b) = (House::new().await, House::new().await);
     let (revision, _, pins) = bring(&a, &b, "tiny", bytes(50_000, 1)).await;
-    b.registry.add_mirror(&pattern("acme/*")).await.unwrap();
-    b.registry.add_mirror(&pattern("*")).await.unwrap();
+    b.registry.add_mirror(&Policy::all_of(pattern("acme/*"))).await.unwrap();
+    b.registry.add_mirror(&Policy::all_of(pattern("*"))).await.unwrap();
     b.registry.pin(revision, PinClass::Mirrored).await.unwrap();
     drop(pins);
     b.registry.insert(profile(&key(2), "acme", 0)).await.unwrap();

@@ -131,9 +131,14 @@ impl Client {
         stream(self.registry.clone().verify(self.request(api::VerifyRequest { repo: repo.into() })).await)
     }
 
-    /// Keeps what the pattern names. Needs the token.
+    /// Keeps what the pattern names, a copy here. Needs the token.
     pub async fn mirror_add(&self, pattern: impl Into<String>) -> Result<(), Refusal> {
-        let ask = self.request(api::MirrorAddRequest { pattern: pattern.into() });
+        self.mirror_by(pattern, api::MirrorRules::default()).await
+    }
+
+    /// Keeps what the pattern names by these rules, which replace those that it had. Needs the token.
+    pub async fn mirror_by(&self, pattern: impl Into<String>, rules: api::MirrorRules) -> Result<(), Refusal> {
+        let ask = self.request(api::MirrorAddRequest { pattern: pattern.into(), rules: Some(rules) });
         answer(self.registry.clone().mirror_add(ask).await).map(drop)
     }
 

@@ -140,6 +140,7 @@ mod tests {
             holds: vec![],
             tasks: vec![],
             warm: vec![],
+            mirrors: false,
         }
     }
 

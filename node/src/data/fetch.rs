@@ -31,7 +31,11 @@ use futures::StreamExt;
 use iroh_blobs::{
     Hash,
     api::remote::GetProgressItem,
-    get::{GetError, fsm::DecodeError, request::get_verified_size},
+    get::{
+        GetError,
+        fsm::DecodeError,
+        request::{get_chunk_probe, get_verified_size},
+    },
     protocol::{ChunkRanges, ChunkRangesExt, ERR_LIMIT, ERR_PERMISSION, GetRequest},
 };
 use tokio::{
@@ -243,6 +247,15 @@ impl DataHandle {
             Ok(Err(_)) => Err(undelivered(Failure::Absent)),
             Err(_) => Err(undelivered(Failure::Stalled)),
         }
+    }
+
+    /// Whether a source delivers the chunk (1 KiB) at `offset` of a blob, true to its hash. Nothing is kept.
+    pub async fn delivers(&self, source: &Source, hash: BlobHash, offset: u64) -> bool {
+        let Ok(connection) = self.blob_connection(source.node, &source.addresses).await else { return false };
+        let (raw, chunk) = (Hash::from_bytes(*hash.as_bytes()), ChunkRanges::bytes(offset..offset + 1));
+        let Some(chunk) = chunk.boundaries().first().copied() else { return false };
+        let asked = tokio::time::timeout(SIZE_DEADLINE, get_chunk_probe(&connection, &raw, chunk)).await;
+        matches!(asked, Ok(Ok(_)))
     }
 }
 

@@ -6,10 +6,12 @@
 //! on an async worker.
 
 use cairn_protocol::{
-    id::{BlobHash, NodeId, PublisherKey},
-    limits::{HEADS_PAGE_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX},
+    id::{BlobHash, NodeId, PublisherKey, RevisionId},
+    limits::{HEADS_PAGE_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX, KEEPS_MAX},
     name::{Handle, RefName, RepoId, RepoKind, RepoName},
-    peer_pb::{Heads, HeadsPage, Held, Holding, Holds, Question, Records, Resolve, answer::Say, question::Ask},
+    peer_pb::{
+        Heads, HeadsPage, Held, Holding, Holds, Keeps, Kept, Question, Records, Resolve, answer::Say, question::Ask,
+    },
     record::{Record, RecordError},
     record_pb,
     refusal::Reason,
@@ -18,7 +20,7 @@ use cairn_registry::{InsertError, Inserted, Registry};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::catch_up::catch_up;
+use super::{catch_up::catch_up, mirror::copies};
 use crate::net::{GossipedRecord, InboundQuestion, Inbox, NetHandle, Severity, Verdict, refused};
 
 /// Questions answered at the same time: they only read, and the catalogue is one file.
@@ -191,6 +193,7 @@ async fn answer(registry: &Registry, question: Question) -> Say {
         Some(Ask::Resolve(resolve)) => answer_resolve(registry, resolve).await,
         Some(Ask::Heads(heads)) => answer_heads(registry, heads).await,
         Some(Ask::Holds(holds)) => answer_holds(registry, holds).await,
+        Some(Ask::Keeps(keeps)) => answer_keeps(registry, keeps).await,
         Some(Ask::Hello(_)) | None => Err((Reason::Unsupported, "not a question for the catalogue".to_owned())),
     };
     answered.unwrap_or_else(|(reason, why)| refused(reason, why))
@@ -256,6 +259,26 @@ async fn answer_holds(registry: &Registry, holds: Holds) -> Answered {
         }
     }
     Ok(Say::Held(Held { holdings }))
+}
+
+/// What this node keeps whole of these, and whether for a person or by a policy.
+async fn answer_keeps(registry: &Registry, keeps: Keeps) -> Answered {
+    if keeps.revisions.len() > KEEPS_MAX {
+        return Err((Reason::Limit, format!("at most {KEEPS_MAX} revisions in one question")));
+    }
+    let revisions: Result<Vec<RevisionId>, _> =
+        keeps.revisions.iter().map(|revision| RevisionId::try_from(revision.as_slice())).collect();
+    let revisions = revisions.map_err(|e| (Reason::BadInput, e.to_string()))?;
+    let mirrored = registry.mirrored(revisions.clone()).await.map_err(internal)?;
+    let mut states = Vec::with_capacity(revisions.len());
+    for revision in revisions {
+        states.push(match registry.keeps_whole(revision).await {
+            false => copies::NOT_KEPT,
+            true if mirrored.contains(&revision) => copies::KEPT_MIRRORED,
+            true => copies::KEPT_WANTED,
+        });
+    }
+    Ok(Say::Kept(Kept { states }))
 }
 
 /// What is here of a blob; `None` if nothing is. Of many pieces, the first are told.

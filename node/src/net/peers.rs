@@ -337,6 +337,7 @@ mod tests {
             holds: vec![RevisionId::from([7; 32])],
             tasks: vec![],
             warm: vec![],
+            mirrors: false,
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Statement {
     pub tasks: Vec<String>,
     /// Revisions whose models are loaded for a task, the last used first.
     pub warm: Vec<RevisionId>,
+    /// Whether it keeps copies of others' repos by policy.
+    pub mirrors: bool,
     /// Where the byte stack (iroh) listens.
     pub data_addresses: Vec<SocketAddr>,
     /// Relays of the byte stack.
@@ -155,6 +157,7 @@ impl Advertiser {
             holds: statement.holds.iter().copied().take(ADVERT_HOLDS_MAX).collect(),
             tasks: statement.tasks.iter().take(ADVERT_TASKS_MAX).cloned().collect(),
             warm: statement.warm.iter().copied().take(ADVERT_WARM_MAX).collect(),
+            mirrors: statement.mirrors,
         }
     }
 }

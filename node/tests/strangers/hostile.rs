@@ -15,7 +15,7 @@ use cairn_node::data::link;
 use cairn_protocol::{
     Keypair, RealmId, RevisionId,
     advert::{Advert, Capacity, Grant, Grants, Load, SignedAdvert},
-    peer_pb::{self, Answer, HeadsPage, Held, Hello, Holding, Question, Records, answer::Say, question::Ask},
+    peer_pb::{self, Answer, HeadsPage, Held, Hello, Holding, Kept, Question, Records, answer::Say, question::Ask},
     record_pb::Envelope,
 };
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt};
@@ -125,6 +125,7 @@ impl Stranger {
             holds: Vec::new(),
             tasks: warm.iter().map(|_| "embed".to_owned()).take(1).collect(),
             warm,
+            mirrors: false,
         };
         let actor =
             Actor { swarm, key: key.clone(), advert, lies: lies.clone(), seen: told, asks: Vec::new(), peer: None };
@@ -390,6 +391,8 @@ impl Actor {
                 let all = holds.hashes.into_iter().map(|hash| Holding { hash, complete: true, ranges: Vec::new() });
                 Say::Held(Held { holdings: all.collect() })
             }
+            // And says that persons there wanted all of it.
+            Ask::Keeps(keeps) => Say::Kept(Kept { states: vec![2; keeps.revisions.len()] }),
         }
     }
 }

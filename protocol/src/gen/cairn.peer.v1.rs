@@ -46,6 +46,9 @@ pub struct Advert {
     /// Ids of revisions whose models are loaded for a task, the last used first (at most 16).
     #[prost(bytes = "vec", repeated, tag = "16")]
     pub warm: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Whether it keeps copies of others' repos by policy.
+    #[prost(bool, tag = "30")]
+    pub mirrors: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Capacity {
@@ -106,7 +109,7 @@ pub struct Load {
 /// A question over libp2p; every one has a deadline.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Question {
-    #[prost(oneof = "question::Ask", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "question::Ask", tags = "1, 2, 3, 4, 30")]
     pub ask: ::core::option::Option<question::Ask>,
 }
 /// Nested message and enum types in `Question`.
@@ -121,11 +124,14 @@ pub mod question {
         Holds(super::Holds),
         #[prost(message, tag = "4")]
         Hello(super::Hello),
+        /// Whoever doesn't know it refuses.
+        #[prost(message, tag = "30")]
+        Keeps(super::Keeps),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Answer {
-    #[prost(oneof = "answer::Say", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "answer::Say", tags = "1, 2, 3, 4, 5, 30")]
     pub say: ::core::option::Option<answer::Say>,
 }
 /// Nested message and enum types in `Answer`.
@@ -142,6 +148,8 @@ pub mod answer {
         Hello(super::Hello),
         #[prost(message, tag = "5")]
         Refused(super::Refused),
+        #[prost(message, tag = "30")]
+        Kept(super::Kept),
     }
 }
 /// Exchanged on connecting: both sides' adverts.
@@ -205,6 +213,18 @@ pub struct Holding {
     /// Byte ranges \[from, to) held of an incomplete blob, flattened pairs, at most 256 numbers.
     #[prost(uint64, repeated, tag = "3")]
     pub ranges: ::prost::alloc::vec::Vec<u64>,
+}
+/// Which of these revisions the other keeps whole.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Keeps {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub revisions: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+/// One byte for each revision asked for, in that order: 0 not (all) here, 1 kept by a mirror's policy alone, 2 kept since a person wanted it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Kept {
+    #[prost(bytes = "vec", tag = "1")]
+    pub states: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {

@@ -436,9 +436,47 @@ pub struct BadFile {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MirrorAddRequest {
-    /// A repo, PUBLISHER/\* or \*.
+    /// A repo, PUBLISHER/\*, PUBLISHER/GLOB, \*/GLOB or \*.
     #[prost(string, tag = "1")]
     pub pattern: ::prost::alloc::string::String,
+    /// Absent: everything that the pattern names, a copy here.
+    #[prost(message, optional, tag = "2")]
+    pub rules: ::core::option::Option<MirrorRules>,
+}
+/// Which revisions of what its pattern names a policy takes, and how. What is empty or 0 bounds nothing.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MirrorRules {
+    /// "model", "dataset", "adapter", "space".
+    #[prost(string, repeated, tag = "1")]
+    pub kinds: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// One of them is the revision's licence, without regard to case.
+    #[prost(string, repeated, tag = "2")]
+    pub licenses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// One of them is among the revision's tags, without regard to case.
+    #[prost(string, repeated, tag = "3")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The most bytes of one revision.
+    #[prost(uint64, tag = "4")]
+    pub bytes_max: u64,
+    /// Copies that all nodes together are to keep; 0: this node keeps one, whatever others do.
+    #[prost(uint32, tag = "5")]
+    pub copies: u32,
+    /// Higher comes first where not everything finds room.
+    #[prost(sint32, tag = "6")]
+    pub priority: i32,
+    /// The most bytes of all that this policy takes here.
+    #[prost(uint64, tag = "7")]
+    pub quota_bytes: u64,
+    /// When fetches may begin, UTC: "22:00-06:00".
+    #[prost(string, tag = "8")]
+    pub hours: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MirrorPolicy {
+    #[prost(string, tag = "1")]
+    pub pattern: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub rules: ::core::option::Option<MirrorRules>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MirrorAddResponse {}
@@ -466,6 +504,8 @@ pub struct MirrorListResponse {
     pub patterns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "2")]
     pub repos: ::prost::alloc::vec::Vec<MirroredRepo>,
+    #[prost(message, repeated, tag = "3")]
+    pub policies: ::prost::alloc::vec::Vec<MirrorPolicy>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MirroredRepo {
@@ -473,9 +513,10 @@ pub struct MirroredRepo {
     pub repo: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub revision: ::prost::alloc::string::String,
-    /// "held", "fetching", "waiting", "failed".
+    /// "held", "fetching", "waiting" (for its turn), "failed", "left" (not fetched now; why says for what).
     #[prost(string, tag = "3")]
     pub state: ::prost::alloc::string::String,
+    /// Why it is kept or left, or why the last attempt failed.
     #[prost(string, tag = "4")]
     pub why: ::prost::alloc::string::String,
     #[prost(uint64, tag = "5")]
@@ -484,6 +525,12 @@ pub struct MirroredRepo {
     pub bytes_held: u64,
     #[prost(message, repeated, tag = "7")]
     pub bytes_from: ::prost::alloc::vec::Vec<BytesFrom>,
+    /// The pattern of the policy that governs it.
+    #[prost(string, tag = "8")]
+    pub pattern: ::prost::alloc::string::String,
+    /// Other nodes that are known to hold it whole.
+    #[prost(uint32, tag = "9")]
+    pub copies_elsewhere: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PlanRequest {

@@ -143,9 +143,20 @@ class Client:
         for piece in self._events(self._registry.ReadBlob, request):
             yield piece.data
 
-    def mirror(self, pattern: str) -> None:
-        """Keeps what the pattern names: a repo, `PUBLISHER/*` or `*`."""
-        self._ask(self._registry.MirrorAdd, pb.MirrorAddRequest(pattern=pattern))
+    def mirror(
+        self, pattern: str, *, kinds: Iterable[str] = (), licenses: Iterable[str] = (), tags: Iterable[str] = (),
+        bytes_max: int = 0, copies: int = 0, priority: int = 0, quota_bytes: int = 0, hours: str = "",
+    ) -> None:
+        """Keeps what the pattern names: a repo, `PUBLISHER/*`, `PUBLISHER/GLOB`, `*/GLOB` or `*`.
+
+        The rules replace those that the pattern had. `copies`: how many all nodes together are to keep; 0 is one here, whatever
+        others do. `hours`: when fetches may begin, UTC, like "22:00-06:00".
+        """
+        rules = pb.MirrorRules(
+            kinds=kinds, licenses=licenses, tags=tags, bytes_max=bytes_max, copies=copies, priority=priority,
+            quota_bytes=quota_bytes, hours=hours,
+        )
+        self._ask(self._registry.MirrorAdd, pb.MirrorAddRequest(pattern=pattern, rules=rules))
 
     def unmirror(self, pattern: str) -> bool:
         """Whether the pattern was there."""

@@ -1,28 +1,31 @@
 //! Mirroring: this node keeps the newest revisions of the repos that its operator named.
 //!
-//! Which revisions those are is [`cairn_registry::mirror`]'s pure decision, when to try which is [`watch`]'s; here the catalogue is
-//! looked at when it changes, peers' comings are heard, and bytes are brought.
+//! What is to be kept, fetched and let go is [`cairn_registry::mirror::decide`]'s pure decision, when to try which is [`watch`]'s, who else
+//! holds what is heard by [`copies`]; here the catalogue is looked at when it changes, peers' comings are heard, and bytes are brought.
 //!
 //! Invariant: at most [`FETCHES_MAX`] revisions are fetched at once, and a revision that can't be had is tried again, ever more
-//! rarely, for as long as it is wanted.
+//! rarely, for as long as it is wanted; none is let go before enough others showed, at that moment, that they keep it.
 
+pub(super) mod copies;
 mod watch;
 
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use cairn_protocol::{
     api,
-    id::RevisionId,
-    name::{NameError, RepoPath},
+    id::{NodeId, RevisionId},
+    name::{RepoId, RepoPath},
     refusal::{Reason, Refusal},
 };
 use cairn_registry::{
     CatalogError, PinClass,
-    mirror::{Candidate, Pattern, plan},
+    mirror::{
+        Action, Candidate, Decider, Decision, Here, Mesh, Patience, Pattern, PatternError, Policy, Rules, RulesError,
+    },
 };
 use tokio::{
     sync::{Notify, broadcast::error::RecvError},
@@ -35,7 +38,8 @@ use super::{
     holders,
 };
 use crate::{data::fetch::FetchReport, net::PeerEvent, shell::Node};
-use watch::{Standing, State, Watch};
+use copies::Copies;
+use watch::{Call, Named, Standing, State, Watch};
 
 /// Revisions fetched at the same time; each uses several sources and pieces.
 const FETCHES_MAX: usize = 2;
@@ -43,6 +47,8 @@ const FETCHES_MAX: usize = 2;
 const PAGE: usize = 500;
 /// The longest sleep: a look at everything now and then costs little and mends what an event missed.
 const LOOK_AT_LEAST: Duration = Duration::from_secs(60);
+/// Peers are not asked more often for what they keep.
+const ASK_AT_MOST: Duration = Duration::from_millis(250);
 /// Changes of the catalogue are gathered for so long, so that a catch-up of thousands is one look.
 const GATHER: Duration = Duration::from_millis(100);
 
@@ -51,6 +57,8 @@ const GATHER: Duration = Duration::from_millis(100);
 pub struct Board {
     /// Guards the machine; held for one step, never across an await.
     watch: Mutex<Watch>,
+    /// Guards what decides and what is known of others' copies; held for one step, never across an await.
+    minds: Mutex<(Decider, Copies)>,
     again: Notify,
     begun: std::sync::OnceLock<Instant>,
 }
@@ -65,6 +73,10 @@ impl Board {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn minds(&self) -> MutexGuard<'_, (Decider, Copies)> {
+        self.minds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn now_ms(&self) -> u64 {
         self.begun.get_or_init(Instant::now).elapsed().as_millis() as u64
     }
@@ -72,7 +84,10 @@ impl Board {
 
 /// Answers `MirrorAdd`.
 pub async fn add(node: &Node, request: api::MirrorAddRequest) -> Result<api::MirrorAddResponse, Refusal> {
-    node.registry.add_mirror(&pattern(&request.pattern)?).await.map_err(catalog)?;
+    let rules =
+        Rules::try_from(request.rules.unwrap_or_default()).map_err(|error| bad_rules(&request.pattern, &error))?;
+    let policy = Policy { pattern: pattern(&request.pattern)?, rules };
+    node.registry.add_mirror(&policy).await.map_err(catalog)?;
     node.mirror.look_again();
     Ok(api::MirrorAddResponse {})
 }
@@ -104,7 +119,7 @@ async fn collect(node: Arc<Node>) {
 
 /// Answers `MirrorList`.
 pub async fn list(node: &Node, _request: api::MirrorListRequest) -> Result<api::MirrorListResponse, Refusal> {
-    let patterns = node.registry.mirrors().await.map_err(catalog)?;
+    let policies = node.registry.mirrors().await.map_err(catalog)?;
     let standings: Vec<Standing> = node.mirror.watch().standings();
     let mut repos = Vec::with_capacity(standings.len());
     for standing in standings {
@@ -113,7 +128,15 @@ pub async fn list(node: &Node, _request: api::MirrorListRequest) -> Result<api::
         let bytes_total = held.bytes_total.or(record.map(|(_, body)| body.bytes)).unwrap_or(0);
         repos.push(mirrored(standing, bytes_total, held.bytes_held));
     }
-    Ok(api::MirrorListResponse { patterns: patterns.iter().map(ToString::to_string).collect(), repos })
+    Ok(api::MirrorListResponse {
+        patterns: policies.iter().map(|policy| policy.pattern.to_string()).collect(),
+        repos,
+        policies: policies.iter().map(told).collect(),
+    })
+}
+
+fn told(policy: &Policy) -> api::MirrorPolicy {
+    api::MirrorPolicy { pattern: policy.pattern.to_string(), rules: Some((&policy.rules).into()) }
 }
 
 fn mirrored(standing: Standing, bytes_total: u64, bytes_held: u64) -> api::MirroredRepo {
@@ -127,6 +150,8 @@ fn mirrored(standing: Standing, bytes_total: u64, bytes_held: u64) -> api::Mirro
         bytes_total,
         bytes_held,
         bytes_from: bytes_from.collect(),
+        pattern: standing.pattern,
+        copies_elsewhere: standing.copies_elsewhere,
     }
 }
 
@@ -157,7 +182,7 @@ pub async fn run(node: Arc<Node>) {
                 Err(RecvError::Closed) => return fetches.shutdown().await,
             },
             Some(ended) = fetches.join_next() => note(&node, ended),
-            () = tokio::time::sleep(sleep.min(LOOK_AT_LEAST)) => {}
+            () = tokio::time::sleep(sleep.min(ask_every(&node))) => {}
         }
     }
 }
@@ -194,34 +219,117 @@ async fn fetch(node: &Node, revision: RevisionId) -> Result<FetchReport, Refusal
     bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await
 }
 
-/// Tells the machine what is wanted now.
-async fn look(node: &Node) -> Result<(), CatalogError> {
-    let patterns = node.registry.mirrors().await?;
-    let named = if patterns.is_empty() { Vec::new() } else { candidates(node, &patterns).await? };
-    let missing: BTreeSet<RevisionId> = plan(&patterns, &named).into_iter().collect();
-    let wanted = named.iter().map(|candidate| {
-        let path = candidate.path.to_string();
-        (candidate.revision, path, !missing.contains(&candidate.revision))
+/// Decides about everything that policies name, tells the machine, and lets go what is to go.
+async fn look(node: &Arc<Node>) -> Result<(), CatalogError> {
+    let policies = node.registry.mirrors().await?;
+    tell_that_mirrors(node, !policies.is_empty());
+    let candidates = if policies.is_empty() { Vec::new() } else { candidates(node, &policies).await? };
+    if policies.iter().any(|policy| policy.rules.needs_copies()) {
+        let revisions: BTreeSet<RevisionId> = candidates.iter().map(|candidate| candidate.revision).collect();
+        let due = node.mirror.minds().1.due(node.mirror.now_ms(), ask_every(node).as_millis() as u64, &revisions);
+        hear(node, &due).await;
+    }
+    let (decisions, named) = decide(node, &policies, &candidates);
+    node.mirror.watch().want(node.mirror.now_ms(), named, rand::random());
+    let_go(node, &decisions).await
+}
+
+/// Often enough that no lease of a holder who is there runs out, and that nobody steps in for a mirror that has fetched.
+fn ask_every(node: &Node) -> Duration {
+    let config = &node.config;
+    let wish = Duration::from_millis((config.mirror_lease_s * 250).min(config.mirror_standby_s * 500));
+    wish.clamp(ASK_AT_MOST, LOOK_AT_LEAST)
+}
+
+fn tell_that_mirrors(node: &Node, mirrors: bool) {
+    if node.net.statement().mirrors != mirrors {
+        node.net.state(|statement| statement.mirrors = mirrors);
+    }
+}
+
+async fn hear(node: &Node, revisions: &[RevisionId]) -> Vec<(NodeId, RevisionId, u8)> {
+    let heard = copies::ask(node, revisions).await;
+    let now_ms = node.mirror.now_ms();
+    let (_, copies) = &mut *node.mirror.minds();
+    for (peer, revision, state) in &heard {
+        copies.hear(now_ms, *peer, *revision, *state);
+    }
+    heard
+}
+
+fn decide(node: &Node, policies: &[Policy], candidates: &[Candidate]) -> (Vec<Decision>, Vec<Named>) {
+    let (config, now_ms) = (&node.config, node.mirror.now_ms());
+    let peers = node.net.peers();
+    let mirrors = peers.iter().filter(|peer| peer.advert.as_ref().is_some_and(|advert| advert.mirrors));
+    let mirrors: Vec<NodeId> = mirrors.map(|peer| peer.node_id).collect();
+    let patience = Patience { deficit_ms: config.mirror_standby_s * 1000, surplus_ms: config.mirror_surplus_s * 1000 };
+    let (decider, copies) = &mut *node.mirror.minds();
+    let is_named = |revision: &RevisionId| candidates.iter().any(|candidate| candidate.revision == *revision);
+    let holders = copies.holders(now_ms, config.mirror_lease_s * 1000, is_named);
+    let mesh = Mesh { me: node.identity.node_id(), mirrors: &mirrors, holders: &holders };
+    let decisions = decider.decide(now_ms, minute_of_day(), patience, policies, candidates, mesh);
+    let named = decisions.iter().map(|decision| Named {
+        revision: decision.revision,
+        path: decision.path.to_string(),
+        pattern: decision.pattern.clone(),
+        why: decision.why.to_string(),
+        copies_elsewhere: holders.get(&decision.revision).map_or(0, Vec::len) as u32,
+        call: match decision.action {
+            Action::Keep | Action::LetGo => Call::Hold,
+            Action::Fetch => Call::Fetch,
+            Action::Wait => Call::Leave,
+        },
     });
-    node.mirror.watch().want(node.mirror.now_ms(), wanted.collect(), rand::random());
+    let named = named.collect();
+    (decisions, named)
+}
+
+/// Of the day, UTC, by this machine's clock.
+fn minute_of_day() -> u16 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (since.as_secs() / 60 % (24 * 60)) as u16
+}
+
+/// Unpins what is to go, if enough others say now that they keep it, and show a piece of it.
+async fn let_go(node: &Arc<Node>, decisions: &[Decision]) -> Result<(), CatalogError> {
+    let going = decisions.iter().filter(|decision| decision.action == Action::LetGo);
+    let going: Vec<(RevisionId, usize)> = going.map(|decision| (decision.revision, decision.copies_needed)).collect();
+    if going.is_empty() {
+        return Ok(());
+    }
+    let heard = hear(node, &going.iter().map(|(revision, _)| *revision).collect::<Vec<_>>()).await;
+    let mut sure = Vec::new();
+    for (revision, needed) in going {
+        let keeps = heard.iter().filter(|(_, of, state)| *of == revision && *state != copies::NOT_KEPT);
+        let keepers: Vec<NodeId> = keeps.map(|(peer, ..)| *peer).collect();
+        if keepers.len() >= needed && copies::proven(node, revision, &keepers).await >= needed {
+            sure.push(revision);
+        }
+    }
+    let gone = node.registry.let_go_mirrored(sure).await?;
+    for revision in &gone {
+        tracing::info!(revision = %revision.short(), "a mirrored copy is let go");
+        announce::lost(node, *revision).await;
+    }
+    if !gone.is_empty() {
+        node.tasks.spawn(collect(node.clone()));
+    }
     Ok(())
 }
 
-/// Every ref that stands somewhere, of every repo that a pattern names.
-async fn candidates(node: &Node, patterns: &[Pattern]) -> Result<Vec<Candidate>, CatalogError> {
+/// Every ref that stands somewhere, of every repo that a policy's pattern names.
+async fn candidates(node: &Node, policies: &[Policy]) -> Result<Vec<Candidate>, CatalogError> {
     let mut candidates = Vec::new();
     let mut after = None;
     loop {
         let (page, next) = node.registry.list("", after, PAGE).await?;
         for summary in page {
             let Ok(path) = summary.path.parse::<RepoPath>() else { continue };
-            if !patterns.iter().any(|pattern| pattern.matches(&summary.repo, &path)) {
+            if !policies.iter().any(|policy| policy.pattern.matches(&summary.repo, &path)) {
                 continue;
             }
             for head in node.registry.refs(&summary.repo).await?.into_iter().filter_map(|state| state.head) {
-                let (repo, path) = (summary.repo.clone(), path.clone());
-                let whole = is_whole(node, head.revision).await;
-                candidates.push(Candidate { repo, path, revision: head.revision, whole });
+                candidates.extend(candidate(node, &summary.repo, &path, head.revision).await?);
             }
         }
         after = next;
@@ -231,13 +339,32 @@ async fn candidates(node: &Node, patterns: &[Pattern]) -> Result<Vec<Candidate>,
     }
 }
 
-async fn is_whole(node: &Node, revision: RevisionId) -> bool {
-    node.registry.held(revision).await.is_ok_and(|held| held.whole && held.kept)
+/// `None` while the revision's record has not been heard.
+async fn candidate(
+    node: &Node,
+    repo: &RepoId,
+    path: &RepoPath,
+    revision: RevisionId,
+) -> Result<Option<Candidate>, CatalogError> {
+    let Some((_, record)) = node.registry.revision(revision).await? else { return Ok(None) };
+    let mirrored = node.registry.mirrored(vec![revision]).await?;
+    let here = match node.registry.keeps_whole(revision).await {
+        false => Here::Lacking,
+        true if mirrored.contains(&revision) => Here::Mirrored,
+        true => Here::Wanted,
+    };
+    let (repo, path) = (repo.clone(), path.clone());
+    Ok(Some(Candidate { repo, path, revision, license: record.license, tags: record.tags, bytes: record.bytes, here }))
+}
+
+fn bad_rules(pattern: &str, error: &RulesError) -> Refusal {
+    Refusal::new(Reason::BadInput, pattern, error.to_string()).try_this("cairn mirror add --help")
 }
 
 fn pattern(text: &str) -> Result<Pattern, Refusal> {
-    text.parse().map_err(|error: NameError| {
-        Refusal::new(Reason::BadInput, text, error.to_string()).try_this("a repo, PUBLISHER/* or *")
+    text.parse().map_err(|error: PatternError| {
+        Refusal::new(Reason::BadInput, text, error.to_string())
+            .try_this("a repo, PUBLISHER/*, PUBLISHER/GLOB, */GLOB or *")
     })
 }
 
@@ -252,6 +379,7 @@ impl State {
             State::Fetching => "fetching",
             State::Waiting => "waiting",
             State::Failed => "failed",
+            State::Left => "left",
         }
     }
 }

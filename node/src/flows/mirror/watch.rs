@@ -26,6 +26,36 @@ pub enum State {
     Waiting,
     /// The last attempt failed; another follows.
     Failed,
+    /// It is not here, and not to be fetched now.
+    Left,
+}
+
+/// What is known of a revision that a policy names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The revision.
+    pub revision: RevisionId,
+    /// Its repo.
+    pub path: String,
+    /// The pattern of the policy that governs it.
+    pub pattern: String,
+    /// Why it is kept, fetched or left.
+    pub why: String,
+    /// Others that are known to hold it whole.
+    pub copies_elsewhere: u32,
+    /// What is to be done.
+    pub call: Call,
+}
+
+/// What is to be done about a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Nothing: it is here.
+    Hold,
+    /// Fetch it.
+    Fetch,
+    /// Leave it.
+    Leave,
 }
 
 /// One wanted revision, as people see it.
@@ -35,10 +65,14 @@ pub struct Standing {
     pub revision: RevisionId,
     /// Its repo.
     pub path: String,
+    /// The pattern of the policy that governs it.
+    pub pattern: String,
     /// How it stands.
     pub state: State,
-    /// Why it failed, if it did.
+    /// Why it failed, if it did; else why it is kept or left.
     pub why: String,
+    /// Others that are known to hold it whole.
+    pub copies_elsewhere: u32,
     /// Who sent how much of it.
     pub bytes_from: BTreeMap<NodeId, u64>,
 }
@@ -51,34 +85,39 @@ pub struct Watch {
 
 #[derive(Debug)]
 struct Want {
-    path: String,
+    named: Named,
     state: State,
-    why: String,
+    /// Of the last attempt.
+    failure: String,
     failures: u32,
     due_ms: u64,
     bytes_from: BTreeMap<NodeId, u64>,
 }
 
 impl Watch {
-    /// What is wanted now: revision, repo, whether it is whole here. What is wanted no more is forgotten.
-    pub fn want(&mut self, now_ms: u64, wanted: Vec<(RevisionId, String, bool)>, dice: u64) {
+    /// What policies name now. What they name no more is forgotten.
+    pub fn want(&mut self, now_ms: u64, all: Vec<Named>, dice: u64) {
         let mut before = std::mem::take(&mut self.wants);
-        for (revision, path, is_whole) in wanted {
-            let known = before.remove(&revision);
-            let mut want = known.unwrap_or_else(|| Want {
-                path: path.clone(),
-                state: State::Waiting,
-                why: String::new(),
-                failures: 0,
-                due_ms: now_ms + dice % JITTER_MS,
-                bytes_from: BTreeMap::new(),
-            });
-            match (is_whole, want.state) {
-                (_, State::Fetching) => {}
-                (true, _) => want.hold(),
+        for named in all {
+            let (revision, call) = (named.revision, named.call);
+            let mut want = match before.remove(&revision) {
+                Some(known) => Want { named, ..known },
+                None => Want {
+                    named,
+                    state: State::Left,
+                    failure: String::new(),
+                    failures: 0,
+                    due_ms: 0,
+                    bytes_from: BTreeMap::new(),
+                },
+            };
+            match (call, want.state) {
+                (_, State::Fetching) | (Call::Fetch, State::Waiting | State::Failed) => {}
+                (Call::Hold, _) => want.hold(),
+                (Call::Leave, _) => want.state = State::Left,
                 // It was whole and is no longer: bytes were lost.
-                (false, State::Held) => (want.state, want.due_ms) = (State::Waiting, now_ms),
-                (false, State::Waiting | State::Failed) => {}
+                (Call::Fetch, State::Held) => (want.state, want.due_ms) = (State::Waiting, now_ms),
+                (Call::Fetch, State::Left) => (want.state, want.due_ms) = (State::Waiting, now_ms + dice % JITTER_MS),
             }
             self.wants.entry(revision).or_insert(want);
         }
@@ -136,9 +175,11 @@ impl Watch {
     pub fn standings(&self) -> Vec<Standing> {
         let standing = |(revision, want): (&RevisionId, &Want)| Standing {
             revision: *revision,
-            path: want.path.clone(),
+            path: want.named.path.clone(),
+            pattern: want.named.pattern.clone(),
             state: want.state,
-            why: want.why.clone(),
+            why: if want.state == State::Failed { want.failure.clone() } else { want.named.why.clone() },
+            copies_elsewhere: want.named.copies_elsewhere,
             bytes_from: want.bytes_from.clone(),
         };
         let mut standings: Vec<Standing> = self.wants.iter().map(standing).collect();
@@ -155,13 +196,13 @@ impl Want {
     fn hold(&mut self) {
         self.state = State::Held;
         self.failures = 0;
-        self.why.clear();
+        self.failure.clear();
     }
 
     fn fail(&mut self, now_ms: u64, why: String, dice: u64) {
         let backoff_ms = (BACKOFF_MS << self.failures.min(16)).min(BACKOFF_MAX_MS);
         self.state = State::Failed;
-        self.why = why;
+        self.failure = why;
         self.failures += 1;
         // Between the backoff and half as much more.
         self.due_ms = now_ms + backoff_ms + dice % (backoff_ms / 2);
@@ -176,8 +217,13 @@ mod tests {
         RevisionId::from([n; 32])
     }
 
-    fn wanted(ids: &[(u8, bool)]) -> Vec<(RevisionId, String, bool)> {
-        ids.iter().map(|(n, whole)| (id(*n), format!("acme/{n}"), *whole)).collect()
+    fn named(n: u8, call: Call) -> Named {
+        let (path, pattern, why) = (format!("acme/{n}"), "acme/*".to_owned(), "asked for".to_owned());
+        Named { revision: id(n), path, pattern, why, copies_elsewhere: 0, call }
+    }
+
+    fn wanted(ids: &[(u8, bool)]) -> Vec<Named> {
+        ids.iter().map(|(n, whole)| named(*n, if *whole { Call::Hold } else { Call::Fetch })).collect()
     }
 
     #[test]
@@ -234,6 +280,20 @@ mod tests {
         watch.brought(id(1), BTreeMap::new());
         watch.want(2, wanted(&[]), 0);
         assert!(watch.standings().is_empty());
+    }
+
+    #[test]
+    fn what_is_to_be_left_is_not_begun_until_it_is_to_be_fetched() {
+        let mut watch = Watch::default();
+        watch.want(0, vec![named(1, Call::Leave)], 0);
+        assert_eq!((watch.begin(100_000), watch.sleep_ms(0)), (None, None));
+        assert_eq!((watch.standings()[0].state, &*watch.standings()[0].why), (State::Left, "asked for"));
+        watch.want(10, vec![named(1, Call::Fetch)], 5);
+        assert_eq!((watch.begin(14), watch.begin(15)), (None, Some(id(1))));
+        watch.failed(20, id(1), "no holder".into(), 0);
+        assert_eq!(watch.standings()[0].why, "no holder");
+        watch.want(30, vec![named(1, Call::Leave)], 0);
+        assert_eq!(watch.begin(1_000_000), None);
     }
 
     #[test]

@@ -1,16 +1,24 @@
-//! What this node keeps of others' repos by policy: patterns that are stored, and the decision what to fetch next.
+//! What this node keeps of others' repos by policy: policies as they are stored, and what their ends let go.
 //!
-//! The decision is pure; fetching, jitter and several mirrors agreeing among themselves are the node's.
+//! What follows from them is [`decide`]'s, a pure decision; fetching, and hearing who holds what, are the node's.
 //!
-//! Invariant: a plan never names a revision that is held whole already; what a person wanted is never let go by a pattern's end.
+//! Invariant: what a person wanted is never let go by a policy, nor by its end.
+
+pub mod decide;
+pub mod policy;
 
 use std::{collections::BTreeSet, fmt, ops::ControlFlow, str::FromStr};
 
 use cairn_protocol::{
+    api,
     id::{BlobHash, RealmId, RevisionId},
     name::{NameError, Publisher, RepoId, RepoPath},
 };
+use globset::{GlobBuilder, GlobMatcher};
 use redb::WriteTransaction;
+
+pub use decide::{Action, Candidate, Decider, Decision, Here, Holder, Mesh, Patience, Why};
+pub use policy::{Hours, Policy, Rules, RulesError};
 
 use crate::{
     Registry,
@@ -25,8 +33,8 @@ use crate::{
     ring,
 };
 
-/// Which repos a mirror keeps.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Which repos a policy is about.
+#[derive(Debug, Clone)]
 pub enum Pattern {
     /// `*`: every repo that is heard of.
     Everything,
@@ -34,21 +42,61 @@ pub enum Pattern {
     Publisher(Publisher),
     /// One repo.
     Repo(RepoPath),
+    /// `PUBLISHER/GLOB` or `*/GLOB`: repos of any kind by name, without regard to case.
+    Names {
+        /// Whose; `None` for anybody's.
+        publisher: Option<Publisher>,
+        /// Which names.
+        names: GlobMatcher,
+    },
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for Pattern {}
+
+/// Why words are no pattern.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// Neither a repo nor a publisher.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A glob that can't be read.
+    #[error("{0:?} is no glob of names")]
+    Glob(String),
 }
 
 impl FromStr for Pattern {
-    type Err = NameError;
+    type Err = PatternError;
 
-    fn from_str(text: &str) -> Result<Self, NameError> {
+    fn from_str(text: &str) -> Result<Self, PatternError> {
         if text == "*" {
             return Ok(Self::Everything);
         }
-        match text.strip_suffix("/*") {
-            Some(publisher) => publisher.parse().map(Self::Publisher),
-            None => text.parse().map(Self::Repo),
+        let Some((publisher, names)) = text.split_once('/').filter(|_| text.contains(['*', '?', '['])) else {
+            return Ok(Self::Repo(text.parse()?));
+        };
+        let publisher = (publisher != "*").then(|| publisher.parse()).transpose()?;
+        match (publisher, names) {
+            (Some(publisher), "*") => Ok(Self::Publisher(publisher)),
+            (publisher, names) => Ok(Self::Names { publisher, names: names_glob(names)? }),
         }
     }
 }
+
+/// A repo's name is one part: a glob of several names nothing.
+fn names_glob(text: &str) -> Result<GlobMatcher, PatternError> {
+    let is_sound = !text.is_empty() && text.len() <= GLOB_BYTES_MAX && !text.contains(['/', '\0']);
+    let glob = is_sound.then(|| GlobBuilder::new(text).case_insensitive(true).build().ok()).flatten();
+    glob.map(|glob| glob.compile_matcher()).ok_or_else(|| PatternError::Glob(text.to_owned()))
+}
+
+/// A name has at most 96 bytes; a glob of it a few more.
+const GLOB_BYTES_MAX: usize = 256;
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,6 +104,8 @@ impl fmt::Display for Pattern {
             Self::Everything => f.write_str("*"),
             Self::Publisher(publisher) => write!(f, "{publisher}/*"),
             Self::Repo(path) => path.fmt(f),
+            Self::Names { publisher: Some(publisher), names } => write!(f, "{publisher}/{}", names.glob()),
+            Self::Names { publisher: None, names } => write!(f, "*/{}", names.glob()),
         }
     }
 }
@@ -67,6 +117,7 @@ impl Pattern {
             Self::Everything => None,
             Self::Publisher(publisher) => Some(publisher),
             Self::Repo(path) => Some(&path.publisher),
+            Self::Names { publisher, .. } => publisher.as_ref(),
         }
     }
 
@@ -82,33 +133,11 @@ impl Pattern {
             Self::Repo(wanted) => {
                 wanted.kind == repo.kind && wanted.name == repo.name && is_publisher(&wanted.publisher)
             }
+            Self::Names { publisher, names } => {
+                publisher.as_ref().is_none_or(is_publisher) && names.is_match(repo.name.as_str())
+            }
         }
     }
-}
-
-/// A ref of a repo, as the decision sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
-    /// Whose.
-    pub repo: RepoId,
-    /// As people write it here.
-    pub path: RepoPath,
-    /// What the ref stands for.
-    pub revision: RevisionId,
-    /// Whether all of it is here and kept.
-    pub whole: bool,
-}
-
-/// The revisions to fetch, in the order of the candidates and each once.
-pub fn plan(patterns: &[Pattern], candidates: &[Candidate]) -> Vec<RevisionId> {
-    let mut wanted = Vec::new();
-    for candidate in candidates {
-        let named = patterns.iter().any(|pattern| pattern.matches(&candidate.repo, &candidate.path));
-        if named && !candidate.whole && !wanted.contains(&candidate.revision) {
-            wanted.push(candidate.revision);
-        }
-    }
-    wanted
 }
 
 /// What the end of a pattern lets go.
@@ -121,19 +150,57 @@ pub struct LetGo {
 }
 
 impl Registry {
-    /// Adds a pattern. `false` if it was there. A publisher that it names is known here from now on.
-    pub async fn add_mirror(&self, pattern: &Pattern) -> Result<bool, CatalogError> {
+    /// Adds a policy, or changes its rules. `false` if it was there as it is. A publisher that it names is known here from now on.
+    pub async fn add_mirror(&self, policy: &Policy) -> Result<bool, CatalogError> {
         let realm = self.realm();
-        let (key, named) = (keys::text(realm, &pattern.to_string()), pattern.publisher().cloned());
+        let (key, named) = (keys::text(realm, &policy.pattern.to_string()), policy.pattern.publisher().cloned());
+        let rules = api::MirrorRules::from(&policy.rules).to_bytes();
         let added = self.catalog().write::<_, CatalogError, _>(move |transaction| {
             if let Some(named) = named {
                 note_named(transaction, realm, &named)?;
             }
-            Ok(transaction.open_table(tables::MIRRORS)?.insert(key.as_slice(), [].as_slice())?.is_none())
+            let mut table = transaction.open_table(tables::MIRRORS)?;
+            let before = table.insert(key.as_slice(), rules.as_slice())?;
+            Ok(before.is_none_or(|before| before.value() != rules))
         });
         let added = added.await?;
         self.note_change(added);
         Ok(added)
+    }
+
+    /// Unpins revisions that policies alone keep; what a person wanted stays. Answers those that it let go.
+    pub async fn let_go_mirrored(&self, revisions: Vec<RevisionId>) -> Result<Vec<RevisionId>, CatalogError> {
+        let realm = self.realm();
+        let gone = self.catalog().write::<_, CatalogError, _>(move |transaction| {
+            let mut gone = Vec::new();
+            for revision in revisions {
+                let key = keys::one(realm, revision.as_bytes());
+                if look::value_of(transaction, tables::MIRRORED, &key)?.is_some() {
+                    let_go(transaction, realm, revision)?;
+                    gone.push(revision);
+                }
+            }
+            Ok(gone)
+        });
+        let gone = gone.await?;
+        self.note_change(!gone.is_empty());
+        Ok(gone)
+    }
+
+    /// Which of these a policy alone keeps.
+    pub async fn mirrored(&self, revisions: Vec<RevisionId>) -> Result<BTreeSet<RevisionId>, CatalogError> {
+        let realm = self.realm();
+        let read = self.catalog().read(move |transaction| {
+            let mut mirrored = BTreeSet::new();
+            for revision in revisions {
+                let key = keys::one(realm, revision.as_bytes());
+                if look::value_of(transaction, tables::MIRRORED, &key)?.is_some() {
+                    mirrored.insert(revision);
+                }
+            }
+            Ok(mirrored)
+        });
+        read.await
     }
 
     /// Removes a pattern, and unpins what it alone kept: not what a person published or pulled, nor what another pattern names. `None`
@@ -156,21 +223,23 @@ impl Registry {
         Ok(Some(LetGo { revisions, bytes }))
     }
 
-    /// The patterns, in order.
-    pub async fn mirrors(&self) -> Result<Vec<Pattern>, CatalogError> {
+    /// The policies, in order of their patterns.
+    pub async fn mirrors(&self) -> Result<Vec<Policy>, CatalogError> {
         let realm = self.realm();
-        self.catalog().read(move |transaction| patterns(transaction, realm)).await
+        self.catalog().read(move |transaction| policies(transaction, realm)).await
     }
 }
 
-fn patterns(transaction: &impl Tables, realm: RealmId) -> Result<Vec<Pattern>, CatalogError> {
-    let mut patterns = Vec::new();
-    look::visit(transaction, tables::MIRRORS, &keys::realm(realm), None, |key, _| {
-        let text = std::str::from_utf8(&key[keys::ID..]).ok().and_then(|text| text.parse().ok());
-        patterns.push(text.ok_or_else(|| keys::damaged("a mirror's pattern"))?);
+fn policies(transaction: &impl Tables, realm: RealmId) -> Result<Vec<Policy>, CatalogError> {
+    let mut policies = Vec::new();
+    look::visit(transaction, tables::MIRRORS, &keys::realm(realm), None, |key, rules| {
+        let pattern = std::str::from_utf8(&key[keys::ID..]).ok().and_then(|text| text.parse().ok());
+        let rules = api::MirrorRules::from_bytes(rules).and_then(|rules| rules.try_into().ok());
+        let policy = pattern.zip(rules).map(|(pattern, rules)| Policy { pattern, rules });
+        policies.push(policy.ok_or_else(|| keys::damaged("a mirror's policy"))?);
         Ok(ControlFlow::Continue(()))
     })?;
-    Ok(patterns)
+    Ok(policies)
 }
 
 /// Hands what the pattern kept to another one that names it, else lets it go. Answers the revisions, and the blobs that nothing in the
@@ -231,13 +300,13 @@ pub(crate) fn naming(
         repos.push([keys::realm(realm), place.to_vec()].concat());
         Ok(ControlFlow::Continue(()))
     })?;
-    let patterns = patterns(transaction, realm)?;
+    let policies = policies(transaction, realm)?;
     for key in repos {
         let name = look::value_of(transaction, tables::REPOS, &key)?.ok_or_else(|| keys::damaged("a mirrored repo"))?;
         let repo = keys::parse_repo(&key, &name)?;
         let path = claimed_path(transaction, realm, &repo)?;
-        if let Some(pattern) = patterns.iter().find(|pattern| pattern.matches(&repo, &path)) {
-            return Ok(Some(pattern.clone()));
+        if let Some(policy) = policies.iter().find(|policy| policy.pattern.matches(&repo, &path)) {
+            return Ok(Some(policy.pattern.clone()));
         }
     }
     Ok(None)
@@ -265,47 +334,38 @@ mod tests {
 
     use super::*;
 
-    fn candidate(path: &str, key: u8, revision: u8) -> Candidate {
-        let path: RepoPath = path.parse().unwrap();
-        let repo = RepoId { publisher: PublisherKey::from([key; 32]), kind: path.kind, name: path.name.clone() };
-        Candidate { repo, path, revision: RevisionId::from([revision; 32]), whole: false }
-    }
-
-    fn check(patterns: &[&str], expected: &[u8]) {
-        let candidates =
-            [candidate("acme/tiny", 1, 1), candidate("datasets/acme/poems", 1, 2), candidate("zoo/tiny", 2, 3)];
-        let patterns: Vec<Pattern> = patterns.iter().map(|pattern| pattern.parse().unwrap()).collect();
-        let expected: Vec<_> = expected.iter().map(|id| RevisionId::from([*id; 32])).collect();
-        assert_eq!(plan(&patterns, &candidates), expected);
-    }
-
     #[test]
-    fn a_pattern_names_one_repo_one_publisher_or_everything() {
-        check(&[], &[]);
-        check(&["*"], &[1, 2, 3]);
-        check(&["acme/*"], &[1, 2]);
-        check(&["ACME/*"], &[1, 2]);
-        check(&["acme/tiny"], &[1]);
-        check(&["acme/Tiny"], &[1]);
-        check(&["acme/poems"], &[]);
-        check(&["datasets/acme/poems", "zoo/tiny"], &[2, 3]);
-        check(&[&format!("{}/*", PublisherKey::from([2; 32]))], &[3]);
-    }
-
-    #[test]
-    fn what_is_whole_is_not_fetched_and_what_is_named_twice_is_fetched_once() {
-        let held = Candidate { whole: true, ..candidate("acme/tiny", 1, 1) };
-        let patterns = [Pattern::Everything, Pattern::Everything];
-        let twice = [held, candidate("acme/a", 1, 2), candidate("acme/b", 1, 2)];
-        assert_eq!(plan(&patterns, &twice), [RevisionId::from([2; 32])]);
+    fn a_pattern_names_one_repo_one_publisher_some_names_or_everything() {
+        let check = |pattern: &str, expected: [bool; 3]| {
+            let pattern: Pattern = pattern.parse().unwrap();
+            let named = [("acme/tiny", 1), ("datasets/acme/poems", 1), ("zoo/tiny", 2)].map(|(path, key)| {
+                let path: RepoPath = path.parse().unwrap();
+                let repo =
+                    RepoId { publisher: PublisherKey::from([key; 32]), kind: path.kind, name: path.name.clone() };
+                pattern.matches(&repo, &path)
+            });
+            assert_eq!(named, expected, "{pattern}");
+        };
+        check("*", [true, true, true]);
+        check("acme/*", [true, true, false]);
+        check("ACME/*", [true, true, false]);
+        check("acme/tiny", [true, false, false]);
+        check("acme/Tiny", [true, false, false]);
+        check("acme/poems", [false, false, false]);
+        check("datasets/acme/poems", [false, true, false]);
+        check("acme/t*", [true, false, false]);
+        check("*/T?ny", [true, false, true]);
+        check("*/[op]*", [false, true, false]);
+        check(&format!("{}/*", PublisherKey::from([2; 32])), [false, false, true]);
     }
 
     #[test]
     fn patterns_read_back_as_they_were_written() {
-        for text in ["*", "acme/*", "acme/tiny", "datasets/acme/poems"] {
+        for text in ["*", "acme/*", "acme/tiny", "datasets/acme/poems", "acme/tiny-*", "*/llama-?b"] {
             assert_eq!(text.parse::<Pattern>().unwrap().to_string(), text);
         }
-        assert!("acme/x/*".parse::<Pattern>().is_err());
-        assert!("*/x".parse::<Pattern>().is_err());
+        for text in ["acme/x/*", "*/", "acme/[", "ac*me/x", ""] {
+            assert!(text.parse::<Pattern>().is_err(), "{text}");
+        }
     }
 }
