@@ -5,7 +5,10 @@
 mod house;
 
 use cairn_protocol::{BlobHash, RefName, RevisionId};
-use cairn_registry::{HoldError, PinClass, mirror::{Pattern, Policy}};
+use cairn_registry::{
+    HoldError, PinClass,
+    mirror::{Pattern, Policy},
+};
 use house::{House, bytes, key, profile, repo, sign};
 
 /// Publishes a file at one house and has the other one hold it, unpinned but for the pins that this answers.

@@ -5,7 +5,10 @@
 mod house;
 
 use cairn_protocol::{RealmId, RecordId, RefName, RevisionId, record::Record};
-use cairn_registry::{InsertError, Inserted, PassedOver, Registry, ResolveError, Resolved};
+use cairn_registry::{
+    InsertError, Inserted, PassedOver, Registry, ResolveError, Resolved,
+    mirror::{Policy, Rules},
+};
 use house::{House, REALM, head, key, profile, repo, revision};
 
 async fn resolve(registry: &Registry, name: &str) -> Result<Resolved, ResolveError> {
@@ -376,14 +379,16 @@ async fn repos_whose_names_differ_only_by_case_are_one() {
 #[tokio::test]
 async fn mirrors_are_kept_over_a_reopening() {
     let house = House::new().await;
-    let (everything, acme) = ("*".parse().unwrap(), "acme/*".parse().unwrap());
+    let [everything, acme] = ["*", "acme/*"].map(|pattern| Policy::all_of(pattern.parse().unwrap()));
     assert!(house.registry.add_mirror(&everything).await.unwrap());
     assert!(!house.registry.add_mirror(&everything).await.unwrap());
     assert!(house.registry.add_mirror(&acme).await.unwrap());
+    let acme = Policy { rules: Rules { priority: 3, quota_bytes: Some(7), ..Rules::default() }, ..acme };
+    assert!(house.registry.add_mirror(&acme).await.unwrap(), "other rules are a change");
     let house = house.reopen().await;
     assert_eq!(house.registry.mirrors().await.unwrap(), [everything.clone(), acme]);
-    assert!(house.registry.remove_mirror(&everything).await.unwrap().is_some());
-    assert_eq!(house.registry.remove_mirror(&everything).await.unwrap(), None);
+    assert!(house.registry.remove_mirror(&everything.pattern).await.unwrap().is_some());
+    assert_eq!(house.registry.remove_mirror(&everything.pattern).await.unwrap(), None);
     assert_eq!(house.registry.mirrors().await.unwrap().len(), 1);
     house.registry.close().await;
 }
