@@ -7,7 +7,7 @@ mod house;
 use std::{fs, path::Path};
 
 use cairn_protocol::{RecordId, RevisionId, limits::CATALOG_BYTES_MAX};
-use cairn_registry::{OpenError, Registry};
+use cairn_registry::{OpenError, Registry, mirror::Policy};
 use house::{House, REALM, head, key, profile, revision};
 
 /// Schema 1, as `the_first_schema_is_written_as_ever` writes it, packed by leaving out runs of zeros.
@@ -23,7 +23,7 @@ async fn fill(registry: &Registry) {
         registry.insert(record).await.unwrap();
     }
     registry.pin_handle(&"acme".parse().unwrap(), key.public()).await.unwrap();
-    registry.add_mirror(&"acme/*".parse().unwrap()).await.unwrap();
+    registry.add_mirror(&Policy::all_of("acme/*".parse().unwrap())).await.unwrap();
 }
 
 /// Of a publisher that nothing here is kept of.
@@ -39,7 +39,7 @@ async fn check(registry: &Registry) {
     let resolved = registry.resolve(&"acme/tiny".parse().unwrap(), &[]).await.unwrap();
     assert_eq!((resolved.revision, resolved.number), (RevisionId::from([2; 32]), 2));
     assert_eq!(resolved.warning, None, "the pin of the handle was read");
-    assert_eq!(registry.mirrors().await.unwrap(), ["acme/*".parse().unwrap()]);
+    assert_eq!(registry.mirrors().await.unwrap(), [Policy::all_of("acme/*".parse().unwrap())]);
     assert_eq!(registry.heads_page(Vec::new(), 100).await.unwrap().0.len(), 5);
 }
 

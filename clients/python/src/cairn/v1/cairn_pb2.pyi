@@ -418,10 +418,40 @@ class BadFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., why: _Optional[str] = ..., bytes_missing: _Optional[int] = ...) -> None: ...
 
 class MirrorAddRequest(_message.Message):
-    __slots__ = ("pattern",)
+    __slots__ = ("pattern", "rules")
     PATTERN_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     pattern: str
-    def __init__(self, pattern: _Optional[str] = ...) -> None: ...
+    rules: MirrorRules
+    def __init__(self, pattern: _Optional[str] = ..., rules: _Optional[_Union[MirrorRules, _Mapping]] = ...) -> None: ...
+
+class MirrorRules(_message.Message):
+    __slots__ = ("kinds", "licenses", "tags", "bytes_max", "copies", "priority", "quota_bytes", "hours")
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    LICENSES_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOURS_FIELD_NUMBER: _ClassVar[int]
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    licenses: _containers.RepeatedScalarFieldContainer[str]
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    bytes_max: int
+    copies: int
+    priority: int
+    quota_bytes: int
+    hours: str
+    def __init__(self, kinds: _Optional[_Iterable[str]] = ..., licenses: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., bytes_max: _Optional[int] = ..., copies: _Optional[int] = ..., priority: _Optional[int] = ..., quota_bytes: _Optional[int] = ..., hours: _Optional[str] = ...) -> None: ...
+
+class MirrorPolicy(_message.Message):
+    __slots__ = ("pattern", "rules")
+    PATTERN_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    pattern: str
+    rules: MirrorRules
+    def __init__(self, pattern: _Optional[str] = ..., rules: _Optional[_Union[MirrorRules, _Mapping]] = ...) -> None: ...
 
 class MirrorAddResponse(_message.Message):
     __slots__ = ()
@@ -448,15 +478,17 @@ class MirrorListRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class MirrorListResponse(_message.Message):
-    __slots__ = ("patterns", "repos")
+    __slots__ = ("patterns", "repos", "policies")
     PATTERNS_FIELD_NUMBER: _ClassVar[int]
     REPOS_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
     patterns: _containers.RepeatedScalarFieldContainer[str]
     repos: _containers.RepeatedCompositeFieldContainer[MirroredRepo]
-    def __init__(self, patterns: _Optional[_Iterable[str]] = ..., repos: _Optional[_Iterable[_Union[MirroredRepo, _Mapping]]] = ...) -> None: ...
+    policies: _containers.RepeatedCompositeFieldContainer[MirrorPolicy]
+    def __init__(self, patterns: _Optional[_Iterable[str]] = ..., repos: _Optional[_Iterable[_Union[MirroredRepo, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[MirrorPolicy, _Mapping]]] = ...) -> None: ...
 
 class MirroredRepo(_message.Message):
-    __slots__ = ("repo", "revision", "state", "why", "bytes_total", "bytes_held", "bytes_from")
+    __slots__ = ("repo", "revision", "state", "why", "bytes_total", "bytes_held", "bytes_from", "pattern", "copies_elsewhere")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -464,6 +496,8 @@ class MirroredRepo(_message.Message):
     BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     BYTES_HELD_FIELD_NUMBER: _ClassVar[int]
     BYTES_FROM_FIELD_NUMBER: _ClassVar[int]
+    PATTERN_FIELD_NUMBER: _ClassVar[int]
+    COPIES_ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
     repo: str
     revision: str
     state: str
@@ -471,7 +505,9 @@ class MirroredRepo(_message.Message):
     bytes_total: int
     bytes_held: int
     bytes_from: _containers.RepeatedCompositeFieldContainer[BytesFrom]
-    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[str] = ..., why: _Optional[str] = ..., bytes_total: _Optional[int] = ..., bytes_held: _Optional[int] = ..., bytes_from: _Optional[_Iterable[_Union[BytesFrom, _Mapping]]] = ...) -> None: ...
+    pattern: str
+    copies_elsewhere: int
+    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[str] = ..., why: _Optional[str] = ..., bytes_total: _Optional[int] = ..., bytes_held: _Optional[int] = ..., bytes_from: _Optional[_Iterable[_Union[BytesFrom, _Mapping]]] = ..., pattern: _Optional[str] = ..., copies_elsewhere: _Optional[int] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
     __slots__ = ("repo", "stages", "context", "privacy", "adapter", "quantise", "kv")
