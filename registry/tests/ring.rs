@@ -9,7 +9,7 @@ use cairn_protocol::{
     limits::{CATALOG_BYTES_MAX, CATALOG_PAGE_DISPLACES_MAX},
     record::{Record, RecordKind},
 };
-use cairn_registry::{InsertError, Inserted, Registry, ResolveError};
+use cairn_registry::{InsertError, Inserted, Registry, ResolveError, mirror::Policy};
 use house::{House, REALM, head, key, profile, repo, revision, statement};
 
 async fn has(registry: &Registry, record: &Record) -> bool {
@@ -103,8 +103,8 @@ async fn publishers_that_a_persons_act_made_known_never_make_way() {
     let registry = &house.registry;
     registry.pin_handle(&"pinned".parse().unwrap(), key(2).public()).await.unwrap();
     registry.trust_handle(&"trusted".parse().unwrap(), Some(key(3).public())).await.unwrap();
-    registry.add_mirror(&"mirrored/a".parse().unwrap()).await.unwrap();
-    registry.add_mirror(&format!("{}/*", key(5).public()).parse().unwrap()).await.unwrap();
+    registry.add_mirror(&Policy::all_of("mirrored/a".parse().unwrap())).await.unwrap();
+    registry.add_mirror(&Policy::all_of(format!("{}/*", key(5).public()).parse().unwrap())).await.unwrap();
     let source = house.source("own", &[("a.txt", b"a".to_vec())]);
     registry.insert(profile(&key(6), "own", 0)).await.unwrap();
     let published = house.publish(&source, &key(6), "own", 1).await;

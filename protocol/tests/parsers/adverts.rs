@@ -38,6 +38,7 @@ fn advert() -> Advert {
         holds: vec![RevisionId::from([9; 32])],
         tasks: vec!["embed".into()],
         warm: vec![RevisionId::from([8; 32])],
+        mirrors: true,
     }
 }
 
