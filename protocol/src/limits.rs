@@ -51,6 +51,16 @@ pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
 pub const TAGS_MAX: usize = 64;
 /// Short free texts of a record: licence, architecture, quantisation, one tag.
 pub const WORD_BYTES_MAX: usize = 128;
+/// Languages of a revision record: models for all languages of a benchmark name some hundred.
+pub const LANGUAGES_MAX: usize = 128;
+/// Base models of a revision record: merges name some.
+pub const BASE_MODELS_MAX: usize = 16;
+/// Datasets of a revision record.
+pub const DATASETS_MAX: usize = 32;
+/// A repo as a card names it: kind, publisher, name and ref.
+pub const NAMED_REPO_BYTES_MAX: usize = 256;
+/// The card's text in a revision record: what a search looks through, a quarter of the record.
+pub const CARD_TEXT_BYTES_MAX: usize = 4096;
 /// The display name of a profile.
 pub const DISPLAY_NAME_BYTES_MAX: usize = 256;
 /// Digests of one file that are read; more are refused.

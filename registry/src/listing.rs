@@ -162,7 +162,11 @@ fn list(
     Ok((summaries, next))
 }
 
-fn summary(transaction: &ReadTransaction, realm: RealmId, repo: RepoId) -> Result<RepoSummary, CatalogError> {
+pub(crate) fn summary(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    repo: RepoId,
+) -> Result<RepoSummary, CatalogError> {
     let mut refs = refs(transaction, realm, &repo)?;
     refs.sort_by_key(|state| state.name != RefName::main());
     let shown = refs.into_iter().find_map(|state| state.head.map(|head| (state.name, head)));

@@ -1,7 +1,7 @@
 //! Signed records. Not the catalogue's rules.
 
 use cairn_protocol::limits::{RECORD_BYTES_MAX, REVISION_BYTES_MAX};
-use cairn_protocol::record::{Body, Head, Profile, Record, RecordError, RecordKind, Revision};
+use cairn_protocol::record::{Body, CardFacts, Head, Profile, Record, RecordError, RecordKind, Revision};
 use cairn_protocol::{Keypair, RealmId, RecordId, RevisionId, record_pb};
 use proptest::prelude::*;
 use prost::Message;
@@ -42,6 +42,15 @@ fn revision() -> Revision {
         license: "apache-2.0".into(),
         quantisation: String::new(),
         tags: vec!["small".into()],
+        card: CardFacts {
+            task: "text-generation".into(),
+            library: "transformers".into(),
+            languages: vec!["en".into(), "pt-br".into()],
+            base_models: vec!["acme/base".into()],
+            base_model_relation: "finetune".into(),
+            datasets: vec!["acme/poems".into()],
+            text: "It writes poems.".into(),
+        },
     }
 }
 
