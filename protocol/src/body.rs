@@ -73,7 +73,7 @@ pub struct Revision {
     /// Free words.
     pub tags: Vec<String>,
     /// What its card says.
-    pub card: CardFacts,
+    pub card: Box<CardFacts>,
 }
 
 /// What a catalogue is searched by of a revision's card, beside licence and tags. All of it may be empty.
@@ -210,7 +210,7 @@ impl Revision {
         if pb.tags.len() > TAGS_MAX {
             return Err(RecordError::Invalid { field: "tags" });
         }
-        let card = CardFacts::parse(&pb)?;
+        let card = Box::new(CardFacts::parse(&pb)?);
         let word = |text, field| bounded(text, WORD_BYTES_MAX, field);
         Ok(Self {
             revision: exact(&pb.manifest, "manifest")?,

@@ -50,6 +50,7 @@ mod listing;
 mod look;
 /// Which repos a mirror keeps, and what it fetches next.
 pub mod mirror;
+mod paging;
 mod prepare;
 mod records;
 mod registry;

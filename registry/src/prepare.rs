@@ -136,7 +136,7 @@ impl Prepared {
             license: card.license,
             quantisation: quantisation(&manifest.tensors),
             tags: card.tags,
-            card: card.facts,
+            card: Box::new(card.facts),
         };
         statement.cut_to_fit()
     }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use cairn_protocol::{
     Keypair, Record, RecordId, RefName, RepoKind, RevisionId,
-    record::{CardFacts, Head, Revision},
+    record::{Head, Revision},
 };
 use cairn_registry::{Field, Found, Registry, Search, SearchError, Sort};
 use house::{House, REALM, bytes, head, key, profile, repo, revision, statement};
@@ -17,7 +17,7 @@ use proptest::prelude::*;
 /// A repo as a test wants it; the rest is empty.
 fn model(name: &str) -> Revision {
     let id = *blake3::hash(name.as_bytes()).as_bytes();
-    Revision { revision: RevisionId::from(id), card: CardFacts::default(), ..statement(name, 1) }
+    Revision { revision: RevisionId::from(id), card: Box::default(), ..statement(name, 1) }
 }
 
 fn records(key: &Keypair, body: &Revision) -> Vec<Record> {

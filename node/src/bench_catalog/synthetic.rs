@@ -248,7 +248,7 @@ impl Synthetic {
             license: pick(&mut dice, &LICENSES),
             quantisation: "BF16".to_owned(),
             tags: some(&mut dice, &TAGS, 8),
-            card: CardFacts {
+            card: Box::new(CardFacts {
                 task: pick(&mut dice, &TASKS),
                 library: pick(&mut dice, &LIBRARIES),
                 languages: some(&mut dice, &LANGUAGES, 3),
@@ -256,7 +256,7 @@ impl Synthetic {
                 base_model_relation: "finetune".to_owned(),
                 datasets: Vec::new(),
                 text: text(&mut dice, number),
-            },
+            }),
         };
         (publisher, body)
     }

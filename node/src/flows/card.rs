@@ -42,7 +42,7 @@ fn from_file(card: Card) -> api::Card {
 }
 
 fn from_record(record: &Revision) -> api::Card {
-    let (license, tags, facts) = (record.license.clone(), record.tags.clone(), record.card.clone());
+    let (license, tags, facts) = (record.license.clone(), record.tags.clone(), (*record.card).clone());
     from_file(Card { license, tags, facts, problems: Vec::new() })
 }
 

@@ -71,7 +71,7 @@ async fn repo(node: &Node, summary: RepoSummary) -> Result<api::FoundRepo, Refus
     let revision = summary.head.as_ref().map_or(RevisionId::from([0; 32]), |head| head.revision);
     let held = summary.kept && is_whole(node, revision).await?;
     let shown = repo_of(&summary, summary.revision.as_ref(), revision);
-    let (tags, card) = summary.revision.map(|revision| (revision.tags, revision.card)).unwrap_or_default();
+    let (tags, card) = summary.revision.map(|revision| (revision.tags, *revision.card)).unwrap_or_default();
     Ok(api::FoundRepo {
         repo: shown.repo,
         kind: shown.kind,

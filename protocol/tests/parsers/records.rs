@@ -42,7 +42,7 @@ fn revision() -> Revision {
         license: "apache-2.0".into(),
         quantisation: String::new(),
         tags: vec!["small".into()],
-        card: CardFacts {
+        card: Box::new(CardFacts {
             task: "text-generation".into(),
             library: "transformers".into(),
             languages: vec!["en".into(), "pt-br".into()],
@@ -50,7 +50,7 @@ fn revision() -> Revision {
             base_model_relation: "finetune".into(),
             datasets: vec!["acme/poems".into()],
             text: "It writes poems.".into(),
-        },
+        }),
     }
 }
 

@@ -194,10 +194,10 @@ impl SegmentCollector for Walk {
         }
         if !is_full {
             self.found.push((Reverse(value), rank));
-        } else if let Some(mut top) = self.found.peek_mut() {
-            if (Reverse(value), rank) < *top {
-                *top = (Reverse(value), rank);
-            }
+        } else if let Some(mut top) = self.found.peek_mut()
+            && (Reverse(value), rank) < *top
+        {
+            *top = (Reverse(value), rank);
         }
     }
 

@@ -53,8 +53,8 @@ fn put(transaction: &WriteTransaction, key: &[u8]) -> Result<(), CatalogError> {
 
 fn next(transaction: &WriteTransaction) -> Result<u64, CatalogError> {
     let meta = transaction.open_table(tables::META)?;
-    let next = number_of(meta.get(tables::JOURNAL_NEXT)?.map(|value| value.value().to_vec()), 1);
-    next
+    let value = meta.get(tables::JOURNAL_NEXT)?.map(|value| value.value().to_vec());
+    number_of(value, 1)
 }
 
 /// The number that the next row will have, and up to which rows of this realm were taken out.
@@ -73,10 +73,15 @@ fn done_key(realm: RealmId) -> String {
     format!("{}{realm}", tables::JOURNAL_DONE)
 }
 
-/// The first rows of a realm.
-pub(super) fn rows(transaction: &impl Tables, realm: RealmId, limit: usize) -> Result<Vec<Row>, CatalogError> {
+/// The first rows of a realm, after this key.
+pub(super) fn rows(
+    transaction: &impl Tables,
+    realm: RealmId,
+    after: Option<&[u8]>,
+    limit: usize,
+) -> Result<Vec<Row>, CatalogError> {
     let mut rows = Vec::new();
-    look::visit(transaction, tables::JOURNAL, &keys::realm(realm), None, |key, value| {
+    look::visit(transaction, tables::JOURNAL, &keys::realm(realm), after, |key, value| {
         let (number, after) = value.split_first_chunk().ok_or_else(|| keys::damaged("a row of the journal"))?;
         rows.push(Row { key: key.to_vec(), number: u64::from_le_bytes(*number), after: after.to_vec() });
         Ok(if rows.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
@@ -106,10 +111,10 @@ pub(super) fn settle(
             journal.remove(row.key.as_slice())?;
         }
     }
-    if let Some((row, after)) = goes_on {
-        if is_same(&journal, row)? {
-            journal.insert(row.key.as_slice(), [&row.number.to_le_bytes()[..], after].concat().as_slice())?;
-        }
+    if let Some((row, after)) = goes_on
+        && is_same(&journal, row)?
+    {
+        journal.insert(row.key.as_slice(), [&row.number.to_le_bytes()[..], after].concat().as_slice())?;
     }
     drop(journal);
     let done = rows.iter().map(|row| row.number).max().unwrap_or(0);

@@ -39,6 +39,9 @@ const BATCH: usize = 2048;
 /// Batches between two commits while the whole catalogue is gone through.
 const BATCHES_A_COMMIT: usize = 32;
 
+/// Batches of the journal between two commits: what comes in a flood is searchable some seconds later.
+const BATCHES_A_PIECE: usize = 8;
+
 /// From a failure to the next try.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -123,10 +126,9 @@ impl Keeper {
             if *self.shared.doubts.borrow() {
                 return Ok(());
             }
-            if !self.wait(writer.is_some()).await? {
-                if let Some(writer) = writer.take() {
-                    blocking(move || writer.finish()).await?;
-                }
+            let is_idle = !self.wait(writer.is_some()).await?;
+            if let Some(writer) = writer.take_if(|_| is_idle) {
+                blocking(move || writer.finish()).await?;
             }
         }
     }
@@ -162,7 +164,7 @@ impl Keeper {
             return Err(Stop::Closing);
         }
         let (realm, is_new) = (self.realm, progress.going_through.is_some());
-        let rows = self.catalog.survey(move |transaction| journal::rows(transaction, realm, 1)).await?;
+        let rows = self.catalog.survey(move |transaction| journal::rows(transaction, realm, None, 1)).await?;
         Ok(is_new || !rows.is_empty())
     }
 
@@ -225,16 +227,27 @@ impl Keeper {
         self.commit(writer, progress).await
     }
 
-    /// One batch of the journal.
+    /// Some batches of the journal.
     async fn follow(&self, mut writer: Writer, mut progress: Progress) -> Result<(Writer, Progress), Stop> {
         let realm = self.realm;
-        let Batch { changes, rows, goes_on } =
-            self.catalog.survey(move |transaction| some_changes(transaction, realm)).await?;
-        writer = blocking(move || {
-            changes.iter().try_for_each(|change| writer.change(change))?;
-            Ok(writer)
-        })
-        .await?;
+        let (mut rows, mut goes_on): (Vec<Row>, _) = (Vec::new(), None);
+        for _ in 0..BATCHES_A_PIECE {
+            let after = rows.last().map(|row| row.key.clone());
+            let batch =
+                self.catalog.survey(move |transaction| some_changes(transaction, realm, after.as_deref())).await?;
+            let is_last = batch.rows.is_empty() || batch.goes_on.is_some() || batch.changes.len() < BATCH;
+            rows.extend(batch.rows);
+            goes_on = batch.goes_on;
+            let changes = batch.changes;
+            writer = blocking(move || {
+                changes.iter().try_for_each(|change| writer.change(change))?;
+                Ok(writer)
+            })
+            .await?;
+            if is_last || *self.closing.borrow() {
+                break;
+            }
+        }
         progress.number = rows.iter().map(|row| row.number).fold(progress.number, u64::max);
         let done = self.commit(writer, progress).await?;
         let settled = self.catalog.write::<_, CatalogError, _>(move |transaction| {
@@ -272,9 +285,9 @@ struct Batch {
     goes_on: Option<(Row, Vec<u8>)>,
 }
 
-fn some_changes(transaction: &ReadTransaction, realm: RealmId) -> Result<Batch, CatalogError> {
+fn some_changes(transaction: &ReadTransaction, realm: RealmId, after: Option<&[u8]>) -> Result<Batch, CatalogError> {
     let mut batch = Batch { changes: Vec::new(), rows: Vec::new(), goes_on: None };
-    for row in journal::rows(transaction, realm, BATCH)? {
+    for row in journal::rows(transaction, realm, after, BATCH)? {
         if batch.changes.len() >= BATCH {
             break;
         }

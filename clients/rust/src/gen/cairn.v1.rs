@@ -164,7 +164,7 @@ pub mod registry_client {
             req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Resolve"));
             self.inner.unary(req, path, codec).await
         }
-        /// Repos this node knows, in order of name.
+        /// Repos this node knows, by publisher, kind and name.
         pub async fn list(
             &mut self,
             request: impl tonic::IntoRequest<::cairn_protocol::api::ListRequest>,

@@ -48,7 +48,7 @@ pub mod registry_server {
             tonic::Response<::cairn_protocol::api::ResolveResponse>,
             tonic::Status,
         >;
-        /// Repos this node knows, in order of name.
+        /// Repos this node knows, by publisher, kind and name.
         async fn list(
             &self,
             request: tonic::Request<::cairn_protocol::api::ListRequest>,

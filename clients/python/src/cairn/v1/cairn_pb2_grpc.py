@@ -122,7 +122,7 @@ class RegistryServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Repos this node knows, in order of name.
+        """Repos this node knows, by publisher, kind and name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
