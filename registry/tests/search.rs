@@ -374,6 +374,61 @@ fn the_index_says_what_the_catalogue_says_after_anything() {
     });
 }
 
+/// Closed, disturbed and opened again.
+async fn disturbed(house: House, disturb: impl Fn(&Path)) -> House {
+    house.registry.close().await;
+    disturb(&house.home());
+    let registry = Registry::open(&house.home(), REALM).await.unwrap();
+    House { folder: house.folder, registry }
+}
+
+#[tokio::test]
+async fn an_index_from_before_is_made_anew() {
+    let house = disturbed(filled(&[model("first")]).await, |home| disturb(home, &Step::KeepCopy)).await;
+    insert(&house.registry, records(&key(1), &model("second"))).await;
+    house.registry.indexed().await.unwrap();
+    let house = disturbed(house, |home| disturb(home, &Step::OldCopy)).await;
+    house.registry.indexed().await.unwrap();
+    assert_eq!(found(&house, "acme").await.len(), 2, "what the journal has let go is found");
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn an_index_from_after_the_catalogue_is_made_anew() {
+    let house = disturbed(filled(&[model("first")]).await, |home| {
+        fs::copy(home.join("catalog.redb"), home.join("catalog.copy")).unwrap();
+    })
+    .await;
+    insert(&house.registry, records(&key(1), &model("second"))).await;
+    house.registry.indexed().await.unwrap();
+    let house =
+        disturbed(house, |home| fs::rename(home.join("catalog.copy"), home.join("catalog.redb")).unwrap()).await;
+    house.registry.indexed().await.unwrap();
+    assert_eq!(found(&house, "").await, ["first"], "what the catalogue does not know is not counted");
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn a_damaged_index_is_noticed_after_a_kill_and_made_anew() {
+    let house = disturbed(filled(&[model("tiny"), model("other")]).await, |home| {
+        let files = fs::read_dir(home.join("search")).unwrap().next().unwrap().unwrap().path();
+        let is_data = |path: &Path| path.extension().is_some_and(|extension| extension != "json");
+        for path in fs::read_dir(&files).unwrap().map(|entry| entry.unwrap().path()).filter(|path| is_data(path)) {
+            let mut bytes = fs::read(&path).unwrap();
+            if bytes.len() > 200 {
+                bytes[20..100].fill(0x5a);
+                fs::write(path, bytes).unwrap();
+            }
+        }
+        fs::write(files.join("in-use"), []).unwrap();
+    })
+    .await;
+    find(&house, asked("tiny")).await;
+    house.registry.indexed().await.unwrap();
+    assert_eq!(found(&house, "tiny").await, ["tiny"]);
+    house.registry.close().await;
+}
+
 #[tokio::test]
 async fn a_ref_that_stands_nowhere_is_still_a_repo() {
     let house = House::new().await;

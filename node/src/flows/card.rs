@@ -6,7 +6,7 @@
 use cairn_protocol::{api, manifest::Manifest, record::Revision};
 use cairn_registry::{CARD_BYTES_MAX, Card, CardProblem};
 
-use crate::shell::Node;
+use crate::{panics::catch, shell::Node};
 
 /// The card of a revision, if it has one or its record speaks of one.
 pub(super) async fn of(node: &Node, manifest: Option<&Manifest>, record: Option<&Revision>) -> Option<api::Card> {
@@ -20,8 +20,8 @@ pub(super) async fn of(node: &Node, manifest: Option<&Manifest>, record: Option<
 async fn read(node: &Node, manifest: Option<&Manifest>) -> Option<api::Card> {
     let file = manifest?.file("README.md").or_else(|| manifest?.file("readme.md"))?;
     let bytes = node.registry.blobs().read(file.blake3, 0..file.size.min(CARD_BYTES_MAX)).await.ok()?;
-    let read = tokio::task::spawn_blocking(move || Card::parse(&bytes));
-    read.await.ok().map(from_file)
+    let read = tokio::task::spawn_blocking(move || catch("a card", || Card::parse(&bytes)).ok());
+    read.await.ok().flatten().map(from_file)
 }
 
 fn from_file(card: Card) -> api::Card {

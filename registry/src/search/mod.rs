@@ -22,6 +22,7 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use cairn_protocol::{
@@ -60,6 +61,9 @@ const FILTER_VALUES_MAX: usize = 64;
 
 /// Searches that walk at once; others wait for a place.
 const WALKS_MAX: usize = 4;
+
+/// How long a search waits for an index that is being checked: a gigabyte takes seconds.
+const CHECK_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The layout of a cursor.
 const CURSOR_VERSION: u8 = 1;
@@ -227,6 +231,11 @@ impl Registry {
 
     async fn walk(&self, query: Query, filters: Filters, wanted: Wanted) -> Result<Walked, SearchError> {
         let shared = self.search_index().clone();
+        let mut doubts = shared.doubts.subscribe();
+        let checked = tokio::time::timeout(CHECK_PATIENCE, doubts.wait_for(|doubts| !doubts)).await;
+        checked
+            .map_err(|_| SearchError::Index("it is being checked after a stop out of order".to_owned()))?
+            .map_err(|_| CatalogError::Closed)?;
         let _place = shared.walks.acquire().await.map_err(|_| CatalogError::Closed)?;
         let opened = shared.opened().map_err(SearchError::Index)?;
         let walk = tokio::task::spawn_blocking(move || {
