@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use self::synthetic::Synthetic;
 
 /// Repos whose records go into the catalogue together.
-const PAGE: u64 = 2000;
+const PAGE: u64 = 10_000;
 /// The dice of the repos.
 pub const SEED: u64 = 20_260;
 

@@ -178,6 +178,13 @@ const WORDS: [&str; 64] = [
     "community",
 ];
 
+/// Words that cards are made of.
+const VOCABULARY: f64 = 50_000.0;
+
+/// So many of [`WORDS`] are the most frequent ones; the rest are words of a subject, each so many ranks behind the one before.
+const FREQUENT: usize = 16;
+const RARITY: usize = 24;
+
 /// Publishers for so many repos: on a hub each has about six.
 const REPOS_A_PUBLISHER: u64 = 6;
 
@@ -299,10 +306,27 @@ fn text(dice: &mut StdRng, number: u64) -> String {
     let mut text = format!("unique{number}");
     for _ in 0..words {
         let share: f64 = dice.random();
+        // By Zipf's law: the chance of a rank is one over it.
+        let rank = (VOCABULARY.powf(share) as usize).saturating_sub(1);
         text.push(' ');
-        text.push_str(WORDS[(share * share * WORDS.len() as f64) as usize]);
+        let behind = rank.checked_sub(FREQUENT).filter(|behind| behind.is_multiple_of(RARITY));
+        let known = if rank < FREQUENT { Some(rank) } else { behind.map(|behind| FREQUENT + behind / RARITY) };
+        match known.and_then(|at| WORDS.get(at)) {
+            Some(word) => text.push_str(word),
+            None => push_syllables(&mut text, rank),
+        }
     }
     text
+}
+
+/// A word of three syllables for every rank.
+fn push_syllables(text: &mut String, mut rank: usize) {
+    for _ in 0..3 {
+        text.push(char::from(b"bdfgklmnprstvz"[rank % 14]));
+        rank /= 14;
+        text.push(char::from(b"aeiou"[rank % 5]));
+        rank /= 5;
+    }
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ pub(super) async fn run(global: &Global, args: CatalogBenchArgs) -> Outcome {
         bench_catalog::export(path, args.repos)?;
     }
     let show = |done: u64| {
-        if global.output().is_watched() && done % 100_000 == 0 {
+        if global.output().is_watched() && done.is_multiple_of(100_000) {
             global.output().note(&format!("{done} repos"));
         }
     };
