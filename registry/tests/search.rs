@@ -7,7 +7,7 @@ mod house;
 use std::{collections::BTreeMap, fs, path::Path};
 
 use cairn_protocol::{
-    Keypair, Record, RecordId, RefName, RepoKind, RevisionId,
+    Keypair, RealmId, Record, RecordId, RefName, RepoKind, RevisionId,
     record::{Head, Revision},
 };
 use cairn_registry::{Field, Found, Registry, Search, SearchError, Sort};
@@ -380,6 +380,22 @@ async fn disturbed(house: House, disturb: impl Fn(&Path)) -> House {
     disturb(&house.home());
     let registry = Registry::open(&house.home(), REALM).await.unwrap();
     House { folder: house.folder, registry }
+}
+
+#[tokio::test]
+async fn another_realms_repos_are_not_waited_for_and_not_found() {
+    let house = House::new().await;
+    house.registry.insert_page(records(&key(1), &model("ours"))).await.unwrap();
+    // Perhaps not indexed yet.
+    house.registry.close().await;
+    let other = Registry::open(&house.home(), RealmId::from([7; 32])).await.unwrap();
+    other.indexed().await.unwrap();
+    assert_eq!(other.search(asked("")).await.unwrap(), Found::default());
+    other.close().await;
+    let registry = Registry::open(&house.home(), REALM).await.unwrap();
+    registry.indexed().await.unwrap();
+    assert_eq!(registry.search(asked("")).await.unwrap().total, 1);
+    registry.close().await;
 }
 
 #[tokio::test]

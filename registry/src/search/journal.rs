@@ -89,9 +89,12 @@ pub(super) fn rows(
     Ok(rows)
 }
 
-/// How many rows there are, of every realm.
-pub(super) fn length(transaction: &redb::ReadTransaction) -> Result<u64, CatalogError> {
-    Ok(transaction.open_table(tables::JOURNAL)?.len()?)
+/// How many rows there are: none if none is of this realm, else about as many as wait, for all realms' are counted.
+pub(super) fn length(transaction: &redb::ReadTransaction, realm: RealmId) -> Result<u64, CatalogError> {
+    match rows(transaction, realm, None, 1)?.is_empty() {
+        true => Ok(0),
+        false => Ok(transaction.open_table(tables::JOURNAL)?.len()?),
+    }
 }
 
 /// Takes out the rows whose work is durable in the index, if they are still the same; `goes_on` of them have come as far as that.

@@ -209,7 +209,7 @@ impl Registry {
             let facets = search.facets.iter().copied().zip(walked.facets);
             let facets = facets.map(|(field, values)| Ok((field, named(transaction, realm, field, values)?)));
             let facets = facets.collect::<Result<_, CatalogError>>()?;
-            let pending = pending(transaction, is_whole, indexed)?;
+            let pending = pending(transaction, realm, is_whole, indexed)?;
             Ok::<_, SearchError>(Found { repos, total: walked.total, facets, next_cursor, pending })
         });
         read.await
@@ -217,11 +217,11 @@ impl Registry {
 
     /// Waits until the index says what the catalogue says.
     pub async fn indexed(&self) -> Result<(), CatalogError> {
-        let mut settled = self.search_index().settled.subscribe();
+        let (realm, mut settled) = (self.realm(), self.search_index().settled.subscribe());
         loop {
             settled.mark_unchanged();
             let is_whole = self.search_index().is_whole.load(Ordering::Relaxed);
-            let waiting = self.catalog().read(journal::length).await?;
+            let waiting = self.catalog().read(move |transaction| journal::length(transaction, realm)).await?;
             if is_whole && waiting == 0 {
                 return Ok(());
             }
@@ -315,8 +315,8 @@ fn named(
     named.collect()
 }
 
-fn pending(transaction: &ReadTransaction, is_whole: bool, indexed: u64) -> Result<u64, CatalogError> {
-    let waiting = journal::length(transaction)?;
+fn pending(transaction: &ReadTransaction, realm: RealmId, is_whole: bool, indexed: u64) -> Result<u64, CatalogError> {
+    let waiting = journal::length(transaction, realm)?;
     if is_whole {
         return Ok(waiting);
     }
