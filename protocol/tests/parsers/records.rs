@@ -169,3 +169,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_largest_card_is_cut_until_its_record_is_taken() {
+    let words = |count: usize, bytes: usize| (0..count).map(|n| format!("{n:0bytes$}")).collect::<Vec<_>>();
+    let full = Revision {
+        message: "m".repeat(4096),
+        tags: words(64, 128),
+        card: Box::new(CardFacts {
+            languages: words(128, 128),
+            base_models: words(16, 256),
+            datasets: words(32, 256),
+            text: "é".repeat(2048),
+            ..CardFacts::default()
+        }),
+        ..revision()
+    };
+    assert!(full.sign(RealmId::PUBLIC, &key()).is_err(), "it is too large as it is");
+    let cut = full.clone().cut_to_fit();
+    assert!(cut.sign(RealmId::PUBLIC, &key()).is_ok());
+    assert!(cut.card.text.is_empty() && cut.card.datasets.is_empty() && cut.card.base_models == full.card.base_models);
+    assert_eq!(revision().cut_to_fit(), revision());
+}
