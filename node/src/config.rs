@@ -48,6 +48,8 @@ pub struct Config {
     pub stage_disk_bytes: u64,
     /// Most disk that weights in the form of the engine may take.
     pub packed_disk_bytes: u64,
+    /// Most bytes of records of known publishers that are taken from peers.
+    pub catalog_bytes_max: u64,
     /// Engine threads.
     pub threads: usize,
     /// Sessions that one peer may hold at once.
@@ -155,6 +157,7 @@ impl Config {
             stage_memory_bytes: settings.parse("stage_memory_bytes", parse_bytes)?,
             stage_disk_bytes: settings.parse("stage_disk_bytes", parse_bytes)?,
             packed_disk_bytes: settings.parse("packed_disk_bytes", parse_bytes)?,
+            catalog_bytes_max: settings.parse("catalog_bytes_max", parse_bytes)?,
             threads: settings.parse("threads", parse_threads)?,
             sessions_per_peer: settings.parse("sessions_per_peer", parse_display)?,
             waiting_per_peer: settings.parse("waiting_per_peer", parse_display)?,

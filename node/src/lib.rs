@@ -5,6 +5,7 @@
 //! The library exists so that tests can run a node in their own process; programs use the `cairn-client` crate.
 
 pub mod bench_blobs;
+pub mod bench_catalog;
 pub mod bench_stages;
 pub mod bench_users;
 pub mod builtin;

@@ -16,7 +16,7 @@ use cairn_compute::{Engine, EngineConfig};
 use cairn_protocol::advert::{Capacity, Load};
 use cairn_protocol::key::Keypair;
 use cairn_protocol::refusal::{Reason, Refusal};
-use cairn_registry::Registry;
+use cairn_registry::{Registry, RegistryOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -83,7 +83,8 @@ impl Node {
     pub async fn start(config: Config) -> Result<Arc<Node>, Refusal> {
         let home = Home::open(&config.home)?;
         let bound = Bound::bind(&config).await?;
-        let registry = Registry::open(home.root(), config.realm)
+        let options = RegistryOptions { catalog_bytes_max: config.catalog_bytes_max };
+        let registry = Registry::open_with(home.root(), config.realm, options)
             .await
             .map_err(|error| failed("the catalogue", &error, "restore the home from a backup, or another --home"))?;
         match Node::assemble(config, home, bound, registry.clone()).await {

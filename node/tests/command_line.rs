@@ -28,6 +28,7 @@ fn help_of_every_command_has_examples() {
         "mirror rm",
         "mirror status",
         "ls",
+        "search",
         "show",
         "verify",
         "peers",

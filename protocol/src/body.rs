@@ -4,7 +4,10 @@
 use prost::Message;
 
 use crate::id::{PublisherKey, RecordId, RevisionId};
-use crate::limits::{DISPLAY_NAME_BYTES_MAX, MESSAGE_BYTES_MAX, PARENTS_MAX, TAGS_MAX, WORD_BYTES_MAX};
+use crate::limits::{
+    BASE_MODELS_MAX, CARD_TEXT_BYTES_MAX, DATASETS_MAX, DISPLAY_NAME_BYTES_MAX, LANGUAGES_MAX, MESSAGE_BYTES_MAX,
+    NAMED_REPO_BYTES_MAX, PARENTS_MAX, REVISION_BYTES_MAX, TAGS_MAX, WORD_BYTES_MAX,
+};
 use crate::name::{Handle, RefName, RepoId, RepoKind, RepoName};
 use crate::record::{Record, RecordError, RecordKind};
 use crate::record_pb;
@@ -69,6 +72,27 @@ pub struct Revision {
     pub quantisation: String,
     /// Free words.
     pub tags: Vec<String>,
+    /// What its card says.
+    pub card: Box<CardFacts>,
+}
+
+/// What a catalogue is searched by of a revision's card, beside licence and tags. All of it may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CardFacts {
+    /// What it is for: "text-generation".
+    pub task: String,
+    /// What loads it: "transformers".
+    pub library: String,
+    /// Codes of languages.
+    pub languages: Vec<String>,
+    /// What it was made from, as the card names it.
+    pub base_models: Vec<String>,
+    /// "finetune", "adapter", "merge", "quantized" or empty.
+    pub base_model_relation: String,
+    /// What it was trained on, as the card names it.
+    pub datasets: Vec<String>,
+    /// The beginning of its text.
+    pub text: String,
 }
 
 /// Which revision a ref stands for.
@@ -151,8 +175,30 @@ impl Revision {
             license: self.license.clone(),
             quantisation: self.quantisation.clone(),
             tags: self.tags.clone(),
+            task: self.card.task.clone(),
+            library: self.card.library.clone(),
+            languages: self.card.languages.clone(),
+            base_models: self.card.base_models.clone(),
+            base_model_relation: self.card.base_model_relation.clone(),
+            datasets: self.card.datasets.clone(),
+            card_text: self.card.text.clone(),
         }
         .encode_to_vec()
+    }
+
+    /// The same with less of the card where a record has no room for all: first its text is cut, then the last of the datasets, tags
+    /// and languages go.
+    pub fn cut_to_fit(mut self) -> Self {
+        let excess = self.encode().len().saturating_sub(REVISION_BYTES_MAX);
+        let kept = self.card.text.len().saturating_sub(excess);
+        self.card.text.truncate(self.card.text.floor_char_boundary(kept));
+        while self.encode().len() > REVISION_BYTES_MAX {
+            let gone = self.card.datasets.pop().or_else(|| self.tags.pop()).or_else(|| self.card.languages.pop());
+            if gone.is_none() {
+                break;
+            }
+        }
+        self
     }
 
     /// From a payload.
@@ -164,6 +210,7 @@ impl Revision {
         if pb.tags.len() > TAGS_MAX {
             return Err(RecordError::Invalid { field: "tags" });
         }
+        let card = Box::new(CardFacts::parse(&pb)?);
         let word = |text, field| bounded(text, WORD_BYTES_MAX, field);
         Ok(Self {
             revision: exact(&pb.manifest, "manifest")?,
@@ -180,6 +227,7 @@ impl Revision {
             license: word(pb.license, "license")?,
             quantisation: word(pb.quantisation, "quantisation")?,
             tags: pb.tags.into_iter().map(|tag| word(tag, "tags")).collect::<Result<_, _>>()?,
+            card,
         })
     }
 
@@ -187,6 +235,21 @@ impl Revision {
     pub fn sign(&self, realm: RealmId, key: &Keypair) -> Result<Record, RecordError> {
         Self::parse(&self.encode())?;
         Record::sign(RecordKind::Revision, realm, self.encode(), key)
+    }
+}
+
+impl CardFacts {
+    fn parse(pb: &record_pb::Revision) -> Result<Self, RecordError> {
+        let word = |text: &String, field| bounded(text.clone(), WORD_BYTES_MAX, field);
+        Ok(Self {
+            task: word(&pb.task, "task")?,
+            library: word(&pb.library, "library")?,
+            languages: list(&pb.languages, LANGUAGES_MAX, WORD_BYTES_MAX, "languages")?,
+            base_models: list(&pb.base_models, BASE_MODELS_MAX, NAMED_REPO_BYTES_MAX, "base_models")?,
+            base_model_relation: word(&pb.base_model_relation, "base_model_relation")?,
+            datasets: list(&pb.datasets, DATASETS_MAX, NAMED_REPO_BYTES_MAX, "datasets")?,
+            text: bounded(pb.card_text.clone(), CARD_TEXT_BYTES_MAX, "card_text")?,
+        })
     }
 }
 
@@ -266,4 +329,11 @@ fn bounded(text: String, max: usize, field: &'static str) -> Result<String, Reco
         true => Err(RecordError::Invalid { field }),
         false => Ok(text),
     }
+}
+
+fn list(texts: &[String], count_max: usize, bytes_max: usize, field: &'static str) -> Result<Vec<String>, RecordError> {
+    if texts.len() > count_max {
+        return Err(RecordError::Invalid { field });
+    }
+    texts.iter().map(|text| bounded(text.clone(), bytes_max, field)).collect()
 }

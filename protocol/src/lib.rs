@@ -50,6 +50,6 @@ pub use layers::LayerRange;
 pub use machine::Machine;
 pub use manifest::{Manifest, ManifestFile, Model, Naming, TensorEntry};
 pub use name::{FilePath, Handle, Publisher, RefName, RefSpec, RepoId, RepoKind, RepoName, RepoPath, RepoRef};
-pub use record::{Body, Head, Profile, Record, RecordError, RecordKind, Revision};
+pub use record::{Body, CardFacts, Head, Profile, Record, RecordError, RecordKind, Revision};
 pub use refusal::{Reason, Refusal};
 pub use resume::ResumeToken;

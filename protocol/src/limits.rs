@@ -55,6 +55,16 @@ pub const WORD_BYTES_MAX: usize = 128;
 pub const KEEPS_MAX: usize = 256;
 /// Licences, or tags, that one rule of a mirror's policy names.
 pub const MIRROR_WORDS_MAX: usize = 32;
+/// Languages of a revision record: models for all languages of a benchmark name some hundred.
+pub const LANGUAGES_MAX: usize = 128;
+/// Base models of a revision record: merges name some.
+pub const BASE_MODELS_MAX: usize = 16;
+/// Datasets of a revision record.
+pub const DATASETS_MAX: usize = 32;
+/// A repo as a card names it: kind, publisher, name and ref.
+pub const NAMED_REPO_BYTES_MAX: usize = 256;
+/// The card's text in a revision record: what a search looks through, a quarter of the record.
+pub const CARD_TEXT_BYTES_MAX: usize = 4096;
 /// The display name of a profile.
 pub const DISPLAY_NAME_BYTES_MAX: usize = 256;
 /// Digests of one file that are read; more are refused.

@@ -14,7 +14,7 @@ use crate::key::{RECORD_DOMAIN, is_signed};
 use crate::limits::{RECORD_BYTES_MAX, REVISION_BYTES_MAX};
 use crate::record_pb;
 
-pub use crate::body::{Body, Head, Profile, Revision};
+pub use crate::body::{Body, CardFacts, Head, Profile, Revision};
 pub use crate::key::Keypair;
 
 /// The version of the envelope.

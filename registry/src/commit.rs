@@ -26,6 +26,7 @@ use crate::{
     prepare::Prepared,
     records::{InsertError, Inserted, Origin, insert},
     ring,
+    search::journal,
 };
 
 /// What the next head of a ref must say.
@@ -130,7 +131,7 @@ impl Registry {
         let written = self.catalog().write(move |transaction| {
             let heads = write_records(transaction, realm, &records)?;
             for (name, head) in &heads {
-                adopt(transaction, &keys::reference(realm, &manifest.repo, name), *head)?;
+                adopt(transaction, realm, &manifest.repo, name, *head)?;
             }
             keep(transaction, realm, revision, manifest_bytes, &manifest, &Keeper::Person)?;
             note_sha256(transaction, realm, &manifest)?;
@@ -211,8 +212,19 @@ fn expect_next(transaction: &WriteTransaction, realm: RealmId, repo: &RepoId, he
 }
 
 /// Remembers that this node uses the head, so that a second head of its number does not take it away here.
-pub(crate) fn adopt(transaction: &WriteTransaction, reference: &[u8], head: RecordId) -> Result<(), CatalogError> {
-    transaction.open_table(tables::ADOPTED)?.insert(reference, head.as_bytes().as_slice())?;
+pub(crate) fn adopt(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    repo: &RepoId,
+    name: &RefName,
+    head: RecordId,
+) -> Result<(), CatalogError> {
+    let reference = keys::reference(realm, repo, name);
+    let before = look::adopted(transaction, realm, repo, name)?;
+    if before != Some(head) {
+        transaction.open_table(tables::ADOPTED)?.insert(reference.as_slice(), head.as_bytes().as_slice())?;
+        journal::note(transaction, realm, repo)?;
+    }
     Ok(())
 }
 

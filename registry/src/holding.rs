@@ -272,7 +272,7 @@ fn adopt_heads(
         standing.extend(state.head.filter(|head| head.revision == revision).map(|head| (state.name, head.id)));
     }
     for (name, head) in standing {
-        adopt(transaction, &keys::reference(realm, &manifest.repo, &name), head)?;
+        adopt(transaction, realm, &manifest.repo, &name, head)?;
     }
     Ok(())
 }

@@ -36,6 +36,7 @@
 //! Invariant: what was acknowledged is on disk, and every byte that leaves hashes to the name it was asked for by.
 
 mod blobs;
+mod card;
 mod catalog;
 mod commit;
 mod export;
@@ -49,14 +50,17 @@ mod listing;
 mod look;
 /// Which repos a mirror keeps, and what it fetches next.
 pub mod mirror;
+mod paging;
 mod prepare;
 mod records;
 mod registry;
 mod resolve;
 mod ring;
+mod search;
 mod verify;
 
 pub use blobs::{BlobError, Blobs, Stalled, TempPin, stage_cache::StageBlob};
+pub use card::{CARD_BYTES_MAX, Card, CardProblem};
 pub use catalog::{CatalogError, migrate::MigrateError};
 pub use commit::{Committed, NextHead, PublishError};
 pub use export::{ExportError, ExportReport};
@@ -69,6 +73,9 @@ pub use index::IndexError;
 pub use listing::{RefState, RepoSummary, Stats};
 pub use prepare::{Describe, Description, ModelSources, PrepareOptions, Prepared, Progress};
 pub use records::{InsertError, Inserted};
-pub use registry::{OpenError, Registry};
+pub use registry::{CATALOG_BYTES_DEFAULT, OpenError, Registry, RegistryOptions};
 pub use resolve::{ResolveError, Resolved};
+pub use search::{
+    FACET_VALUES_MAX, Field, Found, QUERY_BYTES_MAX, QueryError, SEARCH_PAGE_MAX, Search, SearchError, Sort,
+};
 pub use verify::{BadFile, Problem, VerifyReport};

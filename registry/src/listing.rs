@@ -1,8 +1,8 @@
 //! What the catalogue holds, for people to look at: repos, their refs, one repo's summary, counts.
 //!
-//! Read-only. Lists come in pages; what a page costs is bounded by the page, save that a listing looks at every repo's name once.
+//! Read-only. Lists come in pages ([`crate::paging`]); what a page costs is bounded by the page.
 //!
-//! Invariant: pages are in order of path, and the last one says so.
+//! Invariant: pages are in one order, and the last one says so.
 
 use std::{collections::BTreeMap, ops::ControlFlow};
 
@@ -21,7 +21,7 @@ use crate::{
         tables::{self, Tables},
     },
     history::{HeadRow, PassedOver, stand},
-    look, resolve,
+    look, paging, resolve,
 };
 
 /// A repo at a glance: what its `main` (else its first ref that stands somewhere) says.
@@ -68,7 +68,8 @@ pub struct Stats {
 }
 
 impl Registry {
-    /// Repos whose path begins with `prefix`, in order of path, after the path `after`; with the path to go on from, if there are more.
+    /// Repos whose path begins with `prefix`, by publisher, kind and name; `after` is what came with the page before, if there are more. A
+    /// page that is not the last may be short where few publishers fit the prefix.
     pub async fn list(
         &self,
         prefix: &str,
@@ -76,7 +77,9 @@ impl Registry {
         limit: usize,
     ) -> Result<(Vec<RepoSummary>, Option<String>), CatalogError> {
         let (realm, prefix) = (self.realm(), prefix.to_owned());
-        self.catalog().read(move |transaction| list(transaction, realm, &prefix, after, limit.max(1))).await
+        let listed =
+            self.catalog().survey(move |transaction| list(transaction, realm, &prefix, after.as_deref(), limit.max(1)));
+        listed.await
     }
 
     /// One repo at a glance, if it is known.
@@ -137,32 +140,19 @@ fn list(
     transaction: &ReadTransaction,
     realm: RealmId,
     prefix: &str,
-    after: Option<String>,
+    after: Option<&str>,
     limit: usize,
 ) -> Result<(Vec<RepoSummary>, Option<String>), CatalogError> {
-    // The smallest paths so far, one more than a page, so that we know whether there are more.
-    let mut page = BTreeMap::new();
-    look::visit(transaction, tables::REPOS, &keys::realm(realm), None, |key, name| {
-        let repo = keys::parse_repo(key, name)?;
-        let path = resolve::display_path(transaction, realm, &repo)?;
-        if path.starts_with(prefix) && after.as_ref().is_none_or(|after| path > *after) {
-            page.insert(path, repo);
-        }
-        if page.len() > limit + 1 {
-            page.pop_last();
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    let more = page.len() > limit;
-    if more {
-        page.pop_last();
-    }
-    let next = page.last_key_value().filter(|_| more).map(|(path, _)| path.clone());
-    let summaries = page.into_values().map(|repo| summary(transaction, realm, repo)).collect::<Result<_, _>>()?;
-    Ok((summaries, next))
+    let page = paging::page(transaction, realm, prefix, after, limit)?;
+    let summaries = page.repos.into_iter().map(|repo| summary(transaction, realm, repo)).collect::<Result<_, _>>()?;
+    Ok((summaries, page.next))
 }
 
-fn summary(transaction: &ReadTransaction, realm: RealmId, repo: RepoId) -> Result<RepoSummary, CatalogError> {
+pub(crate) fn summary(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    repo: RepoId,
+) -> Result<RepoSummary, CatalogError> {
     let mut refs = refs(transaction, realm, &repo)?;
     refs.sort_by_key(|state| state.name != RefName::main());
     let shown = refs.into_iter().find_map(|state| state.head.map(|head| (state.name, head)));

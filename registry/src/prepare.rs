@@ -25,6 +25,7 @@ use cairn_protocol::{
 use crate::{
     Registry,
     blobs::{BlobError, TempPin},
+    card::{CARD_BYTES_MAX, Card},
     commit::{NextHead, PublishError},
     folder::{self, SourceFile},
     import::{ImportError, Imported, Transfer, import},
@@ -110,6 +111,8 @@ pub struct Prepared {
     pub manifest_bytes: u64,
     /// Files with tensors that are not indexed, since another file has tensors of those names.
     pub left_out: Vec<FilePath>,
+    /// What its `README.md` says, if it has one.
+    pub card: Option<Card>,
     pub(crate) pins: Vec<TempPin>,
 }
 
@@ -117,7 +120,8 @@ impl Prepared {
     /// The revision's record, to be signed.
     pub fn statement(&self) -> Revision {
         let manifest = &self.manifest;
-        Revision {
+        let card = self.card.clone().unwrap_or_default();
+        let statement = Revision {
             revision: self.revision,
             manifest_bytes: self.manifest_bytes,
             kind: manifest.repo.kind,
@@ -129,10 +133,12 @@ impl Prepared {
             created_ms: manifest.created_ms,
             architecture: manifest.model.as_ref().map_or_else(String::new, |model| model.architecture.clone()),
             parameters: parameters(&manifest.tensors),
-            license: String::new(),
+            license: card.license,
             quantisation: quantisation(&manifest.tensors),
-            tags: Vec::new(),
-        }
+            tags: card.tags,
+            card: Box::new(card.facts),
+        };
+        statement.cut_to_fit()
     }
 
     /// The head that would make `name` stand for this revision, to be signed; `next` is what [`Registry::next_head`] said.
@@ -172,6 +178,7 @@ impl Registry {
         let imported = self.import_all(&files, options.transfer, progress).await?;
         self.check_headers(&files, &imported, &seen).await?;
         let Description { model, metadata } = self.describe(&files, &imported, &index, &options.describe).await?;
+        let card = self.card(&files, &imported).await?;
         let manifest = Manifest {
             realm: self.realm(),
             repo,
@@ -187,7 +194,7 @@ impl Registry {
         let manifest_bytes = bytes.len() as u64;
         let mut pins: Vec<TempPin> = imported.into_iter().map(|imported| imported.pin).collect();
         pins.push(self.blobs().add(Bytes::from(bytes)).await?);
-        Ok(Prepared { manifest, revision, manifest_bytes, left_out: index.left_out, pins })
+        Ok(Prepared { manifest, revision, manifest_bytes, left_out: index.left_out, card, pins })
     }
 
     async fn import_all(
@@ -246,6 +253,15 @@ impl Registry {
             tensors: &index.tensors,
         };
         describe(&sources).map_err(PublishError::Describe)
+    }
+
+    /// Of a card that is larger than any, its beginning is read.
+    async fn card(&self, files: &[SourceFile], imported: &[Imported]) -> Result<Option<Card>, BlobError> {
+        let is_card = |name: &str| files.iter().position(|file| file.path.as_str() == name);
+        let Some(at) = is_card("README.md").or_else(|| is_card("readme.md")) else { return Ok(None) };
+        let bytes = self.blobs().read(imported[at].pin.hash(), 0..imported[at].size.min(CARD_BYTES_MAX)).await?;
+        let read = tokio::task::spawn_blocking(move || Card::parse(&bytes));
+        read.await.map(Some).map_err(|error| BlobError::Io(std::io::Error::other(error)))
     }
 
     async fn small_file(

@@ -24,6 +24,7 @@ use crate::{
     history::{HeadRow, PassedOver},
     look::{self, ProfileRow},
     ring,
+    search::journal,
 };
 
 /// What became of a record.
@@ -68,10 +69,8 @@ pub enum InsertError {
     #[error("a head calls main a tag; main moves, and tags never do")]
     TagOnMain,
     /// The catalogue takes no more of the publishers that are known here; what is published here still goes in.
-    #[error(
-        "the catalogue holds {CATALOG_BYTES_MAX} bytes of records of the publishers that are known here, the most it takes"
-    )]
-    Full,
+    #[error("the catalogue holds {0} bytes of records of the publishers that are known here, the most it takes")]
+    Full(u64),
     /// Strangers' bytes are full, and the page that brought this record has pushed out its share.
     #[error("strangers' records fill {CATALOG_BYTES_MAX} bytes, and this page has pushed out its share of them")]
     PageShare,
@@ -82,8 +81,9 @@ pub enum InsertError {
 
 /// Where a record comes from.
 pub(crate) enum Origin<'a> {
-    /// A peer: bounded, since signing is free. With the bytes of strangers' records that what it tells may still push out.
-    Peer(&'a mut u64),
+    /// A peer: bounded, since signing is free. With the bytes of strangers' records that what it tells may still push out, and the bytes
+    /// of known publishers' that the catalogue takes.
+    Peer(&'a mut u64, u64),
     /// A person here.
     Here,
 }
@@ -99,10 +99,10 @@ enum Place<'a> {
 impl Registry {
     /// Takes in a record from a peer.
     pub async fn insert(&self, record: Record) -> Result<Inserted, InsertError> {
-        let realm = self.realm();
+        let (realm, bytes_max) = (self.realm(), self.options().catalog_bytes_max);
         let written = self.catalog().write(move |transaction| {
             let mut may_push_out = u64::MAX;
-            insert(transaction, realm, &record, Origin::Peer(&mut may_push_out))
+            insert(transaction, realm, &record, Origin::Peer(&mut may_push_out, bytes_max))
         });
         let inserted = written.await?;
         self.note_change(inserted == Inserted::New);
@@ -124,14 +124,25 @@ impl Registry {
         self.insert_all(records, CATALOG_PAGE_DISPLACES_MAX).await
     }
 
+    /// Takes in records that a person here brings; they are as lasting as what is published here.
+    pub async fn insert_here(&self, records: Vec<Record>) -> Result<Vec<Result<Inserted, InsertError>>, CatalogError> {
+        let realm = self.realm();
+        let verdicts = self.catalog().write::<_, CatalogError, _>(move |transaction| {
+            Ok(records.iter().map(|record| insert(transaction, realm, record, Origin::Here)).collect::<Vec<_>>())
+        });
+        let verdicts = verdicts.await?;
+        self.note_change(verdicts.iter().any(|verdict| matches!(verdict, Ok(Inserted::New))));
+        Ok(verdicts)
+    }
+
     async fn insert_all(
         &self,
         records: Vec<Record>,
         mut may_push_out: u64,
     ) -> Result<Vec<Result<Inserted, InsertError>>, CatalogError> {
-        let realm = self.realm();
+        let (realm, bytes_max) = (self.realm(), self.options().catalog_bytes_max);
         let verdicts = self.catalog().write::<_, CatalogError, _>(move |transaction| {
-            let insert = |record| insert(transaction, realm, record, Origin::Peer(&mut may_push_out));
+            let insert = |record| insert(transaction, realm, record, Origin::Peer(&mut may_push_out, bytes_max));
             Ok(records.iter().map(insert).collect::<Vec<_>>())
         });
         let verdicts = verdicts.await?;
@@ -196,9 +207,11 @@ fn place_of<'a>(
 ) -> Result<Place<'a>, InsertError> {
     match origin {
         Origin::Here => Ok(Place::Lasting),
-        Origin::Peer(may_push_out) if !ring::is_known(transaction, realm, publisher)? => Ok(Place::Ring(may_push_out)),
-        Origin::Peer(_) if ring::known_bytes(transaction)? < CATALOG_BYTES_MAX => Ok(Place::Lasting),
-        Origin::Peer(_) => Err(InsertError::Full),
+        Origin::Peer(may_push_out, _) if !ring::is_known(transaction, realm, publisher)? => {
+            Ok(Place::Ring(may_push_out))
+        }
+        Origin::Peer(_, bytes_max) if ring::known_bytes(transaction)? < bytes_max => Ok(Place::Lasting),
+        Origin::Peer(_, bytes_max) => Err(InsertError::Full(bytes_max)),
     }
 }
 
@@ -253,6 +266,7 @@ fn insert_profile(
     }
     put(transaction, tables::PROFILES, &keys::one(realm, publisher.as_bytes()), &row.to_value())?;
     put(transaction, tables::CLAIMS, &keys::claim(realm, &row.handle, publisher), &[])?;
+    journal::note_publisher(transaction, realm, publisher)?;
     Ok(Inserted::New)
 }
 
@@ -271,6 +285,7 @@ fn insert_revision(
     put(transaction, tables::REVISIONS, &keys::revision(realm, &repo, revision.revision), record.id().as_bytes())?;
     let by_hash = keys::two(realm, revision.revision.as_bytes(), repo.publisher.as_bytes());
     put(transaction, tables::REVISION_REPOS, &by_hash, &keys::repo(realm, &repo)[keys::ID..])?;
+    journal::note(transaction, realm, &repo)?;
     Ok(Inserted::New)
 }
 
@@ -304,6 +319,7 @@ fn insert_head(
     note_repo(transaction, realm, &repo)?;
     let key = keys::head(realm, &repo, name, row.epoch, row.number, row.id);
     put(transaction, tables::HEADS, &key, &look::head_value(&row))?;
+    journal::note(transaction, realm, &repo)?;
     let disagrees = |other: &HeadRow| other.place() == row.place() || other.tag != row.tag;
     if heads.iter().any(disagrees) {
         tracing::warn!(%repo, %name, epoch = row.epoch, number = row.number, "the publisher's heads contradict each other");

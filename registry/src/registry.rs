@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     blobs::Blobs,
     catalog::{Catalog, CatalogError, migrate::MigrateError},
+    search,
 };
 
 /// A handle to what this node remembers. Clones share it.
@@ -32,10 +33,29 @@ struct Inner {
     catalog: Catalog,
     blobs: Blobs,
     changes: watch::Sender<u64>,
+    search: Arc<search::Shared>,
+    closing: watch::Sender<bool>,
+    options: RegistryOptions,
     /// The supervising task and writes that must not stop half-way. Held across the await of their end by `close`, and
     /// otherwise for adding one.
     tasks: Mutex<JoinSet<()>>,
 }
+
+/// What a registry is told beside its home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegistryOptions {
+    /// Bytes of records that are taken from peers of publishers that are known here.
+    pub catalog_bytes_max: u64,
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        Self { catalog_bytes_max: CATALOG_BYTES_DEFAULT }
+    }
+}
+
+/// Room for 2.5 million repos with long cards: 6 KiB each.
+pub const CATALOG_BYTES_DEFAULT: u64 = 16 << 30;
 
 /// Why a home could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +82,13 @@ pub enum OpenError {
 }
 
 impl Registry {
-    /// Opens `HOME/catalog.redb` and `HOME/blobs`, making what is not there. Temporary files of killed imports are removed.
+    /// Opens `HOME/catalog.redb`, `HOME/blobs` and `HOME/search`, making what is not there. Temporary files of killed imports are removed.
     pub async fn open(home: &Path, realm: RealmId) -> Result<Self, OpenError> {
+        Self::open_with(home, realm, RegistryOptions::default()).await
+    }
+
+    /// The same with options.
+    pub async fn open_with(home: &Path, realm: RealmId, options: RegistryOptions) -> Result<Self, OpenError> {
         let home = home.to_owned();
         let path = home.join("catalog.redb");
         let catalog = {
@@ -85,12 +110,16 @@ impl Registry {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(blobs.clone().supervise());
-        let changes = watch::Sender::new(0);
-        Ok(Self { inner: Arc::new(Inner { realm, catalog, blobs, changes, tasks: Mutex::new(tasks) }) })
+        let (changes, closing) = (watch::Sender::new(0), watch::Sender::new(false));
+        let search = search::Shared::open(&home, &catalog, realm).await;
+        tasks.spawn(search.keep(catalog.clone(), realm, changes.subscribe(), closing.subscribe()));
+        let tasks = Mutex::new(tasks);
+        Ok(Self { inner: Arc::new(Inner { realm, catalog, blobs, changes, search, closing, options, tasks }) })
     }
 
     /// Closes the blob store with its last seconds on disk, then the catalogue. Every other call fails from then on.
     pub async fn close(&self) {
+        self.inner.closing.send_replace(true);
         self.inner.blobs.close().await;
         let mut tasks = self.inner.tasks.lock().await;
         while tasks.join_next().await.is_some() {}
@@ -110,6 +139,14 @@ impl Registry {
     /// A number that rises when records, pins or mirrors change; for those who then look again.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
+    }
+
+    pub(crate) fn search_index(&self) -> &Arc<search::Shared> {
+        &self.inner.search
+    }
+
+    pub(crate) fn options(&self) -> RegistryOptions {
+        self.inner.options
     }
 
     pub(crate) fn catalog(&self) -> &Catalog {

@@ -345,14 +345,21 @@ pub(crate) fn display_path(
     realm: RealmId,
     repo: &RepoId,
 ) -> Result<String, CatalogError> {
-    let mut publisher = Publisher::Key(repo.publisher);
-    if let Some(profile) = look::profile(transaction, realm, repo.publisher)? {
-        let handle = Publisher::Handle(profile.handle);
-        match whose(transaction, realm, &handle, &[]) {
-            Ok((key, _)) if key == repo.publisher => publisher = handle,
-            Err(ResolveError::Catalog(error)) => return Err(error),
-            _ => {}
-        }
-    }
+    let publisher = display_publisher(transaction, realm, repo.publisher)?;
     Ok(RepoPath { kind: repo.kind, publisher, name: repo.name.clone() }.to_string())
+}
+
+/// A publisher as people write it: by its handle where that means it here, else by its key.
+pub(crate) fn display_publisher(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    key: PublisherKey,
+) -> Result<Publisher, CatalogError> {
+    let Some(profile) = look::profile(transaction, realm, key)? else { return Ok(Publisher::Key(key)) };
+    let handle = Publisher::Handle(profile.handle);
+    match whose(transaction, realm, &handle, &[]) {
+        Ok((meant, _)) if meant == key => Ok(handle),
+        Err(ResolveError::Catalog(error)) => Err(error),
+        _ => Ok(Publisher::Key(key)),
+    }
 }

@@ -22,6 +22,7 @@ use redb::{ReadableTable, WriteTransaction};
 use crate::{
     catalog::{CatalogError, keys, tables},
     look,
+    search::journal,
 };
 
 /// Rows that one insert looks at. The largest record (32 KiB) needs the place of at most 238 of the smallest (138 bytes of envelope).
@@ -153,7 +154,7 @@ fn forget_profile(transaction: &WriteTransaction, record: &Record, profile: &Pro
     transaction.open_table(tables::PROFILES)?.remove(keys::one(realm, publisher.as_bytes()).as_slice())?;
     let claim = keys::claim(realm, &profile.handle, publisher);
     transaction.open_table(tables::CLAIMS)?.remove(claim.as_slice())?;
-    Ok(())
+    journal::note_publisher(transaction, realm, publisher)
 }
 
 fn forget_revision(transaction: &WriteTransaction, record: &Record, revision: &Revision) -> Result<(), CatalogError> {
@@ -178,6 +179,7 @@ fn forget_head(transaction: &WriteTransaction, record: &Record, head: &Head) -> 
 
 /// A repo is listed as long as one of its revisions or heads is here.
 fn forget_empty_repo(transaction: &WriteTransaction, realm: RealmId, repo: &RepoId) -> Result<(), CatalogError> {
+    journal::note(transaction, realm, repo)?;
     let key = keys::repo(realm, repo);
     for table in [tables::REVISIONS, tables::HEADS] {
         let rows = transaction.open_table(table)?;

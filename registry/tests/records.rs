@@ -362,6 +362,48 @@ async fn lists_come_in_pages_by_path_and_survive_a_reopening() {
     }
     assert_eq!(seen, ["acme/a", "acme/b", "acme/c", "zoo/a", "zoo/b", "zoo/c"]);
     assert_eq!(house.registry.list("zoo/", None, 10).await.unwrap().0.len(), 3);
+    for (prefix, count) in
+        [("zoo/a", 1), ("z", 3), ("datasets/", 0), ("d", 0), ("a", 3), ("Zoo/", 0), ("zoo", 3), ("zo/", 0)]
+    {
+        assert_eq!(house.registry.list(prefix, None, 10).await.unwrap().0.len(), count, "{prefix}");
+    }
+    assert_eq!(house.registry.list("", Some("nonsense".to_owned()), 10).await.unwrap(), (Vec::new(), None));
+    house.registry.close().await;
+}
+
+#[tokio::test]
+async fn those_without_a_handle_are_listed_after_those_with_one_whatever_the_size_of_a_page() {
+    let house = House::new().await;
+    for seed in 1..=6 {
+        if seed % 2 == 0 {
+            house.registry.insert(profile(&key(seed), &format!("h{seed}"), 0)).await.unwrap();
+        }
+        for name in ["a", "b"] {
+            house.registry.insert(revision(&key(seed), name, seed * 10)).await.unwrap();
+        }
+    }
+    let (whole, _) = house.registry.list("", None, 100).await.unwrap();
+    let paths: Vec<String> = whole.into_iter().map(|summary| summary.path).collect();
+    assert_eq!(paths[..6], ["h2/a", "h2/b", "h4/a", "h4/b", "h6/a", "h6/b"]);
+    assert_eq!(paths.len(), 12);
+    for limit in 1..=7 {
+        let (mut after, mut seen) = (None, Vec::new());
+        loop {
+            let (page, next) = house.registry.list("", after, limit).await.unwrap();
+            seen.extend(page.into_iter().map(|summary| summary.path));
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, paths, "pages of {limit}");
+    }
+    let keyed = key(3).public().to_string();
+    for (prefix, count) in
+        [(keyed.clone(), 2), (format!("{keyed}/b"), 1), (keyed[..7].to_owned(), 2), (format!("{}/", &keyed[..7]), 0)]
+    {
+        assert_eq!(house.registry.list(&prefix, None, 10).await.unwrap().0.len(), count, "{prefix}");
+    }
     house.registry.close().await;
 }
 

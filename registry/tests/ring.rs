@@ -9,7 +9,7 @@ use cairn_protocol::{
     limits::{CATALOG_BYTES_MAX, CATALOG_PAGE_DISPLACES_MAX},
     record::{Record, RecordKind},
 };
-use cairn_registry::{InsertError, Inserted, Registry, ResolveError, mirror::Policy};
+use cairn_registry::{CATALOG_BYTES_DEFAULT, InsertError, Inserted, Registry, ResolveError, mirror::Policy};
 use house::{House, REALM, head, key, profile, repo, revision, statement};
 
 async fn has(registry: &Registry, record: &Record) -> bool {
@@ -127,9 +127,9 @@ async fn strangers_that_fill_their_bytes_keep_out_nobody_known_and_the_known_hav
     house.registry.pin_handle(&"pinned".parse().unwrap(), key(2).public()).await.unwrap();
     let house = full(house).await;
     house.registry.insert(profile(&key(2), "pinned", 0)).await.unwrap();
-    let house = house.with_meta("known-bytes", CATALOG_BYTES_MAX).await;
+    let house = house.with_meta("known-bytes", CATALOG_BYTES_DEFAULT).await;
     let refused = house.registry.insert(profile(&key(2), "pinned", 1)).await;
-    assert!(matches!(refused, Err(InsertError::Full)), "{refused:?}");
+    assert!(matches!(refused, Err(InsertError::Full(CATALOG_BYTES_DEFAULT))), "{refused:?}");
     house.registry.insert(profile(&key(3), "stranger", 0)).await.unwrap();
     let source = house.source("a", &[("a.txt", b"a".to_vec())]);
     house.publish(&source, &key(1), "a", 1).await;

@@ -38,6 +38,23 @@ def test_a_list_is_narrowed_by_its_prefix(node, model):
     assert list(node.list("nobody/")) == []
 
 
+def test_a_published_card_is_shown_and_found(node, tmp_path):
+    card = "---\nlicense: mit\nlanguage: [fr]\npipeline_tag: fill-mask\ntags: 7\nbase_model_relation: child\n---\nAlexandrines.\n"
+    (tmp_path / "README.md").write_text(card)
+    published = node.publish(tmp_path, "acme/sonnet-7b", progress=False)
+    assert [(problem.line, problem.field) for problem in published.card_problems] == [(6, "base_model_relation")]
+    assert node.show("acme/sonnet-7b").card.languages == ["fr"]
+    deadline = time.monotonic() + 30
+    while (found := node.search("alexandrines", facets=["license"])).pending and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [repo.repo for repo in found.repos] == ["acme/sonnet-7b"] and found.total == 1
+    assert found.facets == {"license": {"mit": 1}} and found.repos[0].task == "fill-mask"
+    assert [repo.repo for repo in node.find(language=["fr", "de"], limit=1)] == ["acme/sonnet-7b"]
+    assert node.search("sonnet", license="apache-2.0").total == 0
+    with pytest.raises(cairn.BadInput, match="at character 1"):
+        node.search("licens:mit")
+
+
 def test_a_quantised_model_names_what_it_was_made_of(node, model):
     phases = set()
     made = node.quantise("acme/tiny", "acme/tiny-q8", "q8_0", progress=lambda step: phases.add(step.phase))

@@ -111,6 +111,11 @@ impl Client {
         answer(self.registry.clone().list(self.request(ask)).await)
     }
 
+    /// One page of the repos that a search finds.
+    pub async fn search(&self, ask: api::SearchRequest) -> Result<api::SearchResponse, Refusal> {
+        answer(self.registry.clone().search(self.request(ask)).await)
+    }
+
     /// Everything known of one repo.
     pub async fn show(&self, repo: impl Into<String>) -> Result<api::ShowResponse, Refusal> {
         answer(self.registry.clone().show(self.request(api::ShowRequest { repo: repo.into() })).await)

@@ -11,16 +11,17 @@ use cairn_protocol::refusal::{Reason, Refusal};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 
+use super::bench_catalog::CatalogBenchArgs;
 use super::bench_embed::EmbedBenchArgs;
 use super::interruption::or_interrupted;
-use super::{Global, Outcome, bench_embed, output};
+use super::{Global, Outcome, bench_catalog, bench_embed, output};
 use crate::bench_blobs::{self, BlobsReport};
 use crate::bench_stages::{self, Side, StagesOptions, StagesReport};
 use crate::bench_users::{self, Crowd, UsersOptions, UsersReport};
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8\n  cairn bench perplexity model.gguf text.txt\n  cairn bench embed ./all-MiniLM-L6-v2"
+    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8\n  cairn bench perplexity model.gguf text.txt\n  cairn bench embed ./all-MiniLM-L6-v2\n  cairn bench catalog --repos 50000"
 )]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
@@ -41,6 +42,8 @@ enum BenchCommand {
     Perplexity(PerplexityArgs),
     /// Measure texts to vectors
     Embed(EmbedBenchArgs),
+    /// Measure a catalogue of many synthetic repos: loading, opening, searching
+    Catalog(CatalogBenchArgs),
 }
 
 #[derive(Args)]
@@ -188,6 +191,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Outcome {
         BenchCommand::Blobs(args) => or_interrupted("cairn bench blobs", blobs(global, args)).await,
         BenchCommand::Stages(args) => or_interrupted("cairn bench stages", stages(global, args)).await,
         BenchCommand::Embed(args) => or_interrupted("cairn bench embed", bench_embed::run(global, args)).await,
+        BenchCommand::Catalog(args) => or_interrupted("cairn bench catalog", bench_catalog::run(global, args)).await,
         BenchCommand::Users(args) => or_interrupted("cairn bench users", users(global, args)).await,
         BenchCommand::Perplexity(args) => or_interrupted("cairn bench perplexity", perplexity(global, args)).await,
     }

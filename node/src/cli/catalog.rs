@@ -9,6 +9,9 @@ use super::progress::Bar;
 use super::publish::unfinished;
 use super::{Global, Outcome};
 
+/// Bytes of a card's text that people are shown.
+const CARD_LINE: usize = 240;
+
 /// Repos asked for at once.
 const PAGE: u32 = 200;
 
@@ -94,10 +97,50 @@ pub(super) async fn show(global: &Global, args: ShowArgs) -> Outcome {
         "adapter": shown.adapter.as_ref().map(adapter),
         "holders": shown.holders, "message": shown.message, "parents": shown.parents, "warning": shown.warning,
         "tensors": shown.tensors,
+        "card": shown.card.as_ref().map(card),
         "metadata": shown.metadata.iter().map(|e| (e.key.clone(), json!(e.value))).collect::<serde_json::Map<_, _>>(),
     });
     global.output().result(&value, || describe(&shown));
     Ok(true)
+}
+
+fn card(card: &api::Card) -> Value {
+    json!({
+        "task": card.task, "library": card.library, "license": card.license, "languages": card.languages,
+        "base_models": card.base_models, "base_model_relation": card.base_model_relation, "datasets": card.datasets,
+        "tags": card.tags, "text": card.text, "problems": card.problems.iter().map(card_problem).collect::<Vec<_>>(),
+    })
+}
+
+/// Something wrong with a card, for programs.
+pub(super) fn card_problem(problem: &api::CardProblem) -> Value {
+    json!({"line": problem.line, "field": problem.field, "what": problem.what, "error": problem.error})
+}
+
+/// The same for people.
+pub(super) fn describe_problem(problem: &api::CardProblem) -> String {
+    let severity = if problem.error { "error" } else { "warning" };
+    let separator = if problem.field.is_empty() { "" } else { ": " };
+    format!("{severity}: README.md:{}: {}{separator}{}", problem.line, problem.field, problem.what)
+}
+
+fn describe_card(card: &api::Card, lines: &mut Vec<String>) {
+    let base = [card.base_model_relation.clone(), card.base_models.join(" ")].join(" ");
+    for (name, value) in [
+        ("task", card.task.clone()),
+        ("library", card.library.clone()),
+        ("license", card.license.clone()),
+        ("languages", card.languages.join(" ")),
+        ("base model", base.trim().to_owned()),
+        ("datasets", card.datasets.join(" ")),
+        ("tags", card.tags.join(" ")),
+        ("card", card.text[..card.text.floor_char_boundary(CARD_LINE)].to_owned()),
+    ] {
+        if !value.is_empty() {
+            lines.push(format!("  {name:<10} {value}"));
+        }
+    }
+    lines.extend(card.problems.iter().map(|problem| format!("  card       {}", describe_problem(problem))));
 }
 
 fn file(file: &api::File) -> Value {
@@ -146,6 +189,9 @@ fn describe(shown: &api::ShowResponse) -> String {
             ),
             false => "  adapter    of a format that is not served by this build".to_owned(),
         });
+    }
+    if let Some(card) = &shown.card {
+        describe_card(card, &mut lines);
     }
     if !shown.message.is_empty() {
         lines.push(format!("  message    {}", shown.message));

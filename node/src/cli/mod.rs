@@ -7,6 +7,7 @@
 //! 4 refused, 5 unavailable.
 
 mod bench;
+mod bench_catalog;
 mod bench_embed;
 mod catalog;
 mod daemon;
@@ -20,6 +21,7 @@ mod progress;
 mod publish;
 mod pull;
 mod run;
+mod search;
 mod settings;
 mod task;
 mod telling;
@@ -111,6 +113,8 @@ enum Command {
     Mirror(mirror::MirrorArgs),
     /// List the repos that this node knows
     Ls(catalog::LsArgs),
+    /// Find repos by words, phrases and fields
+    Search(search::SearchArgs),
     /// Show everything known of one repo
     Show(catalog::ShowArgs),
     /// Read the bytes and signatures of a repo again
@@ -193,6 +197,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Pull(args) => pull::run(global, args).await,
         Command::Mirror(args) => mirror::run(global, args).await,
         Command::Ls(args) => catalog::ls(global, args).await,
+        Command::Search(args) => search::run(global, args).await,
         Command::Show(args) => catalog::show(global, args).await,
         Command::Verify(args) => catalog::verify(global, args).await,
         Command::Peers(_) => mesh::peers(global).await,

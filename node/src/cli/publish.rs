@@ -113,7 +113,11 @@ fn show(global: &Global, done: &api::Published) {
         "repo": done.repo, "revision": done.revision, "ref": done.r#ref, "epoch": done.epoch, "number": done.number,
         "files": done.files, "bytes": done.bytes, "key_created": done.key_created, "publisher": done.publisher,
         "unserved": done.unserved,
+        "card_problems": done.card_problems.iter().map(super::catalog::card_problem).collect::<Vec<_>>(),
     });
+    for problem in &done.card_problems {
+        global.output().note(&super::catalog::describe_problem(problem));
+    }
     global.output().result(&value, || {
         let key = if done.key_created && !global.quiet {
             "\na new key was made for this publisher; it is in HOME/keys: back it up"

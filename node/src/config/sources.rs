@@ -53,6 +53,7 @@ pub const KEYS: &[Key] = &[
         AUTO,
         "most disk for weights as the engine holds them, so that they load at once; 0 keeps none",
     ),
+    key("catalog_bytes_max", "16GiB", "most bytes of records of known publishers that are taken from peers"),
     key("threads", AUTO, "engine threads"),
     key("sessions_per_peer", "8", "sessions that one peer may hold"),
     key("waiting_per_peer", "16", "sessions of one client that may wait for a place"),

@@ -132,6 +132,10 @@ impl Registry for Calls {
         self.once(request, Needs::Nothing, async |node, ask| flows::show::list(&node, ask).await).await
     }
 
+    async fn search(&self, request: Request<api::SearchRequest>) -> Result<Response<api::SearchResponse>, Status> {
+        self.once(request, Needs::Nothing, async |node, request| flows::search::search(&node, request).await).await
+    }
+
     async fn show(&self, request: Request<api::ShowRequest>) -> Result<Response<api::ShowResponse>, Status> {
         self.once(request, Needs::Nothing, async |node, ask| flows::show::show(&node, ask).await).await
     }

@@ -6,6 +6,7 @@
 pub(crate) mod adapters;
 pub mod announce;
 pub mod bring;
+mod card;
 mod catch_up;
 pub mod generate;
 pub mod holders;
@@ -16,6 +17,7 @@ pub mod publish;
 pub mod pull;
 pub mod quantise;
 pub mod records;
+pub mod search;
 pub mod show;
 pub mod status;
 pub mod tasks;

@@ -31,7 +31,7 @@ use cairn_registry::{
 };
 use tokio::sync::mpsc::Sender;
 
-use super::{announce, names};
+use super::{announce, card, names};
 use crate::shell::Node;
 
 /// Answers `Publish`.
@@ -128,6 +128,7 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
     let unserved = Arc::new(OnceLock::new());
     let prepared = prepare(node, &wish, repo.clone(), unserved.clone(), events.clone()).await.map_err(failed)?;
     let (files, bytes) = (prepared.manifest.files.len() as u64, prepared.manifest.bytes());
+    let card_problems = prepared.card.iter().flat_map(|card| card.problems.iter().map(card::problem)).collect();
     let main = next(node, &repo, &RefName::main()).await?;
     keep_key(node, &wish.path, &signer)?;
     let records =
@@ -147,6 +148,7 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
         key_created: signer.is_new,
         publisher: signer.key.public().to_string(),
         unserved: unserved.get().cloned().unwrap_or_default(),
+        card_problems,
     };
     // A client that hung up after the commit has still published.
     let _ = events.send(api::PublishEvent { event: Some(api::publish_event::Event::Done(done)) }).await;

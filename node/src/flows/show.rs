@@ -9,11 +9,12 @@ use cairn_protocol::{
     id::RevisionId,
     manifest::{Manifest, ManifestFile, Model},
     name::{Publisher, RepoKind, RepoPath},
+    record::Revision,
     refusal::Refusal,
 };
 use cairn_registry::{PassedOver, RefState, RepoSummary, Resolved};
 
-use super::{bring::hold_refusal, holders, names};
+use super::{bring::hold_refusal, card, holders, names};
 use crate::shell::Node;
 
 /// Repos of one page unless told otherwise, and at most.
@@ -65,8 +66,10 @@ pub async fn show(node: &Node, request: api::ShowRequest) -> Result<api::ShowRes
             None
         }
     };
-    let shown = shown(node, summary, &resolved, manifest.as_ref()).await?;
+    let record = node.registry.revision(resolved.revision).await.map_err(catalog)?.map(|(_, record)| record);
+    let shown = shown(node, summary, &resolved, manifest.as_ref(), record.as_ref()).await?;
     let manifest = manifest.as_ref();
+    let card = card::of(node, manifest, record.as_ref()).await;
     Ok(api::ShowResponse {
         holders: holder_ids(node, &resolved, shown.held).await,
         repo: Some(shown),
@@ -79,6 +82,7 @@ pub async fn show(node: &Node, request: api::ShowRequest) -> Result<api::ShowRes
         tensors: manifest.map_or(0, |manifest| manifest.tensors.len() as u64),
         metadata: manifest.map(|m| m.metadata.iter().map(entry).collect()).unwrap_or_default(),
         adapter: manifest.and_then(adapter),
+        card,
     })
 }
 
@@ -88,9 +92,9 @@ async fn shown(
     summary: RepoSummary,
     resolved: &Resolved,
     manifest: Option<&Manifest>,
+    record: Option<&Revision>,
 ) -> Result<api::Repo, Refusal> {
-    let body = node.registry.revision(resolved.revision).await.map_err(catalog)?.map(|(_, body)| body);
-    let mut shown = repo_of(&summary, body.as_ref(), resolved.revision);
+    let mut shown = repo_of(&summary, record, resolved.revision);
     if let Some(manifest) = manifest {
         (shown.files, shown.bytes) = (manifest.files.len() as u64, manifest.bytes());
     }
@@ -107,7 +111,7 @@ async fn repo(node: &Node, summary: RepoSummary) -> Result<api::Repo, Refusal> {
     Ok(repo)
 }
 
-fn repo_of(summary: &RepoSummary, body: Option<&cairn_protocol::record::Revision>, revision: RevisionId) -> api::Repo {
+pub(super) fn repo_of(summary: &RepoSummary, body: Option<&Revision>, revision: RevisionId) -> api::Repo {
     let handle = summary.path.parse::<RepoPath>().ok().and_then(|path| match path.publisher {
         Publisher::Handle(handle) => Some(handle.to_string()),
         Publisher::Key(_) => None,
@@ -129,7 +133,7 @@ fn repo_of(summary: &RepoSummary, body: Option<&cairn_protocol::record::Revision
     repo
 }
 
-async fn is_whole(node: &Node, revision: RevisionId) -> Result<bool, Refusal> {
+pub(super) async fn is_whole(node: &Node, revision: RevisionId) -> Result<bool, Refusal> {
     let held = node.registry.held(revision).await.map_err(|error| hold_refusal(revision, error))?;
     Ok(held.whole && held.kept)
 }
@@ -199,6 +203,6 @@ fn model(model: &Model) -> api::Model {
     }
 }
 
-fn catalog(error: cairn_registry::CatalogError) -> Refusal {
+pub(super) fn catalog(error: cairn_registry::CatalogError) -> Refusal {
     Refusal::internal("the catalogue", error).try_this("the node's log")
 }

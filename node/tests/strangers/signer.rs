@@ -48,6 +48,7 @@ impl Signer {
             license: String::new(),
             quantisation: String::new(),
             tags: vec![],
+            card: Default::default(),
         };
         revision.sign(self.realm, &self.key).unwrap()
     }

@@ -72,6 +72,26 @@ pub struct Revision {
     pub quantisation: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "14")]
     pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What the card says of it, as far as a catalogue is searched by it; empty where it says nothing.
+    /// What it is for: "text-generation".
+    #[prost(string, tag = "15")]
+    pub task: ::prost::alloc::string::String,
+    /// What loads it: "transformers".
+    #[prost(string, tag = "16")]
+    pub library: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "17")]
+    pub languages: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As the card names them, which need not be names of this realm.
+    #[prost(string, repeated, tag = "18")]
+    pub base_models: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// "finetune", "adapter", "merge" or "quantized".
+    #[prost(string, tag = "19")]
+    pub base_model_relation: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "20")]
+    pub datasets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The beginning of the card's text, without markup.
+    #[prost(string, tag = "21")]
+    pub card_text: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Head {

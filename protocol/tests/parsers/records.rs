@@ -1,7 +1,7 @@
 //! Signed records. Not the catalogue's rules.
 
 use cairn_protocol::limits::{RECORD_BYTES_MAX, REVISION_BYTES_MAX};
-use cairn_protocol::record::{Body, Head, Profile, Record, RecordError, RecordKind, Revision};
+use cairn_protocol::record::{Body, CardFacts, Head, Profile, Record, RecordError, RecordKind, Revision};
 use cairn_protocol::{Keypair, RealmId, RecordId, RevisionId, record_pb};
 use proptest::prelude::*;
 use prost::Message;
@@ -42,6 +42,15 @@ fn revision() -> Revision {
         license: "apache-2.0".into(),
         quantisation: String::new(),
         tags: vec!["small".into()],
+        card: Box::new(CardFacts {
+            task: "text-generation".into(),
+            library: "transformers".into(),
+            languages: vec!["en".into(), "pt-br".into()],
+            base_models: vec!["acme/base".into()],
+            base_model_relation: "finetune".into(),
+            datasets: vec!["acme/poems".into()],
+            text: "It writes poems.".into(),
+        }),
     }
 }
 
@@ -159,4 +168,26 @@ proptest! {
             prop_assert_eq!(read, record);
         }
     }
+}
+
+#[test]
+fn the_largest_card_is_cut_until_its_record_is_taken() {
+    let words = |count: usize, bytes: usize| (0..count).map(|n| format!("{n:0bytes$}")).collect::<Vec<_>>();
+    let full = Revision {
+        message: "m".repeat(4096),
+        tags: words(64, 128),
+        card: Box::new(CardFacts {
+            languages: words(128, 128),
+            base_models: words(16, 256),
+            datasets: words(32, 256),
+            text: "é".repeat(2048),
+            ..CardFacts::default()
+        }),
+        ..revision()
+    };
+    assert!(full.sign(RealmId::PUBLIC, &key()).is_err(), "it is too large as it is");
+    let cut = full.clone().cut_to_fit();
+    assert!(cut.sign(RealmId::PUBLIC, &key()).is_ok());
+    assert!(cut.card.text.is_empty() && cut.card.datasets.is_empty() && cut.card.base_models == full.card.base_models);
+    assert_eq!(revision().cut_to_fit(), revision());
 }

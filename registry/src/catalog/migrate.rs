@@ -17,8 +17,15 @@ pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
 type Step = fn(&WriteTransaction) -> Result<(), CatalogError>;
 
 /// Step n takes schema n to n + 1.
-const STEPS: [Step; 4] =
-    [make_first_tables, list_kept_blobs_by_blob, part_strangers_from_the_known, tell_mirrored_from_wanted];
+const STEPS: [Step; 7] = [
+    make_first_tables,
+    list_kept_blobs_by_blob,
+    part_strangers_from_the_known,
+    tell_mirrored_from_wanted,
+    move_nothing,
+    move_nothing,
+    keep_a_journal,
+];
 
 /// Why a catalogue could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +127,17 @@ fn part_strangers_from_the_known(transaction: &WriteTransaction) -> Result<(), C
 /// Schema 4: MIRRORED. Who wanted what was kept before is not known, so all of it counts as a person's.
 fn tell_mirrored_from_wanted(transaction: &WriteTransaction) -> Result<(), CatalogError> {
     transaction.open_table(tables::MIRRORED)?;
+    Ok(())
+}
+
+/// Schemas 5 and 6 changed nothing.
+fn move_nothing(_: &WriteTransaction) -> Result<(), CatalogError> {
+    Ok(())
+}
+
+/// Schema 7: JOURNAL. An index that is made anew goes through the whole catalogue, so nothing of before is noted.
+fn keep_a_journal(transaction: &WriteTransaction) -> Result<(), CatalogError> {
+    transaction.open_table(tables::JOURNAL)?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The catalogue's database: one redb file, two threads of its own, typed doors for the rest of the crate.
+//! The catalogue's database: one redb file, three threads of its own, typed doors for the rest of the crate.
 //!
 //! It is not the rules (those are in `records`, `resolve`, `publish`): here are only tables, keys, migrations and the way to
 //! run a transaction without blocking an async worker.
@@ -21,6 +21,9 @@ use cairn_protocol::id::BlobHash;
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 
 use self::worker::Worker;
+
+/// Pages of the file that are held in memory; the system's own cache holds more of them.
+const CACHE_BYTES: usize = 256 << 20;
 
 /// What can go wrong with the catalogue itself, whatever was asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -75,17 +78,19 @@ pub(crate) struct Catalog {
 struct Workers {
     writer: Worker,
     reader: Worker,
+    surveyor: Worker,
 }
 
 impl Catalog {
     /// Opens or makes the file and migrates it to the present schema. Blocks: call it from a blocking thread.
     pub(crate) fn open(path: &Path) -> Result<Self, migrate::MigrateError> {
-        let database = Database::create(path).map_err(CatalogError::from)?;
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(CatalogError::from)?;
         migrate::migrate(&database)?;
         let database = Arc::new(database);
         let workers = Workers {
             writer: Worker::start("catalog-writer", database.clone())?,
-            reader: Worker::start("catalog-reader", database)?,
+            reader: Worker::start("catalog-reader", database.clone())?,
+            surveyor: Worker::start("catalog-surveyor", database)?,
         };
         Ok(Self { workers: Arc::new(workers) })
     }
@@ -97,12 +102,17 @@ impl Catalog {
         E: From<CatalogError> + Send + 'static,
         F: FnOnce(&ReadTransaction) -> Result<T, E> + Send + 'static,
     {
-        let place = self.workers.reader.place().await?;
-        let answer = place.run(move |database| {
-            let transaction = database.begin_read().map_err(CatalogError::from)?;
-            work(&transaction)
-        });
-        answer.await.map_err(|_| CatalogError::Closed)?
+        read_on(&self.workers.reader, work).await
+    }
+
+    /// As [`Catalog::read`], for work that looks at much: it runs beside the short reads.
+    pub(crate) async fn survey<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<CatalogError> + Send + 'static,
+        F: FnOnce(&ReadTransaction) -> Result<T, E> + Send + 'static,
+    {
+        read_on(&self.workers.surveyor, work).await
     }
 
     /// Runs `work` in a write transaction on the writer thread and commits it durably if it answers `Ok`; an `Err` leaves
@@ -130,10 +140,11 @@ impl Catalog {
         WeakCatalog(Arc::downgrade(&self.workers))
     }
 
-    /// Ends both threads after the work that is queued, and closes the file.
+    /// Ends all threads after the work that is queued, and closes the file.
     pub(crate) async fn close(&self) {
         self.workers.writer.close().await;
         self.workers.reader.close().await;
+        self.workers.surveyor.close().await;
     }
 }
 
@@ -144,6 +155,20 @@ impl WeakCatalog {
     pub(crate) fn upgrade(&self) -> Option<Catalog> {
         self.0.upgrade().map(|workers| Catalog { workers })
     }
+}
+
+async fn read_on<T, E, F>(worker: &Worker, work: F) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<CatalogError> + Send + 'static,
+    F: FnOnce(&ReadTransaction) -> Result<T, E> + Send + 'static,
+{
+    let place = worker.place().await?;
+    let answer = place.run(move |database| {
+        let transaction = database.begin_read().map_err(CatalogError::from)?;
+        work(&transaction)
+    });
+    answer.await.map_err(|_| CatalogError::Closed)?
 }
 
 fn protected(database: &Database) -> Result<HashSet<BlobHash>, CatalogError> {

@@ -81,6 +81,16 @@ pub(crate) const RING: TableDefinition<'static, u64, &'static [u8]> = TableDefin
 /// realm ‖ revision → the pattern, as written, that alone keeps it: those of [`KEPT`] that no person's act keeps. Since schema 4.
 pub(crate) const MIRRORED: Bytes = TableDefinition::new("mirrored-1");
 
+/// the key of REPOS, or realm ‖ publisher → number u64 little-endian ‖ of a publisher's row, the key of REPOS that its work goes on
+/// after: what changed and is not in the search index yet. Since schema 7.
+pub(crate) const JOURNAL: Bytes = TableDefinition::new("journal-1");
+
+/// Key in META of the number that the next row of [`JOURNAL`] gets; they begin at 1. Since schema 7.
+pub(crate) const JOURNAL_NEXT: &str = "journal-next";
+
+/// Beginning of the keys in META, which end in a realm, of the highest number of a row that was taken out of [`JOURNAL`]. Since schema 7.
+pub(crate) const JOURNAL_DONE: &str = "journal-done-";
+
 /// Every table of bytes that the first schema had, for making them all at once: a read transaction refuses a table that was never made.
 pub(crate) const ALL: [Bytes; 15] = [
     RECORDS,

@@ -133,6 +133,7 @@ pub fn statement(name: &str, id: u8) -> Revision {
         license: String::new(),
         quantisation: String::new(),
         tags: Vec::new(),
+        card: Default::default(),
     }
 }
 

@@ -8,9 +8,11 @@ use serde_json::Value;
 use crate::tree::{read, root, sources};
 
 /// Outside crates that only these crates of ours name.
-const OWNED: [(&str, &[&str]); 13] = [
+const OWNED: [(&str, &[&str]); 15] = [
     ("ed25519-dalek", &["cairn-protocol"]),
     ("redb", &["cairn-registry"]),
+    ("tantivy", &["cairn-registry"]),
+    ("saphyr-parser", &["cairn-registry"]),
     ("bao-tree", &["cairn-registry", "cairn"]),
     ("iroh-blobs", &["cairn-registry", "cairn"]),
     ("iroh", &["cairn"]),

@@ -12,14 +12,14 @@ from cairn.embedding import Embeddings, Lost
 from cairn.errors import BadInput, CairnError, Failed, NotFound, Refused, Unavailable
 from cairn.generation import Generation
 from cairn.types import (
-    Adapter, Capacity, DeathOutcome, File, Gpu, Grants, Likely, Model, Peer, Plan, Progress, Published, Pulled, Recovery, Ref,
+    Adapter, Capacity, Card, CardProblem, DeathOutcome, File, Found, FoundRepo, Gpu, Grants, Likely, Model, Peer, Plan, Progress, Published, Pulled, Recovery, Ref,
     RejectedNode, Repo, RepoDetails, Resolved, Result, StagePlan, StageReport, Started, Status, Token, Verified,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adapter", "BadInput", "CairnError", "Capacity", "Client", "DeathOutcome", "Embeddings", "Failed", "File", "Generation", "Gpu",
+    "Adapter", "BadInput", "CairnError", "Capacity", "Card", "CardProblem", "Client", "DeathOutcome", "Embeddings", "Failed", "File", "Found", "FoundRepo", "Generation", "Gpu",
     "Grants", "Likely", "Lost", "Model", "NotFound", "Peer", "Plan", "Progress", "Published", "Pulled", "Recovery", "Ref", "Refused",
     "RejectedNode", "Repo", "RepoDetails", "Resolved", "Result", "StagePlan", "StageReport", "Started", "Status",
     "Token", "Unavailable", "Verified", "connect",

@@ -15,10 +15,11 @@ from cairn.embedding import Embeddings, cut, together
 from cairn.generation import Generation
 from cairn.progress import Bar, Report
 from cairn.types import (
-    Capacity, Peer, Plan, Progress, Published, Pulled, Repo, RepoDetails, Resolved, Status, Verified,
+    Capacity, Found, FoundRepo, Peer, Plan, Progress, Published, Pulled, Repo, RepoDetails, Resolved, Status, Verified,
 )
 from cairn.v1 import cairn_pb2 as pb
 from cairn.v1 import cairn_pb2_grpc as stubs
+from cairn.v1 import catalogue_pb2 as catalogue
 from cairn.v1 import tasks_pb2 as tasks_pb
 from cairn.v1 import tasks_pb2_grpc as tasks_stubs
 
@@ -76,6 +77,42 @@ class Client:
             page = answer.next_page_token
             if not page:
                 return
+
+    def search(
+        self,
+        query: str = "",
+        *,
+        parameters: tuple[int, int] | None = None,
+        bytes: tuple[int, int] | None = None,
+        facets: Sequence[str] = (),
+        sort: str = "",
+        limit: int = 20,
+        after: str = "",
+        **filters: str | Sequence[str],
+    ) -> Found:
+        """One page of the repos that a query finds: words, "phrases", -not, field:value. `filters` are fields with a value or several
+        that will do: kind, task, library, license, language, publisher, base_model, architecture, quantisation, dataset, tag.
+        `parameters` and `bytes` are (least, most), 0 for no bound. `facets` are fields whose values are counted. `sort` is
+        relevance, newest, name, parameters or size. `after` is the `next_cursor` of the page before."""
+        (least, most), (least_bytes, most_bytes) = parameters or (0, 0), bytes or (0, 0)
+        asked = [
+            catalogue.SearchFilter(field=field, values=[values] if isinstance(values, str) else list(values))
+            for field, values in filters.items()
+        ]
+        request = catalogue.SearchRequest(
+            query=query, filters=asked, min_parameters=least, max_parameters=most, min_bytes=least_bytes,
+            max_bytes=most_bytes, facets=_texts("facets", facets), sort=sort, limit=limit, cursor=after,
+        )
+        return Found._of(self._ask(self._registry.Search, request))
+
+    def find(self, query: str = "", **options: Any) -> Iterator[FoundRepo]:
+        """All repos that a search finds, page by page as they are needed; `options` as for `search`."""
+        page = self.search(query, **options)
+        while True:
+            yield from page.repos
+            if not page.next_cursor:
+                return
+            page = self.search(query, **{**options, "after": page.next_cursor})
 
     def show(self, repo: str) -> RepoDetails:
         """Everything known of `REPO[@REF]`."""

@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass
 
 from cairn.v1 import cairn_pb2 as pb
+from cairn.v1 import catalogue_pb2 as catalogue
 
 # In a resume token, revision and seed stand before the prompt's ids.
 _PROMPT_AT = 32 + 8
@@ -120,6 +121,79 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class CardProblem:
+    """Something wrong with a card. `field` is empty when it is about all of it; `error`: something was left out for it."""
+
+    line: int
+    field: str
+    what: str
+    error: bool
+
+    @classmethod
+    def _of(cls, m: catalogue.CardProblem) -> CardProblem:
+        return cls(m.line, m.field, m.what, m.error)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a revision's README.md says of it. `base_models` and `datasets` are as the card names them."""
+
+    task: str
+    library: str
+    license: str
+    languages: list[str]
+    base_models: list[str]
+    base_model_relation: str
+    datasets: list[str]
+    tags: list[str]
+    text: str
+    problems: list[CardProblem]
+
+    @classmethod
+    def _of(cls, m: catalogue.Card) -> Card:
+        return cls(
+            m.task, m.library, m.license, list(m.languages), list(m.base_models), m.base_model_relation,
+            list(m.datasets), list(m.tags), m.text, [CardProblem._of(problem) for problem in m.problems],
+        )
+
+
+@dataclass(frozen=True)
+class FoundRepo(Repo):
+    """A repo that a search found: what the catalogue lists of it, and what its card says."""
+
+    task: str
+    library: str
+    languages: list[str]
+    base_models: list[str]
+    tags: list[str]
+
+    @classmethod
+    def _of(cls, m: catalogue.FoundRepo) -> FoundRepo:
+        return cls(
+            m.repo, m.kind, m.publisher, m.handle, m.name, m.revision, m.bytes, m.files, m.architecture, m.parameters,
+            m.quantisation, m.license, m.created_ms, m.held, m.task, m.library, list(m.languages), list(m.base_models),
+            list(m.tags),
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """One page of a search. `total` is of all pages; `facets` maps a field to its values and how many repos have them, the most
+    frequent first; `pending` repos are new or changed and not in the index yet."""
+
+    repos: list[FoundRepo]
+    total: int
+    facets: dict[str, dict[str, int]]
+    next_cursor: str
+    pending: int
+
+    @classmethod
+    def _of(cls, m: catalogue.SearchResponse) -> Found:
+        facets = {facet.field: {value.value: value.count for value in facet.values} for facet in m.facets}
+        return cls([FoundRepo._of(repo) for repo in m.repos], m.total, facets, m.next_cursor, m.pending)
+
+
+@dataclass(frozen=True)
 class RepoDetails:
     """Everything known of one repo; `holders` are nodes that keep it whole."""
 
@@ -134,6 +208,7 @@ class RepoDetails:
     warning: str
     metadata: dict[str, str]
     adapter: Adapter | None
+    card: Card | None = None
 
     @classmethod
     def _of(cls, m: pb.ShowResponse) -> RepoDetails:
@@ -144,6 +219,7 @@ class RepoDetails:
             Repo._of(m.repo), refs, files, model, list(m.holders), m.message, list(m.parents), m.tensors, m.warning,
             {entry.key: entry.value for entry in m.metadata},
             adapter,
+            Card._of(m.card) if m.HasField("card") else None,
         )
 
 
@@ -181,11 +257,13 @@ class Published:
     publisher: str
     unserved: str = ""
     """Why no node of this version computes the model; empty where they do."""
+    card_problems: tuple[CardProblem, ...] = ()
+    """What is wrong with the card."""
 
     @classmethod
     def _of(cls, m: pb.Published) -> Published:
         return cls(m.repo, m.revision, m.ref, m.epoch, m.number, m.files, m.bytes, m.key_created, m.publisher,
-                   m.unserved)
+                   m.unserved, tuple(CardProblem._of(problem) for problem in m.card_problems))
 
 
 @dataclass(frozen=True)

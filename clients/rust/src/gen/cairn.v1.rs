@@ -164,7 +164,7 @@ pub mod registry_client {
             req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Resolve"));
             self.inner.unary(req, path, codec).await
         }
-        /// Repos this node knows, in order of name.
+        /// Repos this node knows, by publisher, kind and name.
         pub async fn list(
             &mut self,
             request: impl tonic::IntoRequest<::cairn_protocol::api::ListRequest>,
@@ -184,6 +184,28 @@ pub mod registry_client {
             let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/List");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "List"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Finds repos by words, phrases and fields, and counts what they are.
+        pub async fn search(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::SearchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::SearchResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/Search");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Search"));
             self.inner.unary(req, path, codec).await
         }
         /// Everything known of one repo.

@@ -48,12 +48,20 @@ pub mod registry_server {
             tonic::Response<::cairn_protocol::api::ResolveResponse>,
             tonic::Status,
         >;
-        /// Repos this node knows, in order of name.
+        /// Repos this node knows, by publisher, kind and name.
         async fn list(
             &self,
             request: tonic::Request<::cairn_protocol::api::ListRequest>,
         ) -> std::result::Result<
             tonic::Response<::cairn_protocol::api::ListResponse>,
+            tonic::Status,
+        >;
+        /// Finds repos by words, phrases and fields, and counts what they are.
+        async fn search(
+            &self,
+            request: tonic::Request<::cairn_protocol::api::SearchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::SearchResponse>,
             tonic::Status,
         >;
         /// Everything known of one repo.
@@ -378,6 +386,51 @@ pub mod registry_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cairn.v1.Registry/Search" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<::cairn_protocol::api::SearchRequest>
+                    for SearchSvc<T> {
+                        type Response = ::cairn_protocol::api::SearchResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<::cairn_protocol::api::SearchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::search(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

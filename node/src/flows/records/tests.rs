@@ -120,6 +120,7 @@ fn a_revision(revision: RevisionId, name: RepoName) -> Revision {
         license: String::new(),
         quantisation: String::new(),
         tags: vec![],
+        card: Default::default(),
     }
 }
 

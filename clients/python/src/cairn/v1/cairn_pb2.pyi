@@ -1,3 +1,4 @@
+from cairn.v1 import catalogue_pb2 as _catalogue_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -86,7 +87,7 @@ class Progress(_message.Message):
     def __init__(self, phase: _Optional[str] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., item: _Optional[str] = ..., place: _Optional[int] = ...) -> None: ...
 
 class Published(_message.Message):
-    __slots__ = ("repo", "revision", "ref", "epoch", "number", "files", "bytes", "key_created", "publisher", "unserved")
+    __slots__ = ("repo", "revision", "ref", "epoch", "number", "files", "bytes", "key_created", "publisher", "unserved", "card_problems")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +98,7 @@ class Published(_message.Message):
     KEY_CREATED_FIELD_NUMBER: _ClassVar[int]
     PUBLISHER_FIELD_NUMBER: _ClassVar[int]
     UNSERVED_FIELD_NUMBER: _ClassVar[int]
+    CARD_PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     repo: str
     revision: str
     ref: str
@@ -107,7 +109,8 @@ class Published(_message.Message):
     key_created: bool
     publisher: str
     unserved: str
-    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., ref: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., key_created: bool = ..., publisher: _Optional[str] = ..., unserved: _Optional[str] = ...) -> None: ...
+    card_problems: _containers.RepeatedCompositeFieldContainer[_catalogue_pb2.CardProblem]
+    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., ref: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., key_created: bool = ..., publisher: _Optional[str] = ..., unserved: _Optional[str] = ..., card_problems: _Optional[_Iterable[_Union[_catalogue_pb2.CardProblem, _Mapping]]] = ...) -> None: ...
 
 class ResolveRequest(_message.Message):
     __slots__ = ("repo",)
@@ -194,7 +197,7 @@ class ShowRequest(_message.Message):
     def __init__(self, repo: _Optional[str] = ...) -> None: ...
 
 class ShowResponse(_message.Message):
-    __slots__ = ("repo", "refs", "files", "model", "holders", "message", "parents", "warning", "tensors", "metadata", "adapter")
+    __slots__ = ("repo", "refs", "files", "model", "holders", "message", "parents", "warning", "tensors", "metadata", "adapter", "card")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +209,7 @@ class ShowResponse(_message.Message):
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    CARD_FIELD_NUMBER: _ClassVar[int]
     repo: Repo
     refs: _containers.RepeatedCompositeFieldContainer[Ref]
     files: _containers.RepeatedCompositeFieldContainer[File]
@@ -217,7 +221,8 @@ class ShowResponse(_message.Message):
     tensors: int
     metadata: _containers.RepeatedCompositeFieldContainer[Entry]
     adapter: Adapter
-    def __init__(self, repo: _Optional[_Union[Repo, _Mapping]] = ..., refs: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., message: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., warning: _Optional[str] = ..., tensors: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+    card: _catalogue_pb2.Card
+    def __init__(self, repo: _Optional[_Union[Repo, _Mapping]] = ..., refs: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., message: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., warning: _Optional[str] = ..., tensors: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., card: _Optional[_Union[_catalogue_pb2.Card, _Mapping]] = ...) -> None: ...
 
 class Entry(_message.Message):
     __slots__ = ("key", "value")

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from cairn.v1 import cairn_pb2 as cairn_dot_v1_dot_cairn__pb2
+from cairn.v1 import catalogue_pb2 as cairn_dot_v1_dot_catalogue__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -53,6 +54,11 @@ class RegistryStub(object):
                 '/cairn.v1.Registry/List',
                 request_serializer=cairn_dot_v1_dot_cairn__pb2.ListRequest.SerializeToString,
                 response_deserializer=cairn_dot_v1_dot_cairn__pb2.ListResponse.FromString,
+                _registered_method=True)
+        self.Search = channel.unary_unary(
+                '/cairn.v1.Registry/Search',
+                request_serializer=cairn_dot_v1_dot_catalogue__pb2.SearchRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_catalogue__pb2.SearchResponse.FromString,
                 _registered_method=True)
         self.Show = channel.unary_unary(
                 '/cairn.v1.Registry/Show',
@@ -116,7 +122,14 @@ class RegistryServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Repos this node knows, in order of name.
+        """Repos this node knows, by publisher, kind and name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Search(self, request, context):
+        """Finds repos by words, phrases and fields, and counts what they are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,6 +204,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=cairn_dot_v1_dot_cairn__pb2.ListRequest.FromString,
                     response_serializer=cairn_dot_v1_dot_cairn__pb2.ListResponse.SerializeToString,
+            ),
+            'Search': grpc.unary_unary_rpc_method_handler(
+                    servicer.Search,
+                    request_deserializer=cairn_dot_v1_dot_catalogue__pb2.SearchRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_catalogue__pb2.SearchResponse.SerializeToString,
             ),
             'Show': grpc.unary_unary_rpc_method_handler(
                     servicer.Show,
@@ -336,6 +354,33 @@ class Registry(object):
             '/cairn.v1.Registry/List',
             cairn_dot_v1_dot_cairn__pb2.ListRequest.SerializeToString,
             cairn_dot_v1_dot_cairn__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Search(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/Search',
+            cairn_dot_v1_dot_catalogue__pb2.SearchRequest.SerializeToString,
+            cairn_dot_v1_dot_catalogue__pb2.SearchResponse.FromString,
             options,
             channel_credentials,
             insecure,
