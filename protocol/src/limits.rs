@@ -51,6 +51,12 @@ pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
 pub const TAGS_MAX: usize = 64;
 /// Short free texts of a record: licence, architecture, quantisation, one tag.
 pub const WORD_BYTES_MAX: usize = 128;
+/// Items of one message that compares sets of records.
+pub const RANGE_ITEMS_MAX: usize = 512;
+/// Bytes of one answer that compares sets of records.
+pub const RANGE_BYTES_MAX: usize = 256 * 1024;
+/// Records that one question names by their ids.
+pub const FETCH_IDS_MAX: usize = 1024;
 /// Revisions in one question for what is kept whole; each costs the other a look at its manifest.
 pub const KEEPS_MAX: usize = 256;
 /// Licences, or tags, that one rule of a mirror's policy names.

@@ -4,7 +4,8 @@
 use prost::Message;
 
 use crate::limits::{
-    ANSWER_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX, KEEPS_MAX, QUESTION_BYTES_MAX, STAGE_MESSAGE_BYTES_MAX,
+    ANSWER_BYTES_MAX, FETCH_IDS_MAX, HOLDING_RANGES_MAX, HOLDS_MAX, KEEPS_MAX, QUESTION_BYTES_MAX, RANGE_ITEMS_MAX,
+    STAGE_MESSAGE_BYTES_MAX,
 };
 use crate::peer_pb::{Answer, OpenStage, Question, StageCommand, StageEvent, answer, question};
 
@@ -104,6 +105,8 @@ fn check_question(question: &Question) -> Result<(), TalkError> {
     match &question.ask {
         None => Err(TalkError::Unknown),
         Some(question::Ask::Holds(holds)) if holds.hashes.len() > HOLDS_MAX => Err(TalkError::Invalid("hashes")),
+        Some(question::Ask::Reconcile(set)) if set.items.len() > RANGE_ITEMS_MAX => Err(TalkError::Invalid("items")),
+        Some(question::Ask::Fetch(fetch)) if fetch.ids.len() > FETCH_IDS_MAX => Err(TalkError::Invalid("ids")),
         Some(question::Ask::Keeps(keeps)) if keeps.revisions.len() > KEEPS_MAX => Err(TalkError::Invalid("revisions")),
         Some(question::Ask::Holds(holds)) if holds.hashes.iter().any(|hash| hash.len() != 32) => {
             Err(TalkError::Invalid("hashes"))

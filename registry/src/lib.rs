@@ -57,6 +57,7 @@ mod registry;
 mod resolve;
 mod ring;
 mod search;
+pub mod sync;
 mod verify;
 
 pub use blobs::{BlobError, Blobs, Stalled, TempPin, stage_cache::StageBlob};

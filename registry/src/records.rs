@@ -25,6 +25,7 @@ use crate::{
     look::{self, ProfileRow},
     ring,
     search::journal,
+    sync::tree,
 };
 
 /// What became of a record.
@@ -257,6 +258,7 @@ fn insert_profile(
     }
     store(transaction, record, place)?;
     if let Some(old) = old {
+        tree::remove(transaction, realm, old.id)?;
         let claim = keys::claim(realm, &old.handle, publisher);
         transaction
             .open_table(tables::CLAIMS)
@@ -266,6 +268,7 @@ fn insert_profile(
     }
     put(transaction, tables::PROFILES, &keys::one(realm, publisher.as_bytes()), &row.to_value())?;
     put(transaction, tables::CLAIMS, &keys::claim(realm, &row.handle, publisher), &[])?;
+    tree::insert(transaction, realm, RecordKind::Profile, record.id())?;
     journal::note_publisher(transaction, realm, publisher)?;
     Ok(Inserted::New)
 }
@@ -277,12 +280,19 @@ fn insert_revision(
     place: Place<'_>,
 ) -> Result<Inserted, InsertError> {
     let (realm, repo) = (record.realm(), revision.repo(record.key()));
-    if look::knows_revision(transaction, realm, &repo, revision.revision)? {
+    let key = keys::revision(realm, &repo, revision.revision);
+    let known = look::id_of(transaction, tables::REVISIONS, &key)?.map(RecordId::from);
+    // Of several records that say the same, the one with the smallest id stands for them on every node.
+    if known.is_some_and(|known| known < record.id()) {
         return Ok(Inserted::Known);
     }
     store(transaction, record, place)?;
     note_repo(transaction, realm, &repo)?;
-    put(transaction, tables::REVISIONS, &keys::revision(realm, &repo, revision.revision), record.id().as_bytes())?;
+    put(transaction, tables::REVISIONS, &key, record.id().as_bytes())?;
+    if let Some(known) = known {
+        tree::remove(transaction, realm, known)?;
+    }
+    tree::insert(transaction, realm, RecordKind::Revision, record.id())?;
     let by_hash = keys::two(realm, revision.revision.as_bytes(), repo.publisher.as_bytes());
     put(transaction, tables::REVISION_REPOS, &by_hash, &keys::repo(realm, &repo)[keys::ID..])?;
     journal::note(transaction, realm, &repo)?;
@@ -319,6 +329,7 @@ fn insert_head(
     note_repo(transaction, realm, &repo)?;
     let key = keys::head(realm, &repo, name, row.epoch, row.number, row.id);
     put(transaction, tables::HEADS, &key, &look::head_value(&row))?;
+    tree::insert(transaction, realm, RecordKind::Head, row.id)?;
     journal::note(transaction, realm, &repo)?;
     let disagrees = |other: &HeadRow| other.place() == row.place() || other.tag != row.tag;
     if heads.iter().any(disagrees) {

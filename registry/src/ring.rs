@@ -23,6 +23,7 @@ use crate::{
     catalog::{CatalogError, keys, tables},
     look,
     search::journal,
+    sync::tree,
 };
 
 /// Rows that one insert looks at. The largest record (32 KiB) needs the place of at most 238 of the smallest (138 bytes of envelope).
@@ -135,6 +136,8 @@ fn take_out(transaction: &WriteTransaction, key: &[u8]) -> Result<u64, CatalogEr
     let Some(envelope) = transaction.open_table(tables::RECORDS)?.remove(key)?.map(|row| row.value().to_vec()) else {
         return Ok(0);
     };
+    let realm = RealmId::try_from(&key[..keys::ID]).map_err(|_| keys::damaged("a record's realm"))?;
+    tree::remove(transaction, realm, keys::last_id(key)?.into())?;
     match Record::verify(&envelope).and_then(|record| Ok((record.body()?, record))) {
         Ok((Body::Profile(profile), record)) => forget_profile(transaction, &record, &profile)?,
         Ok((Body::Revision(revision), record)) => forget_revision(transaction, &record, &revision)?,
@@ -160,6 +163,10 @@ fn forget_profile(transaction: &WriteTransaction, record: &Record, profile: &Pro
 fn forget_revision(transaction: &WriteTransaction, record: &Record, revision: &Revision) -> Result<(), CatalogError> {
     let (realm, repo) = (record.realm(), revision.repo(record.key()));
     let key = keys::revision(realm, &repo, revision.revision);
+    // Another record may stand for the revision since.
+    if look::id_of(transaction, tables::REVISIONS, &key)?.is_some_and(|id| id != *record.id().as_bytes()) {
+        return Ok(());
+    }
     transaction.open_table(tables::REVISIONS)?.remove(key.as_slice())?;
     let place = keys::two(realm, revision.revision.as_bytes(), repo.publisher.as_bytes());
     let here = keys::repo(realm, &repo);

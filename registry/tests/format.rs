@@ -41,6 +41,7 @@ async fn check(registry: &Registry) {
     assert_eq!(resolved.warning, None, "the pin of the handle was read");
     assert_eq!(registry.mirrors().await.unwrap(), [Policy::all_of("acme/*".parse().unwrap())]);
     assert_eq!(registry.heads_page(Vec::new(), 100).await.unwrap().0.len(), 5);
+    assert_eq!(registry.live_records().await.unwrap(), 5, "they are compared with other nodes'");
 }
 
 #[tokio::test]
@@ -114,6 +115,7 @@ async fn strangers_of_the_second_schema_make_way_and_its_known_publishers_stay()
 async fn check_counts(registry: &Registry, expected: usize) -> Vec<RecordId> {
     let records = registry.heads_page(Vec::new(), 100).await.unwrap().0;
     assert_eq!(records.len(), expected);
+    assert_eq!(registry.live_records().await.unwrap(), expected as u64);
     records.iter().map(|record| record.id()).collect()
 }
 

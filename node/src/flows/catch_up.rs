@@ -1,4 +1,5 @@
-//! Catching up: other nodes' catalogues are read page by page, so that what gossip missed comes in.
+//! Catching up: catalogues are compared with other nodes', so that what gossip missed comes in. The catalogue of a node of before, which
+//! can't compare, is read page by page.
 //!
 //! Whose turn it is and where to go on is decided by `turns`; here is what carries it out. Invariant: every exchange with one
 //! peer is bounded in pages, records and time, and one that was cut short goes on where it stopped, so that a flood of early
@@ -15,6 +16,7 @@ use cairn_registry::{Inserted, Registry};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 use super::{
+    agree::{Agreed, Agreeing},
     records::{FORGED_MAX, PAGE_RECORDS_MAX, count_unknown, is_forged, verify_answer},
     turns::{Place, Turns},
 };
@@ -33,7 +35,7 @@ const ROUND: Duration = Duration::from_secs(60);
 
 /// Pages through the catalogues of newcomers at once, a moment later, and of everyone in turn. Ends with `arrivals`.
 pub(super) async fn catch_up(registry: Registry, net: NetHandle, mut arrivals: mpsc::Receiver<NodeId>) {
-    let mut turns = Turns::default();
+    let (mut turns, agreeing) = (Turns::default(), Agreeing::default());
     let mut reading = JoinSet::new();
     let mut round = tokio::time::interval(ROUND);
     let mut tick = tokio::time::interval(Duration::from_millis(250));
@@ -56,7 +58,7 @@ pub(super) async fn catch_up(registry: Registry, net: NetHandle, mut arrivals: m
             }
         }
         while let Some((node, place)) = turns.begin(Instant::now()) {
-            reading.spawn(read_on(registry.clone(), net.clone(), node, place));
+            reading.spawn(read_on(agreeing.clone(), registry.clone(), net.clone(), node, place));
         }
     }
 }
@@ -68,8 +70,18 @@ fn any_of(connected: &[NodeId]) -> Option<NodeId> {
 }
 
 /// Answers with where to go on another time.
-async fn read_on(registry: Registry, net: NetHandle, node: NodeId, mut place: Place) -> (NodeId, Place) {
-    let reading = read_pages(&registry, &net, node, &mut place, PAGES_MAX);
+async fn read_on(
+    agreeing: Agreeing,
+    registry: Registry,
+    net: NetHandle,
+    node: NodeId,
+    mut place: Place,
+) -> (NodeId, Place) {
+    let reading = async {
+        if agreeing.agree(&registry, &net, node).await == Agreed::Unsupported {
+            read_pages(&registry, &net, node, &mut place, PAGES_MAX).await;
+        }
+    };
     if tokio::time::timeout(CATCH_UP_DEADLINE, reading).await.is_err() {
         tracing::debug!(node = %node.short(), "catching up took too long; the rest follows another time");
     }

@@ -4,6 +4,7 @@
 //! cancelled by being dropped, so each one leaves nothing half done behind. Doors hold no logic; deciders hold no waiting.
 
 pub(crate) mod adapters;
+mod agree;
 pub mod announce;
 pub mod bring;
 mod card;

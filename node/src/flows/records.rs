@@ -6,17 +6,18 @@
 //! on an async worker.
 
 use cairn_protocol::{
-    id::{BlobHash, NodeId, PublisherKey, RevisionId},
+    id::{BlobHash, NodeId, PublisherKey, RecordId, RevisionId},
     limits::{HEADS_PAGE_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX, KEEPS_MAX},
     name::{Handle, RefName, RepoId, RepoKind, RepoName},
     peer_pb::{
-        Heads, HeadsPage, Held, Holding, Holds, Keeps, Kept, Question, Records, Resolve, answer::Say, question::Ask,
+        Fetch, Heads, HeadsPage, Held, Holding, Holds, Keeps, Kept, Question, Reconcile, Reconciled, Records, Resolve,
+        answer::Say, question::Ask,
     },
     record::{Record, RecordError},
     record_pb,
     refusal::Reason,
 };
-use cairn_registry::{InsertError, Inserted, Registry};
+use cairn_registry::{InsertError, Inserted, Registry, sync::SyncError};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -193,6 +194,8 @@ async fn answer(registry: &Registry, question: Question) -> Say {
         Some(Ask::Resolve(resolve)) => answer_resolve(registry, resolve).await,
         Some(Ask::Heads(heads)) => answer_heads(registry, heads).await,
         Some(Ask::Holds(holds)) => answer_holds(registry, holds).await,
+        Some(Ask::Reconcile(set)) => answer_reconcile(registry, set).await,
+        Some(Ask::Fetch(fetch)) => answer_fetch(registry, fetch).await,
         Some(Ask::Keeps(keeps)) => answer_keeps(registry, keeps).await,
         Some(Ask::Hello(_)) | None => Err((Reason::Unsupported, "not a question for the catalogue".to_owned())),
     };
@@ -242,6 +245,22 @@ async fn answer_heads(registry: &Registry, heads: Heads) -> Answered {
     let (records, next) = registry.heads_page(heads.after, limit).await.map_err(internal)?;
     let records = records.iter().map(|record| record.envelope().clone()).collect();
     Ok(Say::Heads(HeadsPage { records, next }))
+}
+
+async fn answer_reconcile(registry: &Registry, set: Reconcile) -> Answered {
+    match registry.answer_ranges(set.items).await {
+        Ok(answer) => Ok(Say::Reconciled(Reconciled { items: answer.items, handled: answer.handled as u32 })),
+        Err(SyncError::Garbled(garbled)) => Err((Reason::BadInput, garbled.to_string())),
+        Err(SyncError::Catalog(error)) => Err(internal(error)),
+    }
+}
+
+/// Of the records asked for, those that are live here, as many as fit.
+async fn answer_fetch(registry: &Registry, fetch: Fetch) -> Answered {
+    let ids: Result<Vec<RecordId>, _> = fetch.ids.iter().map(|id| RecordId::try_from(id.as_slice())).collect();
+    let ids = ids.map_err(|e| (Reason::BadInput, e.to_string()))?;
+    let records = registry.live(ids).await.map_err(internal)?;
+    Ok(Say::Records(Records { records: records.iter().map(|record| record.envelope().clone()).collect() }))
 }
 
 async fn answer_holds(registry: &Registry, holds: Holds) -> Answered {

@@ -391,6 +391,10 @@ impl Actor {
                 let all = holds.hashes.into_iter().map(|hash| Holding { hash, complete: true, ranges: Vec::new() });
                 Say::Held(Held { holdings: all.collect() })
             }
+            // Of a version that can't compare: its catalogue is read page by page.
+            Ask::Reconcile(_) | Ask::Fetch(_) => {
+                Say::Refused(peer_pb::Refused { reason: "unsupported".into(), why: "not known".into() })
+            }
             // And says that persons there wanted all of it.
             Ask::Keeps(keeps) => Say::Kept(Kept { states: vec![2; keeps.revisions.len()] }),
         }

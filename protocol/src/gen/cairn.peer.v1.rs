@@ -107,14 +107,14 @@ pub struct Load {
     pub tasks_max: u32,
 }
 /// A question over libp2p; every one has a deadline.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Question {
-    #[prost(oneof = "question::Ask", tags = "1, 2, 3, 4, 30")]
+    #[prost(oneof = "question::Ask", tags = "1, 2, 3, 4, 20, 21, 30")]
     pub ask: ::core::option::Option<question::Ask>,
 }
 /// Nested message and enum types in `Question`.
 pub mod question {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Ask {
         #[prost(message, tag = "1")]
         Resolve(super::Resolve),
@@ -124,6 +124,10 @@ pub mod question {
         Holds(super::Holds),
         #[prost(message, tag = "4")]
         Hello(super::Hello),
+        #[prost(message, tag = "20")]
+        Reconcile(super::Reconcile),
+        #[prost(message, tag = "21")]
+        Fetch(super::Fetch),
         /// Whoever doesn't know it refuses.
         #[prost(message, tag = "30")]
         Keeps(super::Keeps),
@@ -131,7 +135,7 @@ pub mod question {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Answer {
-    #[prost(oneof = "answer::Say", tags = "1, 2, 3, 4, 5, 30")]
+    #[prost(oneof = "answer::Say", tags = "1, 2, 3, 4, 5, 20, 30")]
     pub say: ::core::option::Option<answer::Say>,
 }
 /// Nested message and enum types in `Answer`.
@@ -148,6 +152,8 @@ pub mod answer {
         Hello(super::Hello),
         #[prost(message, tag = "5")]
         Refused(super::Refused),
+        #[prost(message, tag = "20")]
+        Reconciled(super::Reconciled),
         #[prost(message, tag = "30")]
         Kept(super::Kept),
     }
@@ -213,6 +219,46 @@ pub struct Holding {
     /// Byte ranges \[from, to) held of an incomplete blob, flattened pairs, at most 256 numbers.
     #[prost(uint64, repeated, tag = "3")]
     pub ranges: ::prost::alloc::vec::Vec<u64>,
+}
+/// What the asker has of the realm's live records, prefix by prefix of their ids.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Reconcile {
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<RangeItem>,
+}
+/// What differs.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Reconciled {
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<RangeItem>,
+    /// Items of the question that this is about, from the first on; the rest is to be asked again.
+    #[prost(uint32, tag = "2")]
+    pub handled: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RangeItem {
+    #[prost(enumeration = "RangeKind", tag = "1")]
+    pub kind: i32,
+    /// As many bytes as `steps` half bytes need; bits beyond are zero.
+    #[prost(bytes = "vec", tag = "2")]
+    pub prefix: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    pub steps: u32,
+    /// Bit n: the child of half byte n has a fingerprint.
+    #[prost(uint32, tag = "4")]
+    pub children: u32,
+    /// 16 bytes each: the beginning of a hash of count and sum of the ids.
+    #[prost(bytes = "vec", tag = "5")]
+    pub fingerprints: ::prost::alloc::vec::Vec<u8>,
+    /// 32 bytes each.
+    #[prost(bytes = "vec", tag = "6")]
+    pub ids: ::prost::alloc::vec::Vec<u8>,
+}
+/// Live records by their ids; the answer is Records, with those that are here and fit.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Fetch {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// Which of these revisions the other keeps whole.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -577,6 +623,41 @@ impl Grant {
             "GRANT_LISTED" => Some(Self::Listed),
             "GRANT_REALM" => Some(Self::Realm),
             "GRANT_ANYONE" => Some(Self::Anyone),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RangeKind {
+    Unspecified = 0,
+    /// Of the prefix's children, those that are not empty.
+    Fingerprints = 1,
+    /// All ids that the speaker has.
+    Ids = 2,
+    /// Ids that the speaker has and the other lacks.
+    Lacking = 3,
+}
+impl RangeKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RANGE_KIND_UNSPECIFIED",
+            Self::Fingerprints => "RANGE_KIND_FINGERPRINTS",
+            Self::Ids => "RANGE_KIND_IDS",
+            Self::Lacking => "RANGE_KIND_LACKING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RANGE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "RANGE_KIND_FINGERPRINTS" => Some(Self::Fingerprints),
+            "RANGE_KIND_IDS" => Some(Self::Ids),
+            "RANGE_KIND_LACKING" => Some(Self::Lacking),
             _ => None,
         }
     }

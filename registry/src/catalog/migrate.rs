@@ -9,7 +9,7 @@ use cairn_protocol::record::Record;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableError, WriteTransaction};
 
 use super::{CatalogError, keys, tables};
-use crate::ring;
+use crate::{ring, sync::tree};
 
 /// The schema that this code reads and writes: the number of steps in the chain.
 pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
@@ -17,7 +17,7 @@ pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
 type Step = fn(&WriteTransaction) -> Result<(), CatalogError>;
 
 /// Step n takes schema n to n + 1.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     make_first_tables,
     list_kept_blobs_by_blob,
     part_strangers_from_the_known,
@@ -25,6 +25,7 @@ const STEPS: [Step; 7] = [
     move_nothing,
     move_nothing,
     keep_a_journal,
+    sum_up_the_live,
 ];
 
 /// Why a catalogue could not be opened.
@@ -139,6 +140,11 @@ fn move_nothing(_: &WriteTransaction) -> Result<(), CatalogError> {
 fn keep_a_journal(transaction: &WriteTransaction) -> Result<(), CatalogError> {
     transaction.open_table(tables::JOURNAL)?;
     Ok(())
+}
+
+/// Schema 8: LIVE and TREE.
+fn sum_up_the_live(transaction: &WriteTransaction) -> Result<(), CatalogError> {
+    tree::rebuild(transaction)
 }
 
 /// Publishers that a handle means, and those of whose revisions one is kept.

@@ -91,6 +91,13 @@ pub(crate) const JOURNAL_NEXT: &str = "journal-next";
 /// Beginning of the keys in META, which end in a realm, of the highest number of a row that was taken out of [`JOURNAL`]. Since schema 7.
 pub(crate) const JOURNAL_DONE: &str = "journal-done-";
 
+/// realm ‖ record id → kind u8: the records that are compared with other nodes' ([`crate::sync`]): profiles in force, and what REVISIONS and
+/// HEADS name. Since schema 8.
+pub(crate) const LIVE: Bytes = TableDefinition::new("live-1");
+
+/// realm ‖ half bytes of a prefix u8 ‖ the prefix → count u64 ‖ sum of LIVE's ids under it, 32 bytes, little-endian. Since schema 8.
+pub(crate) const TREE: Bytes = TableDefinition::new("tree-1");
+
 /// Every table of bytes that the first schema had, for making them all at once: a read transaction refuses a table that was never made.
 pub(crate) const ALL: [Bytes; 15] = [
     RECORDS,

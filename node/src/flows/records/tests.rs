@@ -8,7 +8,13 @@ use cairn_protocol::{
     record::{Head, Profile, RecordKind, Revision},
 };
 
-use super::{super::catch_up::read_pages, *};
+use super::{
+    super::{
+        agree::{Agreed, Agreeing},
+        catch_up::read_pages,
+    },
+    *,
+};
 use crate::net::{self, AskError, NetConfig, Statement};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -314,6 +320,33 @@ async fn reading_a_catalogue_goes_on_where_it_stopped() {
     for record in &records {
         assert!(late.record(record.kind(), record.id()).await.expect("read").is_some(), "a record is missing");
     }
+    late.close().await;
+    for node in [a, b] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_were_apart_fetch_only_what_they_lack_and_then_agree() {
+    let a = Node::start(1, &[]).await;
+    let all = records(0..900);
+    a.registry.insert_page(all.clone()).await.expect("kept");
+    let b = Node::start(2, &[&a]).await;
+    until_they_met(&a, &b).await;
+    // A catalogue that only this test fills; b's own catches up by itself.
+    let home = tempfile::tempdir().expect("a folder");
+    let late = Registry::open(home.path(), RealmId::PUBLIC).await.expect("the catalogue opens");
+    let known: Vec<Record> = all.iter().step_by(3).cloned().collect();
+    late.insert_page(known).await.expect("kept");
+    let agreeing = Agreeing::default();
+    let node = a.net.node_id();
+    assert_eq!(agreeing.agree(&late, &b.net, node).await, Agreed::Yes);
+    for record in &all {
+        assert!(late.record(record.kind(), record.id()).await.expect("read").is_some(), "a record is missing");
+    }
+    let live = [late.live_records().await.expect("read"), a.registry.live_records().await.expect("read")];
+    assert_eq!(live[0], live[1]);
+    assert_eq!(agreeing.agree(&late, &b.net, node).await, Agreed::Yes, "nothing is left to say");
     late.close().await;
     for node in [a, b] {
         node.stop().await;
