@@ -7,6 +7,7 @@
 pub mod bench_blobs;
 pub mod bench_catalog;
 pub mod bench_stages;
+pub mod bench_sync;
 pub mod bench_users;
 pub mod builtin;
 pub mod capacity;

@@ -44,6 +44,8 @@ fn help_of_every_command_has_examples() {
         "bench blobs",
         "bench stages",
         "bench users",
+        "bench catalog",
+        "bench sync",
     ];
     for command in commands {
         let words: Vec<&str> = command.split(' ').filter(|word| !word.is_empty()).chain(["--help"]).collect();

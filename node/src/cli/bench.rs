@@ -11,17 +11,17 @@ use cairn_protocol::refusal::{Reason, Refusal};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 
-use super::bench_catalog::CatalogBenchArgs;
 use super::bench_embed::EmbedBenchArgs;
 use super::interruption::or_interrupted;
-use super::{Global, Outcome, bench_catalog, bench_embed, output};
+use super::{Global, Outcome, bench_catalog, bench_embed, bench_sync, output};
+use super::{bench_catalog::CatalogBenchArgs, bench_sync::SyncBenchArgs};
 use crate::bench_blobs::{self, BlobsReport};
 use crate::bench_stages::{self, Side, StagesOptions, StagesReport};
 use crate::bench_users::{self, Crowd, UsersOptions, UsersReport};
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8\n  cairn bench perplexity model.gguf text.txt\n  cairn bench embed ./all-MiniLM-L6-v2\n  cairn bench catalog --repos 50000"
+    after_help = "Examples:\n  cairn bench engine model.gguf\n  cairn bench blobs --json\n  cairn bench stages model.gguf\n  cairn bench users model.gguf --users 8\n  cairn bench perplexity model.gguf text.txt\n  cairn bench embed ./all-MiniLM-L6-v2\n  cairn bench catalog --repos 50000\n  cairn bench sync --records 100000"
 )]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
@@ -44,6 +44,8 @@ enum BenchCommand {
     Embed(EmbedBenchArgs),
     /// Measure a catalogue of many synthetic repos: loading, opening, searching
     Catalog(CatalogBenchArgs),
+    /// Measure what it costs two catalogues to agree, against sending all ids
+    Sync(SyncBenchArgs),
 }
 
 #[derive(Args)]
@@ -191,6 +193,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Outcome {
         BenchCommand::Blobs(args) => or_interrupted("cairn bench blobs", blobs(global, args)).await,
         BenchCommand::Stages(args) => or_interrupted("cairn bench stages", stages(global, args)).await,
         BenchCommand::Embed(args) => or_interrupted("cairn bench embed", bench_embed::run(global, args)).await,
+        BenchCommand::Sync(args) => or_interrupted("cairn bench sync", bench_sync::run(global, args)).await,
         BenchCommand::Catalog(args) => or_interrupted("cairn bench catalog", bench_catalog::run(global, args)).await,
         BenchCommand::Users(args) => or_interrupted("cairn bench users", users(global, args)).await,
         BenchCommand::Perplexity(args) => or_interrupted("cairn bench perplexity", perplexity(global, args)).await,

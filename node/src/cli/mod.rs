@@ -9,6 +9,7 @@
 mod bench;
 mod bench_catalog;
 mod bench_embed;
+mod bench_sync;
 mod catalog;
 mod daemon;
 mod demo;

@@ -7,6 +7,7 @@
 //! Invariant: what one question costs is bounded, whatever the set and the question hold.
 
 pub mod machine;
+pub mod measure;
 pub mod prefix;
 pub(crate) mod tree;
 
