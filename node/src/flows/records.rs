@@ -41,7 +41,7 @@ pub async fn run(registry: Registry, net: NetHandle, inbox: Inbox, stop: Cancell
     let Inbox { questions, records, arrivals } = inbox;
     let mut loops = JoinSet::new();
     loops.spawn(judge_gossip(registry.clone(), net.clone(), records));
-    loops.spawn(answer_questions(registry.clone(), questions));
+    loops.spawn(answer_questions(registry.clone(), net.clone(), questions));
     loops.spawn(catch_up(registry, net, arrivals));
     tokio::select! {
         () = stop.cancelled() => {}
@@ -174,18 +174,29 @@ fn is_false(error: &RecordError) -> bool {
     !matches!(error, RecordError::UnknownKind(_) | RecordError::UnknownVersion(_) | RecordError::Reserved(_))
 }
 
-async fn answer_questions(registry: Registry, mut questions: mpsc::Receiver<InboundQuestion>) {
+async fn answer_questions(registry: Registry, net: NetHandle, mut questions: mpsc::Receiver<InboundQuestion>) {
     let mut answering = JoinSet::new();
     loop {
         tokio::select! {
             question = questions.recv(), if answering.len() < ANSWERING_MAX => {
-                let Some(InboundQuestion { question, reply, .. }) = question else { return };
-                let registry = registry.clone();
-                answering.spawn(async move { reply.send(answer(&registry, question).await).await });
+                let Some(question) = question else { return };
+                answering.spawn(answer_one(registry.clone(), net.clone(), question));
             }
             Some(_) = answering.join_next() => {}
         }
     }
+}
+
+/// Whoever compares sets in words that make no sense pays; other questions may be of a later version.
+async fn answer_one(registry: Registry, net: NetHandle, asked: InboundQuestion) {
+    let InboundQuestion { from, question, reply } = asked;
+    let is_comparison = matches!(question.ask, Some(Ask::Reconcile(_)));
+    let said = answer(&registry, question).await;
+    let is_senseless = matches!(&said, Say::Refused(refused) if refused.reason == Reason::BadInput.code());
+    if is_comparison && is_senseless {
+        net.report(from, Severity::Fault, "it compares what it has in words that make no sense").await;
+    }
+    reply.send(said).await;
 }
 
 /// Answers from the catalogue and the blob store; anything that fails is a refusal.

@@ -352,3 +352,22 @@ async fn two_that_were_apart_fetch_only_what_they_lack_and_then_agree() {
         node.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_compares_in_words_without_sense_is_refused_and_pays() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    until_they_met(&a, &b).await;
+    let senseless = || Question { ask: Some(Ask::Reconcile(Reconcile { items: Vec::new() })) };
+    for _ in 0..20 {
+        match b.net.ask(a.net.node_id(), senseless(), PATIENCE).await {
+            Err(AskError::Refused { reason, .. }) => assert_eq!(reason, Reason::BadInput.code()),
+            // Ten faults are a ban.
+            _ => break,
+        }
+    }
+    until("it is shut out", || !a.net.connected().contains(&b.net.node_id())).await;
+    for node in [a, b] {
+        node.stop().await;
+    }
+}
