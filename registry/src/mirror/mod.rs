@@ -1,6 +1,6 @@
 //! What this node keeps of others' repos by policy: policies as they are stored, and what their ends let go.
 //!
-//! What follows from them is [`decide`]'s, a pure decision; fetching, and hearing who holds what, are the node's.
+//! What follows from them is [`crate::mirror::decide`]'s, a pure decision; fetching, and hearing who holds what, are the node's.
 //!
 //! Invariant: what a person wanted is never let go by a policy, nor by its end.
 

@@ -80,14 +80,14 @@ impl Prefix {
         }
         let mut bytes = self.bytes;
         let half = (step % CHILDREN) as u8;
-        bytes[usize::from(self.steps / 2)] |= if self.steps % 2 == 0 { half << 4 } else { half };
+        bytes[usize::from(self.steps / 2)] |= if self.steps.is_multiple_of(2) { half << 4 } else { half };
         Some(Self { bytes, steps: self.steps + 1 })
     }
 
     /// Which of this prefix's children the id is under. The prefix has children, and the id begins with it.
     pub fn step_of(self, id: RecordId) -> usize {
         let byte = id.as_bytes()[usize::from(self.steps / 2) % 32];
-        usize::from(if self.steps % 2 == 0 { byte >> 4 } else { byte & 15 })
+        usize::from(if self.steps.is_multiple_of(2) { byte >> 4 } else { byte & 15 })
     }
 }
 
