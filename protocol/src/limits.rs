@@ -59,7 +59,7 @@ pub const RANGE_BYTES_MAX: usize = 256 * 1024;
 pub const FETCH_IDS_MAX: usize = 1024;
 /// Revisions in one question for what is kept whole; each costs the other a look at its manifest.
 pub const KEEPS_MAX: usize = 256;
-/// Licences, or tags, that one rule of a mirror's policy names.
+/// Licences, tasks or tags that one rule of a mirror's policy names.
 pub const MIRROR_WORDS_MAX: usize = 32;
 /// Languages of a revision record: models for all languages of a benchmark name some hundred.
 pub const LANGUAGES_MAX: usize = 128;

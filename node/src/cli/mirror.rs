@@ -48,6 +48,9 @@ struct AddArgs {
     /// Only revisions of this licence (may be given again)
     #[arg(long = "license", value_name = "LICENSE")]
     licenses: Vec<String>,
+    /// Only revisions whose card names this task, e.g. text-generation (may be given again)
+    #[arg(long = "task", value_name = "TASK")]
+    tasks: Vec<String>,
     /// Only revisions with this tag (may be given again)
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
@@ -74,6 +77,7 @@ impl AddArgs {
             kinds: self.kinds,
             licenses: self.licenses,
             tags: self.tags,
+            tasks: self.tasks,
             bytes_max: self.max_bytes.unwrap_or(0),
             copies: self.copies.unwrap_or(0),
             priority: self.priority,
@@ -143,7 +147,7 @@ fn mirrored(repo: &api::MirroredRepo) -> Value {
 fn policy(policy: &api::MirrorPolicy) -> Value {
     let rules = policy.rules.clone().unwrap_or_default();
     json!({
-        "pattern": policy.pattern, "kinds": rules.kinds, "licenses": rules.licenses, "tags": rules.tags,
+        "pattern": policy.pattern, "kinds": rules.kinds, "licenses": rules.licenses, "tasks": rules.tasks, "tags": rules.tags,
         "bytes_max": rules.bytes_max, "copies": rules.copies, "priority": rules.priority,
         "quota_bytes": rules.quota_bytes, "hours": rules.hours,
     })
@@ -155,7 +159,7 @@ fn policy_row(policy: &api::MirrorPolicy) -> String {
         0 => "a copy here".to_owned(),
         copies => format!("{copies} copies in all"),
     }];
-    let words = [("kind", &rules.kinds), ("license", &rules.licenses), ("tag", &rules.tags)];
+    let words = [("kind", &rules.kinds), ("license", &rules.licenses), ("task", &rules.tasks), ("tag", &rules.tags)];
     said.extend(
         words.iter().filter(|(_, words)| !words.is_empty()).map(|(name, words)| format!("{name} {}", words.join("|"))),
     );

@@ -635,6 +635,9 @@ pub struct MirrorRules {
     /// When fetches may begin, UTC: "22:00-06:00".
     #[prost(string, tag = "8")]
     pub hours: ::prost::alloc::string::String,
+    /// One of them is the task that the revision's card names, without regard to case.
+    #[prost(string, repeated, tag = "9")]
+    pub tasks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MirrorPolicy {

@@ -29,6 +29,8 @@ pub struct Candidate {
     pub revision: RevisionId,
     /// The licence that its record names.
     pub license: String,
+    /// The task that its card names.
+    pub task: String,
     /// Its record's tags.
     pub tags: Vec<String>,
     /// Bytes of its files.

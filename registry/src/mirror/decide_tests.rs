@@ -18,7 +18,16 @@ fn candidate(path: &str, n: u8, here: Here) -> Candidate {
     let path: RepoPath = path.parse().unwrap();
     let repo = RepoId { publisher: PublisherKey::from([1; 32]), kind: path.kind, name: path.name.clone() };
     let revision = RevisionId::from([n; 32]);
-    Candidate { repo, path, revision, license: "mit".into(), tags: vec!["en".into()], bytes: 100, here }
+    Candidate {
+        repo,
+        path,
+        revision,
+        license: "mit".into(),
+        task: "text-generation".into(),
+        tags: vec!["en".into()],
+        bytes: 100,
+        here,
+    }
 }
 
 fn policy(pattern: &str, rules: Rules) -> Policy {
@@ -71,6 +80,8 @@ fn what_no_policy_names_is_not_decided_about() {
     assert_eq!(named(Rules { licenses: vec!["gpl".into()], ..Rules::default() }), 0);
     assert_eq!(named(Rules { tags: vec!["fr".into(), "en".into()], ..Rules::default() }), 1);
     assert_eq!(named(Rules { tags: vec!["fr".into()], ..Rules::default() }), 0);
+    assert_eq!(named(Rules { tasks: vec!["Text-Generation".into()], ..Rules::default() }), 1);
+    assert_eq!(named(Rules { tasks: vec!["translation".into()], ..Rules::default() }), 0);
     assert_eq!(named(Rules { kinds: vec![cairn_protocol::name::RepoKind::Dataset], ..Rules::default() }), 0);
 }
 

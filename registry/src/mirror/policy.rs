@@ -29,6 +29,8 @@ pub struct Rules {
     pub kinds: Vec<RepoKind>,
     /// Licences, one of which the revision's record names; without regard to case.
     pub licenses: Vec<String>,
+    /// Tasks, one of which the revision's card names, e.g. `text-generation`; without regard to case.
+    pub tasks: Vec<String>,
     /// Tags, one of which the revision's record has; without regard to case.
     pub tags: Vec<String>,
     /// The most bytes of one revision.
@@ -69,6 +71,7 @@ impl Policy {
         self.pattern.matches(&candidate.repo, &candidate.path)
             && (rules.kinds.is_empty() || rules.kinds.contains(&candidate.repo.kind))
             && (rules.licenses.is_empty() || has_word(&rules.licenses, &candidate.license))
+            && (rules.tasks.is_empty() || has_word(&rules.tasks, &candidate.task))
             && (rules.tags.is_empty() || candidate.tags.iter().any(|tag| has_word(&rules.tags, tag)))
     }
 }
@@ -89,7 +92,7 @@ impl TryFrom<api::MirrorRules> for Rules {
 
     fn try_from(rules: api::MirrorRules) -> Result<Self, RulesError> {
         let kinds: Result<_, _> = rules.kinds.iter().map(|kind| parse_kind(kind)).collect();
-        let words = [&rules.licenses, &rules.tags];
+        let words = [&rules.licenses, &rules.tasks, &rules.tags];
         let is_long = |words: &&Vec<String>| {
             words.len() > MIRROR_WORDS_MAX || words.iter().any(|word| word.len() > WORD_BYTES_MAX)
         };
@@ -100,6 +103,7 @@ impl TryFrom<api::MirrorRules> for Rules {
         Ok(Self {
             kinds: kinds?,
             licenses: rules.licenses,
+            tasks: rules.tasks,
             tags: rules.tags,
             bytes_max: (rules.bytes_max > 0).then_some(rules.bytes_max),
             copies: NonZeroU32::new(rules.copies),
@@ -115,6 +119,7 @@ impl From<&Rules> for api::MirrorRules {
         Self {
             kinds: rules.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
             licenses: rules.licenses.clone(),
+            tasks: rules.tasks.clone(),
             tags: rules.tags.clone(),
             bytes_max: rules.bytes_max.unwrap_or(0),
             copies: rules.copies.map_or(0, NonZeroU32::get),
@@ -214,6 +219,7 @@ mod tests {
             priority: -2,
             quota_bytes: 9,
             hours: "22:00-06:00".into(),
+            tasks: vec!["text-generation".into()],
         };
         assert_eq!(api::MirrorRules::from(&Rules::try_from(rules.clone()).unwrap()), rules);
         assert_eq!(Rules::try_from(api::MirrorRules::default()).unwrap(), Rules::default());

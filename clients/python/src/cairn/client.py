@@ -181,8 +181,8 @@ class Client:
             yield piece.data
 
     def mirror(
-        self, pattern: str, *, kinds: Iterable[str] = (), licenses: Iterable[str] = (), tags: Iterable[str] = (),
-        bytes_max: int = 0, copies: int = 0, priority: int = 0, quota_bytes: int = 0, hours: str = "",
+        self, pattern: str, *, kinds: Iterable[str] = (), licenses: Iterable[str] = (), tasks: Iterable[str] = (),
+        tags: Iterable[str] = (), bytes_max: int = 0, copies: int = 0, priority: int = 0, quota_bytes: int = 0, hours: str = "",
     ) -> None:
         """Keeps what the pattern names: a repo, `PUBLISHER/*`, `PUBLISHER/GLOB`, `*/GLOB` or `*`.
 
@@ -190,7 +190,7 @@ class Client:
         others do. `hours`: when fetches may begin, UTC, like "22:00-06:00".
         """
         rules = pb.MirrorRules(
-            kinds=kinds, licenses=licenses, tags=tags, bytes_max=bytes_max, copies=copies, priority=priority,
+            kinds=kinds, licenses=licenses, tasks=tasks, tags=tags, bytes_max=bytes_max, copies=copies, priority=priority,
             quota_bytes=quota_bytes, hours=hours,
         )
         self._ask(self._registry.MirrorAdd, pb.MirrorAddRequest(pattern=pattern, rules=rules))

@@ -354,7 +354,16 @@ async fn candidate(
         true => Here::Wanted,
     };
     let (repo, path) = (repo.clone(), path.clone());
-    Ok(Some(Candidate { repo, path, revision, license: record.license, tags: record.tags, bytes: record.bytes, here }))
+    Ok(Some(Candidate {
+        repo,
+        path,
+        revision,
+        license: record.license,
+        task: record.card.task,
+        tags: record.tags,
+        bytes: record.bytes,
+        here,
+    }))
 }
 
 fn bad_rules(pattern: &str, error: &RulesError) -> Refusal {

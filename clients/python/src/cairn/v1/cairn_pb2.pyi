@@ -431,7 +431,7 @@ class MirrorAddRequest(_message.Message):
     def __init__(self, pattern: _Optional[str] = ..., rules: _Optional[_Union[MirrorRules, _Mapping]] = ...) -> None: ...
 
 class MirrorRules(_message.Message):
-    __slots__ = ("kinds", "licenses", "tags", "bytes_max", "copies", "priority", "quota_bytes", "hours")
+    __slots__ = ("kinds", "licenses", "tags", "bytes_max", "copies", "priority", "quota_bytes", "hours", "tasks")
     KINDS_FIELD_NUMBER: _ClassVar[int]
     LICENSES_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
@@ -440,6 +440,7 @@ class MirrorRules(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOURS_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
     kinds: _containers.RepeatedScalarFieldContainer[str]
     licenses: _containers.RepeatedScalarFieldContainer[str]
     tags: _containers.RepeatedScalarFieldContainer[str]
@@ -448,7 +449,8 @@ class MirrorRules(_message.Message):
     priority: int
     quota_bytes: int
     hours: str
-    def __init__(self, kinds: _Optional[_Iterable[str]] = ..., licenses: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., bytes_max: _Optional[int] = ..., copies: _Optional[int] = ..., priority: _Optional[int] = ..., quota_bytes: _Optional[int] = ..., hours: _Optional[str] = ...) -> None: ...
+    tasks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kinds: _Optional[_Iterable[str]] = ..., licenses: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., bytes_max: _Optional[int] = ..., copies: _Optional[int] = ..., priority: _Optional[int] = ..., quota_bytes: _Optional[int] = ..., hours: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MirrorPolicy(_message.Message):
     __slots__ = ("pattern", "rules")
