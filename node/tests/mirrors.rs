@@ -8,7 +8,7 @@ use cairn_testnet::{Testnet, wait_until};
 
 const CAIRN: &str = env!("CARGO_BIN_EXE_cairn");
 /// Short patience, so that a test sees what takes minutes in life.
-const CONFIG: &str = "mirror_lease_s = 2\nmirror_standby_s = 1\nmirror_surplus_s = 1\n";
+const CONFIG: &str = "mirror_lease_s = 6\nmirror_standby_s = 1\nmirror_surplus_s = 1\n";
 
 /// One publisher and so many mirrors.
 async fn start(mirrors: usize) -> Result<Testnet> {

@@ -227,6 +227,13 @@ def test_a_mirror_is_kept_and_let_go(node):
     assert node.unmirror("acme/*") and not node.unmirror("acme/*")
 
 
+def test_a_mirror_takes_rules_and_refuses_those_without_sense(node):
+    node.mirror("acme/*-chat", kinds=["model"], licenses=["mit"], tasks=["text-generation"], copies=2, quota_bytes=1 << 30, hours="22:00-06:00")
+    assert node.unmirror("acme/*-chat")
+    with pytest.raises(cairn.BadInput, match="22:00-06:00"):
+        node.mirror("acme/*", hours="at night")
+
+
 def test_a_repo_that_nobody_has_is_not_found(node):
     with pytest.raises(cairn.NotFound) as error:
         node.show("acme/nothing-here")
