@@ -190,7 +190,8 @@ pub fn respond<S: IdSet, E: From<Garbled> + From<S::Error>>(set: &S, items: &[Ra
             break;
         }
         bytes += size;
-        look_ups += 1 + said.len() * 2;
+        // A look at a page of ids is as many rows of children.
+        look_ups += if matches!(item, Item::Ids(..)) { CHILDREN * 2 } else { 1 } + said.len() * 2;
         answered.items.extend(said.iter().map(Item::to_pb));
         answered.handled += 1;
     }
