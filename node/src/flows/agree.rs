@@ -192,9 +192,9 @@ async fn fetch(
         let Some((records, bad)) = page(net, node, &asked).await else { break };
         forged += bad;
         if records.is_empty() {
-            // Nothing of these came: the peer has them no more.
-            open.retain(|id| !asked.contains(id));
-            continue;
+            // They may have made way meanwhile; but whoever names what it has not, keeps others from being asked.
+            net.report(node, Severity::Nuisance, "it sends none of the records that it says it has").await;
+            break;
         }
         let came: Vec<RecordId> = records.iter().map(Record::id).collect();
         let Ok(verdicts) = registry.insert_peers_page(records).await else { break };

@@ -122,8 +122,12 @@ impl Reconciler {
         }
         let (handled, rest) = asked.split_at(answer.handled);
         rest.iter().rev().for_each(|item| self.queue.push_front(item.clone()));
+        let mut heard = BTreeSet::new();
         for item in &answer.items {
             let item = Item::parse(item)?;
+            if !heard.insert(item.prefix()) {
+                return Err(Garbled("an answer that says one thing twice").into());
+            }
             if !handled.iter().any(|asked| asked.is_answered_by(&item)) {
                 return Err(Garbled("an answer about something else").into());
             }

@@ -164,6 +164,7 @@ fn an_answer_about_something_else_is_refused() {
     assert!(refused(|answer| answer.handled = 2));
     assert!(refused(|answer| (answer.items[0].prefix, answer.items[0].steps) = (vec![], 0)));
     assert!(refused(|answer| answer.items[0].kind = RangeKind::Lacking as i32));
+    assert!(refused(|answer| answer.items.push(answer.items[0].clone())));
     assert!(refused(|answer| answer.items[0].kind = 9));
     assert!(refused(|answer| answer.items[0].fingerprints.truncate(15)));
     assert!(refused(|answer| answer.items[0].children = 1 << 16));

@@ -11,8 +11,10 @@ pub mod measure;
 pub mod prefix;
 pub(crate) mod tree;
 
+use std::collections::BTreeSet;
+
 use cairn_protocol::{
-    id::RecordId,
+    id::{RealmId, RecordId},
     limits::{FETCH_IDS_MAX, HEADS_PAGE_BYTES_MAX},
     peer_pb::RangeItem,
     record::{Record, RecordKind},
@@ -82,25 +84,45 @@ impl Registry {
         answered.await
     }
 
-    /// The live records of these ids that are here, in pages: at most [`FETCH_IDS_MAX`] and 512 KiB; the rest is to be asked for again.
+    /// The live records of these ids that are here, in pages: at most [`FETCH_IDS_MAX`] and 512 KiB; the rest is to be asked for again. One
+    /// that does not read back is left out.
     pub async fn live(&self, ids: Vec<RecordId>) -> Result<Vec<Record>, CatalogError> {
         let realm = self.realm();
-        let read = self.catalog().read::<_, CatalogError, _>(move |transaction| {
-            let (mut records, mut bytes) = (Vec::new(), 0);
-            for id in ids.into_iter().take(FETCH_IDS_MAX) {
-                let key = keys::one(realm, id.as_bytes());
-                let Some(kind) = look::value_of(transaction, tables::LIVE, &key)? else { continue };
-                let kind = kind.first().and_then(|kind| RecordKind::from_number((*kind).into()));
-                let kind = kind.ok_or_else(|| keys::damaged("a live record's kind"))?;
-                let Some(record) = look::record(transaction, realm, kind, id)? else { continue };
-                bytes += record.to_bytes().len();
-                if bytes > HEADS_PAGE_BYTES_MAX && !records.is_empty() {
+        let ids: BTreeSet<RecordId> = ids.into_iter().take(FETCH_IDS_MAX).collect();
+        let envelopes = self.catalog().read::<_, CatalogError, _>(move |transaction| {
+            let (mut envelopes, mut bytes) = (Vec::new(), 0);
+            for id in ids {
+                let Some(envelope) = live_envelope(transaction, realm, id)? else { continue };
+                bytes += envelope.len();
+                if bytes > HEADS_PAGE_BYTES_MAX && !envelopes.is_empty() {
                     break;
                 }
-                records.push(record);
+                envelopes.push(envelope);
             }
-            Ok(records)
+            Ok(envelopes)
         });
-        read.await
+        let envelopes: Vec<Vec<u8>> = envelopes.await?;
+        // Hundreds of signatures: neither on the catalogue's thread nor on an async worker.
+        let verified =
+            tokio::task::spawn_blocking(move || envelopes.iter().filter_map(|bytes| verified(bytes)).collect());
+        verified.await.map_err(|_| CatalogError::Closed)
     }
+}
+
+fn live_envelope(
+    transaction: &redb::ReadTransaction,
+    realm: RealmId,
+    id: RecordId,
+) -> Result<Option<Vec<u8>>, CatalogError> {
+    let Some(kind) = look::value_of(transaction, tables::LIVE, &keys::one(realm, id.as_bytes()))? else {
+        return Ok(None);
+    };
+    let kind = kind.first().and_then(|kind| RecordKind::from_number((*kind).into()));
+    let kind = kind.ok_or_else(|| keys::damaged("a live record's kind"))?;
+    look::value_of(transaction, tables::RECORDS, &keys::record(realm, kind, id))
+}
+
+fn verified(envelope: &[u8]) -> Option<Record> {
+    let record = Record::verify(envelope);
+    record.inspect_err(|error| tracing::warn!(%error, "a record that a peer asks for does not read back")).ok()
 }
