@@ -13,6 +13,7 @@ mod grants;
 mod held;
 mod hostile;
 mod manifests;
+mod mirrors;
 mod records;
 mod signer;
 mod tasks;

@@ -9,7 +9,11 @@
 //! Invariant: a copy is let go only while enough others are known to hold the revision whole, never fewer than one, and never when a
 //! person here wanted it; so two nodes that see the same holders never let the same last copies go at once.
 
-use std::{cmp::Reverse, collections::BTreeMap, fmt};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use cairn_protocol::{
     id::{NodeId, RevisionId},
@@ -229,9 +233,9 @@ impl Decider {
                 copies_needed: view.copies_needed(),
             });
         }
-        let is_named = |revision: &RevisionId| governed.iter().any(|(candidate, _)| candidate.revision == *revision);
-        self.deficits.retain(|revision, _| is_named(revision));
-        self.surpluses.retain(|revision, _| is_named(revision));
+        let named: BTreeSet<RevisionId> = governed.iter().map(|(candidate, _)| candidate.revision).collect();
+        self.deficits.retain(|revision, _| named.contains(revision));
+        self.surpluses.retain(|revision, _| named.contains(revision));
         decisions
     }
 

@@ -1,7 +1,5 @@
 //! What a mirror decides, case by case. Not how it is carried out.
 
-use std::collections::BTreeSet;
-
 use cairn_protocol::id::PublisherKey;
 use proptest::prelude::*;
 

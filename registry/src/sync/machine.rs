@@ -22,7 +22,7 @@ pub const IDS_MAX: u64 = 8;
 /// Ids that a talk finds before they are to be fetched; another talk finds the rest.
 pub const LACK_MAX: usize = 65_536;
 /// Look-ups that one question may cost its hearer; what it asks beyond is left for the next.
-const LOOK_UPS_MAX: usize = 4_096;
+const LOOK_UPS_MAX: usize = 16_384;
 /// Questions of one talk. Two sets of millions that have nothing in common need some hundred for each 65,536 ids.
 const QUESTIONS_MAX: u32 = 4_096;
 
@@ -194,8 +194,8 @@ pub fn respond<S: IdSet, E: From<Garbled> + From<S::Error>>(set: &S, items: &[Ra
             break;
         }
         bytes += size;
-        // A look at a page of ids is as many rows of children.
-        look_ups += if matches!(item, Item::Ids(..)) { CHILDREN * 2 } else { 1 } + said.len() * 2;
+        // Children and ids lie side by side: a row each, and a page of ids as many as two rounds of children.
+        look_ups += if matches!(item, Item::Ids(..)) { CHILDREN * 2 } else { CHILDREN } + said.len() * CHILDREN;
         answered.items.extend(said.iter().map(Item::to_pb));
         answered.handled += 1;
     }

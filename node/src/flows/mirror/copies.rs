@@ -71,16 +71,16 @@ impl Copies {
         }
     }
 
-    /// Whoever counts now. What has run out, or is of no revision that `is_wanted`, is forgotten.
+    /// Whoever counts now. What has run out, or is of no `wanted` revision, is forgotten.
     pub(super) fn holders(
         &mut self,
         now_ms: u64,
         lease_ms: u64,
-        is_wanted: impl Fn(&RevisionId) -> bool,
+        wanted: &BTreeSet<RevisionId>,
     ) -> BTreeMap<RevisionId, Vec<Holder>> {
         self.heard.retain(|revision, nodes| {
             nodes.retain(|_, heard| now_ms < heard.at_ms.saturating_add(lease_ms));
-            is_wanted(revision) && !nodes.is_empty()
+            wanted.contains(revision) && !nodes.is_empty()
         });
         let holders = |nodes: &BTreeMap<NodeId, Heard>| {
             nodes.iter().map(|(node, heard)| Holder { node: *node, is_mirrored: heard.is_mirrored }).collect()
@@ -148,7 +148,8 @@ mod tests {
         let mut copies = Copies::default();
         copies.hear(0, node, revision, KEPT_MIRRORED);
         copies.hear(50, other, revision, KEPT_WANTED);
-        let count = |copies: &mut Copies, now_ms| copies.holders(now_ms, 100, |_| true).values().map(Vec::len).sum();
+        let count =
+            |copies: &mut Copies, now_ms| copies.holders(now_ms, 100, &[revision].into()).values().map(Vec::len).sum();
         let before: usize = count(&mut copies, 99);
         assert_eq!((before, count(&mut copies, 100)), (2, 1));
         copies.hear(101, other, revision, NOT_KEPT);
@@ -173,8 +174,8 @@ mod tests {
         let revision = RevisionId::from([7; 32]);
         copies.hear(0, NodeId::from([1; 32]), revision, KEPT_MIRRORED);
         copies.hear(0, NodeId::from([2; 32]), revision, KEPT_WANTED);
-        let holders = copies.holders(0, 1, |_| true).remove(&revision).unwrap();
+        let holders = copies.holders(0, 1, &[revision].into()).remove(&revision).unwrap();
         assert_eq!(holders.iter().map(|holder| holder.is_mirrored).collect::<Vec<_>>(), [true, false]);
-        assert!(copies.holders(0, 1, |_| false).is_empty(), "nobody wants it");
+        assert!(copies.holders(0, 1, &BTreeSet::new()).is_empty(), "nobody wants it");
     }
 }

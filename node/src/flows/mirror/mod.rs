@@ -162,9 +162,10 @@ pub async fn run(node: Arc<Node>) {
     let mut peers = node.net.peer_events();
     let mut fetches: JoinSet<(RevisionId, Result<FetchReport, Refusal>)> = JoinSet::new();
     loop {
-        if let Err(error) = look(&node).await {
+        let look_again = look(&node).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "the catalogue could not be looked at for mirroring");
-        }
+            LOOK_AT_LEAST
+        });
         begin(&node, &mut fetches);
         let sleep = node.mirror.watch().sleep_ms(node.mirror.now_ms()).map_or(LOOK_AT_LEAST, Duration::from_millis);
         tokio::select! {
@@ -182,7 +183,7 @@ pub async fn run(node: Arc<Node>) {
                 Err(RecvError::Closed) => return fetches.shutdown().await,
             },
             Some(ended) = fetches.join_next() => note(&node, ended),
-            () = tokio::time::sleep(sleep.min(ask_every(&node))) => {}
+            () = tokio::time::sleep(sleep.min(look_again)) => {}
         }
     }
 }
@@ -219,25 +220,29 @@ async fn fetch(node: &Node, revision: RevisionId) -> Result<FetchReport, Refusal
     bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await
 }
 
-/// Decides about everything that policies name, tells the machine, and lets go what is to go.
-async fn look(node: &Arc<Node>) -> Result<(), CatalogError> {
+/// Decides about everything that policies name, tells the machine, and lets go what is to go. Answers when to look again at the latest.
+async fn look(node: &Arc<Node>) -> Result<Duration, CatalogError> {
     let policies = node.registry.mirrors().await?;
     tell_that_mirrors(node, !policies.is_empty());
     let candidates = if policies.is_empty() { Vec::new() } else { candidates(node, &policies).await? };
-    if policies.iter().any(|policy| policy.rules.needs_copies()) {
-        let revisions: BTreeSet<RevisionId> = candidates.iter().map(|candidate| candidate.revision).collect();
-        let due = node.mirror.minds().1.due(node.mirror.now_ms(), ask_every(node).as_millis() as u64, &revisions);
+    let needs_copies = policies.iter().any(|policy| policy.rules.needs_copies());
+    let every = if needs_copies { ask_every(node) } else { LOOK_AT_LEAST };
+    let revisions: BTreeSet<RevisionId> = candidates.iter().map(|candidate| candidate.revision).collect();
+    if needs_copies {
+        let due = node.mirror.minds().1.due(node.mirror.now_ms(), every.as_millis() as u64, &revisions);
         hear(node, &due).await;
     }
-    let (decisions, named) = decide(node, &policies, &candidates);
+    let (decisions, named) = decide(node, &policies, &candidates, &revisions);
     node.mirror.watch().want(node.mirror.now_ms(), named, rand::random());
-    let_go(node, &decisions).await
+    let_go(node, &decisions).await?;
+    Ok(every)
 }
 
 /// Often enough that no lease of a holder who is there runs out, and that nobody steps in for a mirror that has fetched.
 fn ask_every(node: &Node) -> Duration {
     let config = &node.config;
-    let wish = Duration::from_millis((config.mirror_lease_s * 250).min(config.mirror_standby_s * 500));
+    let wish_ms = config.mirror_lease_s.saturating_mul(250).min(config.mirror_standby_s.saturating_mul(500));
+    let wish = Duration::from_millis(wish_ms);
     wish.clamp(ASK_AT_MOST, LOOK_AT_LEAST)
 }
 
@@ -257,15 +262,20 @@ async fn hear(node: &Node, revisions: &[RevisionId]) -> Vec<(NodeId, RevisionId,
     heard
 }
 
-fn decide(node: &Node, policies: &[Policy], candidates: &[Candidate]) -> (Vec<Decision>, Vec<Named>) {
+fn decide(
+    node: &Node,
+    policies: &[Policy],
+    candidates: &[Candidate],
+    revisions: &BTreeSet<RevisionId>,
+) -> (Vec<Decision>, Vec<Named>) {
     let (config, now_ms) = (&node.config, node.mirror.now_ms());
     let peers = node.net.peers();
     let mirrors = peers.iter().filter(|peer| peer.advert.as_ref().is_some_and(|advert| advert.mirrors));
     let mirrors: Vec<NodeId> = mirrors.map(|peer| peer.node_id).collect();
-    let patience = Patience { deficit_ms: config.mirror_standby_s * 1000, surplus_ms: config.mirror_surplus_s * 1000 };
+    let ms = |seconds: u64| seconds.saturating_mul(1000);
+    let patience = Patience { deficit_ms: ms(config.mirror_standby_s), surplus_ms: ms(config.mirror_surplus_s) };
     let (decider, copies) = &mut *node.mirror.minds();
-    let is_named = |revision: &RevisionId| candidates.iter().any(|candidate| candidate.revision == *revision);
-    let holders = copies.holders(now_ms, config.mirror_lease_s * 1000, is_named);
+    let holders = copies.holders(now_ms, ms(config.mirror_lease_s), revisions);
     let mesh = Mesh { me: node.identity.node_id(), mirrors: &mirrors, holders: &holders };
     let decisions = decider.decide(now_ms, minute_of_day(), patience, policies, candidates, mesh);
     let named = decisions.iter().map(|decision| Named {
