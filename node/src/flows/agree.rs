@@ -203,16 +203,16 @@ async fn fetch(
         for (id, verdict) in came.into_iter().zip(&verdicts) {
             open.remove(&id);
             match verdict {
+                // What is new is live.
                 Ok(Inserted::New) => new += 1,
                 Err(InsertError::PageShare) => is_full = true,
                 Err(error) if is_forged(error) => {
                     forged += 1;
+                    agreeing.decline(id);
                     net.report(node, Severity::Breach, "a record in its catalogue breaks a rule").await;
                 }
-                _ => {}
-            }
-            if !matches!(verdict, Err(InsertError::PageShare)) && !is_live(registry, id).await {
-                agreeing.decline(id);
+                _ if is_live(registry, id).await => {}
+                _ => agreeing.decline(id),
             }
         }
         if is_full {
