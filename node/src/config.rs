@@ -15,6 +15,8 @@ use cairn_protocol::advert::{Grant, Grants};
 use cairn_protocol::id::{NodeId, PublisherKey, RealmId};
 use cairn_protocol::refusal::{Reason, Refusal};
 
+use cairn_registry::Policy;
+
 pub use sources::{Flags, Settings, Source};
 
 /// Everything a node is told before it starts.
@@ -66,6 +68,8 @@ pub struct Config {
     pub mirror_standby_s: u64,
     /// Seconds after which a copy too many is let go.
     pub mirror_surplus_s: u64,
+    /// What is done about advisories of those whose word counts.
+    pub advisories: Policy,
     /// Certificate and key of the gRPC door, PEM files.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// The layers this was made from, for `cairn config show`.
@@ -166,6 +170,10 @@ impl Config {
             mirror_lease_s: settings.parse("mirror_lease_s", parse_display)?,
             mirror_standby_s: settings.parse("mirror_standby_s", parse_display)?,
             mirror_surplus_s: settings.parse("mirror_surplus_s", parse_display)?,
+            advisories: Policy {
+                refuse: settings.parse_list("advisories_refuse", parse_display)?.into_iter().collect(),
+                warn: settings.parse_list("advisories_warn", parse_display)?.into_iter().collect(),
+            },
             tls,
             settings,
         })

@@ -161,6 +161,25 @@ impl Home {
         Ok(found)
     }
 
+    /// Stores a key that is to sign for one of our handles from its next epoch on, durably.
+    pub fn keep_signing_key(&self, handle: &Handle, key: &Keypair) -> Result<(), HomeError> {
+        let name = format!("{}.{}.signing", handle.to_string().to_ascii_lowercase(), key.public().short());
+        read_or_keep_secret(&self.keys().join(name), &key.seed()).map(drop)
+    }
+
+    /// Every key that may sign for a publisher: those of our handles, and those of later epochs.
+    pub fn signing_keys(&self) -> Result<Vec<Keypair>, HomeError> {
+        let mut keys: Vec<Keypair> = self.publishers()?.into_iter().map(|(_, key)| key).collect();
+        let folder = self.keys();
+        for entry in fs::read_dir(&folder).map_err(io_at(&folder))? {
+            let path = entry.map_err(io_at(&folder))?.path();
+            if path.extension().is_some_and(|extension| extension == "signing") {
+                keys.extend(read_secret(&path)?.map(Keypair::from_seed));
+            }
+        }
+        Ok(keys)
+    }
+
     /// Says where the doors are. Written whole: a reader sees the old file, the new one, or none.
     pub fn write_ready(&self, ready: &Ready) -> Result<(), HomeError> {
         let path = self.join("ready.json");

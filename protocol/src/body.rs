@@ -1,12 +1,14 @@
-//! What records say: profiles, revisions, heads. Not the envelope and not the rules between records (who may follow whom).
+//! What records say: profiles, revisions, heads ([`crate::advisory`] and [`crate::attestation`] have the other two). Not the envelope and not the rules between records (who may follow whom).
 //! Invariant: a value of these types obeys every rule that one record can be held to by itself.
 
 use prost::Message;
 
+use crate::advisory::Advisory;
+use crate::attestation::Attestation;
 use crate::id::{PublisherKey, RecordId, RevisionId};
 use crate::limits::{
-    BASE_MODELS_MAX, CARD_TEXT_BYTES_MAX, DATASETS_MAX, DISPLAY_NAME_BYTES_MAX, LANGUAGES_MAX, MESSAGE_BYTES_MAX,
-    NAMED_REPO_BYTES_MAX, PARENTS_MAX, REVISION_BYTES_MAX, TAGS_MAX, WORD_BYTES_MAX,
+    BASE_MODELS_MAX, CARD_TEXT_BYTES_MAX, DATASETS_MAX, DISPLAY_NAME_BYTES_MAX, LANGUAGES_MAX, MEMBERS_MAX,
+    MESSAGE_BYTES_MAX, NAMED_REPO_BYTES_MAX, ORIGINS_MAX, PARENTS_MAX, REVISION_BYTES_MAX, TAGS_MAX, WORD_BYTES_MAX,
 };
 use crate::name::{Handle, RefName, RepoId, RepoKind, RepoName};
 use crate::record::{Record, RecordError, RecordKind};
@@ -22,6 +24,23 @@ pub enum Body {
     Revision(Revision),
     /// Which revision a ref stands for.
     Head(Head),
+    /// A warning.
+    Advisory(Advisory),
+    /// What somebody found out about a revision.
+    Attestation(Attestation),
+}
+
+impl Body {
+    /// Whose statement it is, when this key signed it: the publisher that the key signs for, else the key.
+    pub fn publisher(&self, signer: PublisherKey) -> PublisherKey {
+        let stated = match self {
+            Self::Profile(profile) => profile.publisher,
+            Self::Revision(revision) => revision.publisher,
+            Self::Head(head) => head.publisher,
+            Self::Advisory(_) | Self::Attestation(_) => None,
+        };
+        stated.unwrap_or(signer)
+    }
 }
 
 /// Who a key says it is.
@@ -39,6 +58,14 @@ pub struct Profile {
     pub previous: Option<RecordId>,
     /// By the publisher's clock; orders nothing.
     pub created_ms: i64,
+    /// Whose profile it is; none: its signer's.
+    pub publisher: Option<PublisherKey>,
+    /// Within the epoch; 0 begins it.
+    pub number: u64,
+    /// Signs for the publisher in this epoch; none: the publisher's own key.
+    pub signing_key: Option<PublisherKey>,
+    /// Further keys that may sign the publisher's revisions and heads in this epoch.
+    pub members: Vec<PublisherKey>,
 }
 
 /// The catalogue's summary of a revision.
@@ -74,6 +101,21 @@ pub struct Revision {
     pub tags: Vec<String>,
     /// What its card says.
     pub card: Box<CardFacts>,
+    /// Whose revision it is; none: its signer's.
+    pub publisher: Option<PublisherKey>,
+    /// What it was made from, as far as its publisher's node knew it.
+    pub origins: Vec<Origin>,
+}
+
+/// A repo, or one revision of it, that another was made from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// "finetune", "adapter", "merge", "quantized", "dataset" or "import".
+    pub relation: String,
+    /// The repo.
+    pub repo: RepoId,
+    /// Which revision, if that is said.
+    pub revision: Option<RevisionId>,
 }
 
 /// What a catalogue is searched by of a revision's card, beside licence and tags. All of it may be empty.
@@ -116,6 +158,8 @@ pub struct Head {
     pub created_ms: i64,
     /// A tag never moves.
     pub tag: bool,
+    /// Whose repo it is; none: its signer's.
+    pub publisher: Option<PublisherKey>,
 }
 
 impl Profile {
@@ -128,6 +172,10 @@ impl Profile {
             recovery_key: optional(&self.recovery_key),
             previous: optional(&self.previous),
             created_ms: self.created_ms,
+            publisher: optional(&self.publisher),
+            number: self.number,
+            signing_key: optional(&self.signing_key),
+            members: self.members.iter().map(PublisherKey::to_vec).collect(),
         }
         .encode_to_vec()
     }
@@ -135,6 +183,9 @@ impl Profile {
     /// From a payload.
     pub fn parse(payload: &[u8]) -> Result<Self, RecordError> {
         let pb = decode::<record_pb::Profile>(payload)?;
+        if pb.members.len() > MEMBERS_MAX {
+            return Err(RecordError::Invalid { field: "members" });
+        }
         Ok(Self {
             handle: parsed(&pb.handle, "handle")?,
             display_name: bounded(pb.display_name, DISPLAY_NAME_BYTES_MAX, "display_name")?,
@@ -142,6 +193,10 @@ impl Profile {
             recovery_key: maybe(&pb.recovery_key, "recovery_key")?,
             previous: maybe(&pb.previous, "previous")?,
             created_ms: pb.created_ms,
+            publisher: maybe(&pb.publisher, "publisher")?,
+            number: pb.number,
+            signing_key: maybe(&pb.signing_key, "signing_key")?,
+            members: pb.members.iter().map(|key| exact(key, "members")).collect::<Result<_, _>>()?,
         })
     }
 
@@ -154,8 +209,8 @@ impl Profile {
 
 impl Revision {
     /// The repo, when this key signed it.
-    pub fn repo(&self, publisher: PublisherKey) -> RepoId {
-        RepoId { publisher, kind: self.kind, name: self.name.clone() }
+    pub fn repo(&self, signer: PublisherKey) -> RepoId {
+        RepoId { publisher: self.publisher.unwrap_or(signer), kind: self.kind, name: self.name.clone() }
     }
 
     /// The payload.
@@ -182,6 +237,8 @@ impl Revision {
             base_model_relation: self.card.base_model_relation.clone(),
             datasets: self.card.datasets.clone(),
             card_text: self.card.text.clone(),
+            publisher: optional(&self.publisher),
+            origins: origins_to_pb(&self.origins),
         }
         .encode_to_vec()
     }
@@ -228,6 +285,8 @@ impl Revision {
             quantisation: word(pb.quantisation, "quantisation")?,
             tags: pb.tags.into_iter().map(|tag| word(tag, "tags")).collect::<Result<_, _>>()?,
             card,
+            publisher: maybe(&pb.publisher, "publisher")?,
+            origins: origins_of(&pb.origins, "origins")?,
         })
     }
 
@@ -255,8 +314,8 @@ impl CardFacts {
 
 impl Head {
     /// The repo, when this key signed it.
-    pub fn repo(&self, publisher: PublisherKey) -> RepoId {
-        RepoId { publisher, kind: self.kind, name: self.name.clone() }
+    pub fn repo(&self, signer: PublisherKey) -> RepoId {
+        RepoId { publisher: self.publisher.unwrap_or(signer), kind: self.kind, name: self.name.clone() }
     }
 
     /// The payload.
@@ -271,6 +330,7 @@ impl Head {
             previous: optional(&self.previous),
             created_ms: self.created_ms,
             tag: self.tag,
+            publisher: optional(&self.publisher),
         }
         .encode_to_vec()
     }
@@ -291,6 +351,7 @@ impl Head {
             previous: maybe(&pb.previous, "previous")?,
             created_ms: pb.created_ms,
             tag: pb.tag,
+            publisher: maybe(&pb.publisher, "publisher")?,
         })
     }
 
@@ -301,34 +362,61 @@ impl Head {
     }
 }
 
-fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, RecordError> {
+pub(crate) fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, RecordError> {
     M::decode(payload).map_err(|_| RecordError::Malformed("payload"))
 }
 
-fn parsed<T: std::str::FromStr>(text: &str, field: &'static str) -> Result<T, RecordError> {
+pub(crate) fn parsed<T: std::str::FromStr>(text: &str, field: &'static str) -> Result<T, RecordError> {
     text.parse().map_err(|_| RecordError::Invalid { field })
 }
 
-fn exact<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], field: &'static str) -> Result<T, RecordError> {
+pub(crate) fn exact<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], field: &'static str) -> Result<T, RecordError> {
     bytes.try_into().map_err(|_| RecordError::Invalid { field })
 }
 
-fn maybe<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], field: &'static str) -> Result<Option<T>, RecordError> {
+pub(crate) fn maybe<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], field: &'static str) -> Result<Option<T>, RecordError> {
     match bytes.is_empty() {
         true => Ok(None),
         false => exact(bytes, field).map(Some),
     }
 }
 
-fn optional<T: AsRef<[u8]>>(id: &Option<T>) -> Vec<u8> {
+pub(crate) fn optional<T: AsRef<[u8]>>(id: &Option<T>) -> Vec<u8> {
     id.as_ref().map_or_else(Vec::new, |id| id.as_ref().to_vec())
 }
 
-fn bounded(text: String, max: usize, field: &'static str) -> Result<String, RecordError> {
+pub(crate) fn bounded(text: String, max: usize, field: &'static str) -> Result<String, RecordError> {
     match text.len() > max {
         true => Err(RecordError::Invalid { field }),
         false => Ok(text),
     }
+}
+
+pub(crate) fn origins_to_pb(origins: &[Origin]) -> Vec<record_pb::Origin> {
+    let to_pb = |origin: &Origin| record_pb::Origin {
+        relation: origin.relation.clone(),
+        publisher: origin.repo.publisher.to_vec(),
+        kind: origin.repo.kind.to_pb(),
+        name: origin.repo.name.to_string(),
+        revision: optional(&origin.revision),
+    };
+    origins.iter().map(to_pb).collect()
+}
+
+pub(crate) fn origins_of(origins: &[record_pb::Origin], field: &'static str) -> Result<Vec<Origin>, RecordError> {
+    if origins.len() > ORIGINS_MAX {
+        return Err(RecordError::Invalid { field });
+    }
+    let parse = |origin: &record_pb::Origin| {
+        let repo = RepoId {
+            publisher: exact(&origin.publisher, field)?,
+            kind: RepoKind::from_pb(origin.kind).ok_or(RecordError::Invalid { field })?,
+            name: parsed(&origin.name, field)?,
+        };
+        let relation = bounded(origin.relation.clone(), WORD_BYTES_MAX, field)?;
+        Ok(Origin { relation, repo, revision: maybe(&origin.revision, field)? })
+    };
+    origins.iter().map(parse).collect()
 }
 
 fn list(texts: &[String], count_max: usize, bytes_max: usize, field: &'static str) -> Result<Vec<String>, RecordError> {

@@ -12,6 +12,8 @@ mod variations;
 mod wire;
 
 pub mod advert;
+pub mod advisory;
+pub mod attestation;
 pub mod digest;
 pub mod dtype;
 pub mod frame;

@@ -73,6 +73,18 @@ pub const NAMED_REPO_BYTES_MAX: usize = 256;
 pub const CARD_TEXT_BYTES_MAX: usize = 4096;
 /// The display name of a profile.
 pub const DISPLAY_NAME_BYTES_MAX: usize = 256;
+/// Profiles of one publisher that are kept: each begins an epoch, or is the newest of one.
+pub const PROFILES_MAX: usize = 256;
+/// Keys that sign for a publisher beside its own: the record holds them all.
+pub const MEMBERS_MAX: usize = 256;
+/// Repos and revisions that a revision's record says it was made from, or that an attestation looked at.
+pub const ORIGINS_MAX: usize = 32;
+/// What one advisory is about.
+pub const SUBJECTS_MAX: usize = 64;
+/// Where more is to be read about an advisory.
+pub const URL_BYTES_MAX: usize = 1024;
+/// Numbers of one attestation: a suite of benchmarks has some dozens.
+pub const MEASUREMENTS_MAX: usize = 64;
 /// Digests of one file that are read; more are refused.
 pub const DIGESTS_MAX: usize = 16;
 /// A file's size: 2^53 stays exact in JSON and far from overflow in sums of a manifest's files.

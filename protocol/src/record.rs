@@ -14,7 +14,9 @@ use crate::key::{RECORD_DOMAIN, is_signed};
 use crate::limits::{RECORD_BYTES_MAX, REVISION_BYTES_MAX};
 use crate::record_pb;
 
-pub use crate::body::{Body, CardFacts, Head, Profile, Revision};
+pub use crate::advisory::{Advisory, Category, Subject};
+pub use crate::attestation::{Attestation, Measurement};
+pub use crate::body::{Body, CardFacts, Head, Origin, Profile, Revision};
 pub use crate::key::Keypair;
 
 /// The version of the envelope.
@@ -29,9 +31,9 @@ pub enum RecordKind {
     Revision = 2,
     /// Which revision a ref stands for.
     Head = 3,
-    /// A warning; reserved.
+    /// A warning.
     Advisory = 4,
-    /// A statement about somebody's revision; reserved.
+    /// What somebody found out about a revision.
     Attestation = 5,
 }
 
@@ -83,9 +85,6 @@ pub enum RecordError {
         /// Which field.
         field: &'static str,
     },
-    /// A kind whose payload this version does not read.
-    #[error("records of kind {0:?} have no body that is read here")]
-    Reserved(RecordKind),
 }
 
 /// A verified record.
@@ -176,7 +175,8 @@ impl Record {
             RecordKind::Profile => Body::Profile(Profile::parse(payload)?),
             RecordKind::Revision => Body::Revision(Revision::parse(payload)?),
             RecordKind::Head => Body::Head(Head::parse(payload)?),
-            kind @ (RecordKind::Advisory | RecordKind::Attestation) => return Err(RecordError::Reserved(kind)),
+            RecordKind::Advisory => Body::Advisory(Advisory::parse(payload)?),
+            RecordKind::Attestation => Body::Attestation(Attestation::parse(payload)?),
         })
     }
 }

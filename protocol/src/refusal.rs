@@ -75,6 +75,8 @@ reasons! {
     Limit: "limit", 8, 413, 4;
     /// The publisher is not trusted for this.
     Untrusted: "untrusted", 7, 403, 4;
+    /// The operator's policy refuses it: an advisory says why.
+    Policy: "policy", 7, 403, 4;
     /// Bytes don't match their hash.
     Corrupt: "corrupt", 15, 500, 1;
     /// No reachable node holds the bytes.

@@ -24,6 +24,7 @@ use crate::{
     index::IndexError,
     look,
     prepare::Prepared,
+    publishers,
     records::{InsertError, Inserted, Origin, insert},
     ring,
     search::journal,
@@ -103,7 +104,11 @@ impl Registry {
         let (realm, repo, name) = (self.realm(), repo.clone(), name.clone());
         let read = self.catalog().read(move |transaction| {
             let heads = look::heads(transaction, realm, &repo, &name)?;
-            let (epoch, number, previous) = next(&heads, look::adopted(transaction, realm, &repo, &name)?);
+            let (epoch, number, previous) = next(
+                &heads,
+                publishers::epoch(transaction, realm, repo.publisher)?,
+                look::adopted(transaction, realm, &repo, &name)?,
+            );
             Ok(NextHead { epoch, number, previous })
         });
         read.await
@@ -157,10 +162,11 @@ fn check_records(prepared: &Prepared, records: &[Record]) -> Result<(), PublishE
     let repo = &prepared.manifest.repo;
     let mut revisions = 0;
     for record in records {
-        if record.key() != repo.publisher {
-            return Err(PublishError::Records("a record is signed by another key than the repo's publisher"));
+        let body = record.body().map_err(InsertError::from)?;
+        if body.publisher(record.key()) != repo.publisher {
+            return Err(PublishError::Records("a record is not the repo's publisher's"));
         }
-        match record.body().map_err(InsertError::from)? {
+        match body {
             Body::Profile(_) => {}
             Body::Revision(body) if body == prepared.statement_like(&body) => revisions += 1,
             Body::Head(head) if head.revision == prepared.revision && head.repo(record.key()) == *repo => {}
@@ -173,7 +179,8 @@ fn check_records(prepared: &Prepared, records: &[Record]) -> Result<(), PublishE
 impl Prepared {
     /// The statement with those words that a publisher may choose freely.
     fn statement_like(&self, body: &Revision) -> Revision {
-        Revision { license: body.license.clone(), tags: body.tags.clone(), ..self.statement() }
+        let stated = self.statement_for(body.publisher, body.origins.clone());
+        Revision { license: body.license.clone(), tags: body.tags.clone(), ..stated }
     }
 }
 
@@ -197,7 +204,12 @@ fn write_records(
     Ok(heads)
 }
 
-fn expect_next(transaction: &WriteTransaction, realm: RealmId, repo: &RepoId, head: &Head) -> Result<(), PublishError> {
+pub(crate) fn expect_next(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    repo: &RepoId,
+    head: &Head,
+) -> Result<(), PublishError> {
     let heads = look::heads(transaction, realm, repo, &head.ref_name)?;
     if heads.iter().any(|known| known.tag) || (head.tag && !heads.is_empty()) {
         return Err(PublishError::TagExists(head.ref_name.clone()));
@@ -264,7 +276,11 @@ fn note_keeper(transaction: &WriteTransaction, key: &[u8], keeper: &Keeper) -> R
 
 /// Publishing under a handle is a person's explicit act: from now on the handle means this key here, whoever else claims it, unless a
 /// person decided otherwise before.
-fn pin_own_handle(transaction: &WriteTransaction, realm: RealmId, publisher: PublisherKey) -> Result<(), CatalogError> {
+pub(crate) fn pin_own_handle(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    publisher: PublisherKey,
+) -> Result<(), CatalogError> {
     let Some(profile) = look::profile(transaction, realm, publisher)? else { return Ok(()) };
     let key = keys::handle(realm, &profile.handle);
     let mut pins = transaction.open_table(tables::HANDLE_PINS)?;

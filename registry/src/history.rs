@@ -58,15 +58,38 @@ pub enum PassedOver {
     },
     /// The head's revision record has not arrived.
     RevisionUnknown(HeadRow),
+    /// The publisher's keys were rotated, and no head of the ref is signed since; this is the newest from before. Whoever has an old key
+    /// could have signed it.
+    BeforeRotation(HeadRow),
 }
 
-/// Finds the head in force. `heads` are sorted by (epoch, number, id), as the catalogue keeps them; `known` says whether a
-/// revision's record is here.
-pub fn stand(heads: &[HeadRow], adopted: Option<RecordId>, known: impl Fn(RevisionId) -> bool) -> Standing {
+/// Finds the head in force. `heads` are sorted by (epoch, number, id), as the catalogue keeps them; `epoch` is the publisher's now, and
+/// only its heads count; `known` says whether a revision's record is here.
+pub fn stand(heads: &[HeadRow], epoch: u64, adopted: Option<RecordId>, known: impl Fn(RevisionId) -> bool) -> Standing {
+    let began = heads.partition_point(|head| head.epoch < epoch);
+    match (&heads[..began], &heads[began..]) {
+        (before, []) if !before.is_empty() => stand_before(before, adopted, known),
+        (before, now) => stand_now(before, now, adopted, known),
+    }
+}
+
+/// Nothing is signed since the rotation: a node stays where it was, and a newcomer has nothing to stand on.
+fn stand_before(before: &[HeadRow], adopted: Option<RecordId>, known: impl Fn(RevisionId) -> bool) -> Standing {
+    let used = before.iter().find(|head| Some(head.id) == adopted && known(head.revision));
+    let passed_over = before.last().map(|newest| PassedOver::BeforeRotation(newest.clone()));
+    Standing { head: used.cloned(), passed_over: passed_over.into_iter().collect() }
+}
+
+fn stand_now(
+    before: &[HeadRow],
+    heads: &[HeadRow],
+    adopted: Option<RecordId>,
+    known: impl Fn(RevisionId) -> bool,
+) -> Standing {
     if heads.iter().any(|head| head.tag) {
         return stand_of_tag(heads, adopted, known);
     }
-    let by_id: BTreeMap<RecordId, &HeadRow> = heads.iter().map(|head| (head.id, head)).collect();
+    let by_id: BTreeMap<RecordId, &HeadRow> = before.iter().chain(heads).map(|head| (head.id, head)).collect();
     let mut passed_over = Vec::new();
     for group in heads.chunk_by(|a, b| a.place() == b.place()).rev() {
         let (is_sound, chosen) = match group {
@@ -118,12 +141,16 @@ fn stand_of_tag(heads: &[HeadRow], adopted: Option<RecordId>, known: impl Fn(Rev
 }
 
 /// What the next head of a ref must say: (epoch, number, previous). It follows the highest number that is known, contested or not:
-/// that is how a successor heals a contested number. Of contested heads it follows the adopted one, else the first by id.
-pub fn next(heads: &[HeadRow], adopted: Option<RecordId>) -> (u64, u64, Option<RecordId>) {
-    let Some(last) = heads.last() else { return (0, 1, None) };
+/// that is how a successor heals a contested number. Of contested heads it follows the adopted one, else the first by id. In an epoch
+/// that began since, numbers begin anew.
+pub fn next(heads: &[HeadRow], epoch: u64, adopted: Option<RecordId>) -> (u64, u64, Option<RecordId>) {
+    let Some(last) = heads.last() else { return (epoch, 1, None) };
     let top: Vec<&HeadRow> = heads.iter().filter(|head| head.place() == last.place()).collect();
     let followed = top.iter().find(|head| Some(head.id) == adopted).or(top.first()).map(|head| head.id);
-    (last.epoch, last.number.saturating_add(1), followed)
+    match last.epoch < epoch {
+        true => (epoch, 1, followed),
+        false => (last.epoch, last.number.saturating_add(1), followed),
+    }
 }
 
 #[cfg(test)]
@@ -149,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_highest_number_is_in_force() {
-        let standing = stand(&[head(1, 1), head(2, 2)], None, |_| true);
+        let standing = stand(&[head(1, 1), head(2, 2)], 0, None, |_| true);
         assert_eq!(number(&standing), Some(2));
         assert!(standing.passed_over.is_empty());
     }
@@ -157,13 +184,13 @@ mod tests {
     #[test]
     fn a_higher_epoch_beats_a_higher_number() {
         let rotated = HeadRow { epoch: 1, ..head(1, 9) };
-        let standing = stand(&[head(1, 1), head(7, 2), rotated.clone()], None, |_| true);
+        let standing = stand(&[head(1, 1), head(7, 2), rotated.clone()], 1, None, |_| true);
         assert_eq!(standing.head, Some(rotated));
     }
 
     #[test]
     fn a_number_with_two_heads_does_not_count_and_is_shown() {
-        let standing = stand(&[head(1, 1), head(2, 2), head(2, 3)], None, |_| true);
+        let standing = stand(&[head(1, 1), head(2, 2), head(2, 3)], 0, None, |_| true);
         assert_eq!(number(&standing), Some(1));
         assert!(
             matches!(&standing.passed_over[..], [PassedOver::Contested { place: (0, 2), heads }] if heads.len() == 2)
@@ -172,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_node_that_uses_one_of_two_heads_stays_with_it() {
-        let standing = stand(&[head(1, 1), head(2, 2), head(2, 3)], Some(RecordId::from([3; 32])), |_| true);
+        let standing = stand(&[head(1, 1), head(2, 2), head(2, 3)], 0, Some(RecordId::from([3; 32])), |_| true);
         assert_eq!(standing.head.map(|head| head.id), Some(RecordId::from([3; 32])));
         assert_eq!(standing.passed_over.len(), 1);
     }
@@ -180,20 +207,20 @@ mod tests {
     #[test]
     fn a_successor_heals_a_contested_number() {
         let heads = [head(1, 1), head(2, 2), head(2, 3), head(3, 4)];
-        let standing = stand(&heads, None, |_| true);
+        let standing = stand(&heads, 0, None, |_| true);
         assert_eq!(number(&standing), Some(3));
         assert!(standing.passed_over.is_empty());
-        assert_eq!(next(&heads[..3], None), (0, 3, Some(RecordId::from([2; 32]))));
+        assert_eq!(next(&heads[..3], 0, None), (0, 3, Some(RecordId::from([2; 32]))));
     }
 
     #[test]
     fn a_first_number_that_is_contested_leaves_the_ref_nowhere() {
-        assert_eq!(stand(&[head(1, 1), head(1, 2)], None, |_| true).head, None);
+        assert_eq!(stand(&[head(1, 1), head(1, 2)], 0, None, |_| true).head, None);
     }
 
     #[test]
     fn a_head_whose_revision_is_unknown_waits_behind_the_one_before_it() {
-        let standing = stand(&[head(1, 1), head(2, 2)], None, |revision| revision == RevisionId::from([1; 32]));
+        let standing = stand(&[head(1, 1), head(2, 2)], 0, None, |revision| revision == RevisionId::from([1; 32]));
         assert_eq!(number(&standing), Some(1));
         assert!(matches!(standing.passed_over[..], [PassedOver::RevisionUnknown(_)]));
     }
@@ -201,54 +228,74 @@ mod tests {
     #[test]
     fn a_head_that_does_not_continue_its_predecessor_does_not_count_until_a_successor_heals_it() {
         let skips = HeadRow { previous: Some(RecordId::from([1; 32])), ..head(4, 2) };
-        let standing = stand(&[head(1, 1), skips.clone()], None, |_| true);
+        let standing = stand(&[head(1, 1), skips.clone()], 0, None, |_| true);
         assert_eq!(number(&standing), Some(1));
         assert!(matches!(&standing.passed_over[..], [PassedOver::Contested { heads, .. }] if heads.len() == 1));
         let alone = std::slice::from_ref(&skips);
-        assert_eq!(number(&stand(alone, None, |_| true)), Some(4), "a predecessor that is not here may fit");
+        assert_eq!(number(&stand(alone, 0, None, |_| true)), Some(4), "a predecessor that is not here may fit");
         let healing = HeadRow { previous: Some(skips.id), ..head(5, 3) };
-        assert_eq!(number(&stand(&[head(1, 1), skips.clone(), healing], None, |_| true)), Some(5));
-        assert_eq!(number(&stand(&[head(1, 1), skips.clone()], Some(skips.id), |_| true)), Some(4));
+        assert_eq!(number(&stand(&[head(1, 1), skips.clone(), healing], 0, None, |_| true)), Some(5));
+        assert_eq!(number(&stand(&[head(1, 1), skips.clone()], 0, Some(skips.id), |_| true)), Some(4));
     }
 
     #[test]
     fn a_tag_with_two_revisions_stands_nowhere() {
         let tag = |id| HeadRow { tag: true, ..head(1, id) };
-        assert_eq!(stand(&[tag(1)], None, |_| true).head, Some(tag(1)));
-        assert_eq!(stand(&[tag(1), tag(2)], None, |_| true).head, None);
+        assert_eq!(stand(&[tag(1)], 0, None, |_| true).head, Some(tag(1)));
+        assert_eq!(stand(&[tag(1), tag(2)], 0, None, |_| true).head, None);
     }
 
     #[test]
     fn a_later_number_does_not_move_a_tag() {
         let tag = HeadRow { tag: true, ..head(1, 1) };
-        let standing = stand(&[tag, head(2, 2)], None, |_| true);
+        let standing = stand(&[tag, head(2, 2)], 0, None, |_| true);
         assert_eq!(standing.head, None);
     }
 
     proptest! {
         #[test]
         fn a_newcomer_never_stands_on_a_contested_number_and_a_successor_always_heals(
-            places in proptest::collection::vec((0u64..3, 1u64..4), 1..12),
+            places in proptest::collection::vec(1u64..8, 1..12),
         ) {
             let mut heads: Vec<HeadRow> =
-                (0u8..).zip(&places).map(|(id, (epoch, number))| HeadRow { epoch: *epoch, ..head(*number, id) }).collect();
+                (0u8..).zip(&places).map(|(id, number)| head(*number, id)).collect();
             heads.sort_by_key(|head| (head.epoch, head.number, head.id));
-            if let Some(chosen) = stand(&heads, None, |_| true).head {
+            if let Some(chosen) = stand(&heads, 0, None, |_| true).head {
                 prop_assert_eq!(heads.iter().filter(|head| head.place() == chosen.place()).count(), 1);
                 let is_newer = |head: &&HeadRow| head.place() > chosen.place();
                 for newer in heads.iter().filter(is_newer) {
                     prop_assert!(heads.iter().filter(|head| head.place() == newer.place()).count() > 1);
                 }
             }
-            let (epoch, number, previous) = next(&heads, None);
+            let (epoch, number, previous) = next(&heads, 0, None);
             let successor = HeadRow { epoch, previous, ..head(number, 200) };
             heads.push(successor.clone());
-            prop_assert_eq!(stand(&heads, None, |_| true).head, Some(successor));
+            prop_assert_eq!(stand(&heads, 0, None, |_| true).head, Some(successor));
         }
     }
 
     #[test]
+    fn after_a_rotation_an_old_key_moves_nothing_and_a_node_stays_where_it_was() {
+        let old = [head(1, 1), head(9, 2)];
+        let standing = stand(&old, 1, None, |_| true);
+        assert_eq!(standing.head, None);
+        assert!(matches!(&standing.passed_over[..], [PassedOver::BeforeRotation(newest)] if newest.number == 9));
+        assert_eq!(number(&stand(&old, 1, Some(RecordId::from([1; 32])), |_| true)), Some(1));
+        assert_eq!(next(&old, 1, None), (1, 1, Some(RecordId::from([2; 32]))));
+        let signed_since = HeadRow { epoch: 1, previous: Some(RecordId::from([1; 32])), ..head(1, 3) };
+        let standing = stand(&[old[0].clone(), old[1].clone(), signed_since.clone()], 1, None, |_| true);
+        assert_eq!(standing.head, Some(signed_since));
+    }
+
+    #[test]
+    fn a_tag_that_is_signed_anew_after_a_rotation_is_not_contested_by_an_old_key() {
+        let tag = |epoch, id| HeadRow { epoch, tag: true, ..head(1, id) };
+        let standing = stand(&[tag(0, 1), tag(0, 7), tag(1, 2)], 1, None, |_| true);
+        assert_eq!(standing.head, Some(tag(1, 2)));
+    }
+
+    #[test]
     fn the_first_head_of_a_ref_is_number_one() {
-        assert_eq!(next(&[], None), (0, 1, None));
+        assert_eq!(next(&[], 0, None), (0, 1, None));
     }
 }

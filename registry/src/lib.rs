@@ -35,6 +35,9 @@
 //!
 //! Invariant: what was acknowledged is on disk, and every byte that leaves hashes to the name it was asked for by.
 
+mod advisories;
+mod attestations;
+pub mod authority;
 mod blobs;
 mod card;
 mod catalog;
@@ -46,20 +49,26 @@ mod history;
 mod holding;
 mod import;
 mod index;
+/// Where revisions come from and what was made from them.
+pub mod lineage;
 mod listing;
 mod look;
 /// Which repos a mirror keeps, and what it fetches next.
 pub mod mirror;
 mod paging;
 mod prepare;
+mod publishers;
 mod records;
 mod registry;
 mod resolve;
 mod ring;
 mod search;
+mod statements;
 pub mod sync;
 mod verify;
 
+pub use advisories::{About, Judgement, Notice, Policy, Weight};
+pub use attestations::Attested;
 pub use blobs::{BlobError, Blobs, Stalled, TempPin, stage_cache::StageBlob};
 pub use card::{CARD_BYTES_MAX, Card, CardProblem};
 pub use catalog::{CatalogError, migrate::MigrateError};
@@ -73,10 +82,12 @@ pub use import::{ImportError, Transfer};
 pub use index::IndexError;
 pub use listing::{RefState, RepoSummary, Stats};
 pub use prepare::{Describe, Description, ModelSources, PrepareOptions, Prepared, Progress};
+pub use publishers::PublisherState;
 pub use records::{InsertError, Inserted};
 pub use registry::{CATALOG_BYTES_DEFAULT, OpenError, Registry, RegistryOptions};
 pub use resolve::{ResolveError, Resolved};
 pub use search::{
     FACET_VALUES_MAX, Field, Found, QUERY_BYTES_MAX, QueryError, SEARCH_PAGE_MAX, Search, SearchError, Sort,
 };
+pub use statements::Decided;
 pub use verify::{BadFile, Problem, VerifyReport};

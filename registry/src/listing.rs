@@ -21,7 +21,7 @@ use crate::{
         tables::{self, Tables},
     },
     history::{HeadRow, PassedOver, stand},
-    look, paging, resolve,
+    look, paging, publishers, resolve,
 };
 
 /// A repo at a glance: what its `main` (else its first ref that stands somewhere) says.
@@ -109,6 +109,12 @@ impl Registry {
         read.await
     }
 
+    /// The record of a repo's revision.
+    pub async fn revision_in(&self, repo: &RepoId, revision: RevisionId) -> Result<Option<Revision>, CatalogError> {
+        let (realm, repo) = (self.realm(), repo.clone());
+        self.catalog().read(move |transaction| revision_body(transaction, realm, &repo, revision)).await
+    }
+
     /// Whether a record is here by which the repo's publisher signed this revision.
     pub async fn is_signed(&self, repo: &RepoId, revision: RevisionId) -> Result<bool, CatalogError> {
         let (realm, repo) = (self.realm(), repo.clone());
@@ -176,6 +182,7 @@ pub(crate) fn refs(transaction: &impl Tables, realm: RealmId, repo: &RepoId) -> 
         histories.entry(name).or_default().push(head);
         Ok(ControlFlow::Continue(()))
     })?;
+    let epoch = publishers::epoch(transaction, realm, repo.publisher)?;
     let mut refs = Vec::new();
     for (name, history) in histories {
         let adopted = look::adopted(transaction, realm, repo, &name)?;
@@ -185,13 +192,13 @@ pub(crate) fn refs(transaction: &impl Tables, realm: RealmId, repo: &RepoId) -> 
                 known.insert(head.revision);
             }
         }
-        let standing = stand(&history, adopted, |revision| known.contains(&revision));
+        let standing = stand(&history, epoch, adopted, |revision| known.contains(&revision));
         refs.push(RefState { name, head: standing.head, passed_over: standing.passed_over, history });
     }
     Ok(refs)
 }
 
-fn revision_body(
+pub(crate) fn revision_body(
     transaction: &ReadTransaction,
     realm: RealmId,
     repo: &RepoId,

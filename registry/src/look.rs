@@ -9,7 +9,7 @@ use cairn_protocol::{
     name::{Handle, RefName, RepoId},
     record::{Record, RecordKind},
 };
-use redb::{ReadableTable, TableDefinition};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::{
     catalog::{
@@ -18,6 +18,7 @@ use crate::{
         tables::{self, Tables},
     },
     history::HeadRow,
+    publishers,
 };
 
 /// A publisher's profile in force, as much as look-ups need.
@@ -97,6 +98,31 @@ pub(crate) fn id_of(
     value.try_into().map(Some).map_err(|_| damaged("an id"))
 }
 
+/// A row of a table that names, for each key, the record of the highest number: (number, id).
+pub(crate) fn numbered(
+    transaction: &impl Tables,
+    table: TableDefinition<'static, &'static [u8], &'static [u8]>,
+    key: &[u8],
+) -> Result<Option<(u64, RecordId)>, CatalogError> {
+    let Some(value) = value_of(transaction, table, key)? else { return Ok(None) };
+    let (number, id) = value.split_first_chunk::<8>().ok_or_else(|| damaged("a record's number"))?;
+    let id = RecordId::try_from(id).map_err(|_| damaged("a record's id"))?;
+    Ok(Some((u64::from_le_bytes(*number), id)))
+}
+
+/// Writes such a row.
+pub(crate) fn put_numbered(
+    transaction: &WriteTransaction,
+    table: TableDefinition<'static, &'static [u8], &'static [u8]>,
+    key: &[u8],
+    number: u64,
+    id: RecordId,
+) -> Result<(), CatalogError> {
+    let value = [&number.to_le_bytes()[..], id.as_bytes()].concat();
+    transaction.open_table(table)?.insert(key, value.as_slice())?;
+    Ok(())
+}
+
 /// A record that was verified before it was stored.
 pub(crate) fn record(
     transaction: &impl Tables,
@@ -172,12 +198,13 @@ pub(crate) fn standing(
 ) -> Result<(Vec<HeadRow>, crate::history::Standing), CatalogError> {
     let heads = heads(transaction, realm, repo, name)?;
     let adopted = adopted(transaction, realm, repo, name)?;
+    let epoch = publishers::epoch(transaction, realm, repo.publisher)?;
     let mut known = std::collections::BTreeSet::new();
     for head in &heads {
         if knows_revision(transaction, realm, repo, head.revision)? {
             known.insert(head.revision);
         }
     }
-    let standing = crate::history::stand(&heads, adopted, |revision| known.contains(&revision));
+    let standing = crate::history::stand(&heads, epoch, adopted, |revision| known.contains(&revision));
     Ok((heads, standing))
 }

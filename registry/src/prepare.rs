@@ -15,11 +15,11 @@ use std::{
 use bytes::Bytes;
 use cairn_protocol::{
     gguf::GgufHeader,
-    id::{BlobHash, RevisionId},
+    id::{BlobHash, PublisherKey, RevisionId},
     limits::MESSAGE_BYTES_MAX,
     manifest::{Manifest, ManifestError, ManifestFile, Model, TensorEntry},
     name::{FilePath, RefName, RepoId},
-    record::{Head, Revision},
+    record::{Head, Origin, Revision},
 };
 
 use crate::{
@@ -117,8 +117,14 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The revision's record, to be signed.
+    /// The revision's record, to be signed by the repo's publisher.
     pub fn statement(&self) -> Revision {
+        self.statement_for(None, Vec::new())
+    }
+
+    /// The revision's record, to be signed: by the repo's publisher itself, or for `publisher` by another key; `origins` is what it was
+    /// made from, as far as that is known.
+    pub fn statement_for(&self, publisher: Option<PublisherKey>, origins: Vec<Origin>) -> Revision {
         let manifest = &self.manifest;
         let card = self.card.clone().unwrap_or_default();
         let statement = Revision {
@@ -137,6 +143,8 @@ impl Prepared {
             quantisation: quantisation(&manifest.tensors),
             tags: card.tags,
             card: Box::new(card.facts),
+            publisher,
+            origins,
         };
         statement.cut_to_fit()
     }
@@ -153,6 +161,7 @@ impl Prepared {
             previous: next.previous,
             created_ms: self.manifest.created_ms,
             tag: is_tag,
+            publisher: None,
         }
     }
 }

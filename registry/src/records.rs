@@ -14,16 +14,15 @@ use cairn_protocol::{
     id::{PublisherKey, RealmId, RecordId},
     limits::{CATALOG_BYTES_MAX, CATALOG_PAGE_DISPLACES_MAX, HEADS_PAGE_BYTES_MAX},
     name::{RefName, RepoId},
-    record::{Body, Head, Profile, Record, RecordError, RecordKind, Revision},
+    record::{Body, Head, Record, RecordError, RecordKind, Revision},
 };
 use redb::WriteTransaction;
 
 use crate::{
-    Registry,
+    Registry, advisories, attestations,
     catalog::{CatalogError, keys, tables},
     history::{HeadRow, PassedOver},
-    look::{self, ProfileRow},
-    ring,
+    lineage, look, publishers, ring,
     search::journal,
     sync::tree,
 };
@@ -69,6 +68,17 @@ pub enum InsertError {
     /// A head calls `main` a tag, which would leave the repo without the ref that moves.
     #[error("a head calls main a tag; main moves, and tags never do")]
     TagOnMain,
+    /// Its key does not sign for the publisher that it names, as far as is known here.
+    #[error("the key {signer} does not sign for the publisher {publisher}, as far as its profiles are known here")]
+    NotAuthorised {
+        /// The publisher.
+        publisher: PublisherKey,
+        /// Who signed.
+        signer: PublisherKey,
+    },
+    /// A publisher has more profiles than anyone needs.
+    #[error("the publisher {0} has more profiles that begin an epoch than are kept")]
+    TooManyProfiles(PublisherKey),
     /// The catalogue takes no more of the publishers that are known here; what is published here still goes in.
     #[error("the catalogue holds {0} bytes of records of the publishers that are known here, the most it takes")]
     Full(u64),
@@ -191,11 +201,17 @@ pub(crate) fn insert(
     if look::value_of(transaction, tables::RECORDS, &key)?.is_some() {
         return Ok(Inserted::Known);
     }
-    let place = place_of(transaction, realm, record.key(), origin)?;
-    match record.body()? {
-        Body::Profile(profile) => insert_profile(transaction, record, &profile, place),
-        Body::Revision(revision) => insert_revision(transaction, record, &revision, place),
-        Body::Head(head) => insert_head(transaction, record, &head, place),
+    let body = record.body()?;
+    publishers::check(transaction, realm, record.key(), &body)?;
+    let publisher = body.publisher(record.key());
+    let place = place_of(transaction, realm, publisher, origin)?;
+    let store = || store(transaction, record, publisher, place);
+    match &body {
+        Body::Profile(profile) => publishers::insert(transaction, record, profile, store),
+        Body::Revision(revision) => insert_revision(transaction, record, revision, store),
+        Body::Head(head) => insert_head(transaction, record, head, store),
+        Body::Advisory(advisory) => advisories::insert(transaction, record, advisory, store),
+        Body::Attestation(attestation) => attestations::insert(transaction, record, attestation, store),
     }
 }
 
@@ -217,14 +233,19 @@ fn place_of<'a>(
 }
 
 /// Comes before any other row of the record, for it may push out records that such rows speak of, and may refuse.
-fn store(transaction: &WriteTransaction, record: &Record, place: Place<'_>) -> Result<(), InsertError> {
+fn store(
+    transaction: &WriteTransaction,
+    record: &Record,
+    publisher: PublisherKey,
+    place: Place<'_>,
+) -> Result<(), InsertError> {
     let key = keys::record(record.realm(), record.kind(), record.id());
     let bytes = record.to_bytes();
     let size = bytes.len() as u64;
     match place {
         Place::Lasting => ring::count_known(transaction, size)?,
         Place::Ring(may_push_out) => {
-            if !ring::enter(transaction, record.key(), &key, size, may_push_out)? {
+            if !ring::enter(transaction, publisher, &key, size, may_push_out)? {
                 return Err(InsertError::PageShare);
             }
         }
@@ -243,41 +264,11 @@ fn put(
     Ok(())
 }
 
-/// The profile with the highest (epoch, id) is in force; the id breaks ties the same way on every node.
-fn insert_profile(
-    transaction: &WriteTransaction,
-    record: &Record,
-    profile: &Profile,
-    place: Place<'_>,
-) -> Result<Inserted, InsertError> {
-    let (realm, publisher) = (record.realm(), record.key());
-    let row = ProfileRow { epoch: profile.epoch, id: record.id(), handle: profile.handle.clone() };
-    let old = look::profile(transaction, realm, publisher)?;
-    if old.as_ref().is_some_and(|old| (old.epoch, old.id) > (row.epoch, row.id)) {
-        return Ok(Inserted::Stale);
-    }
-    store(transaction, record, place)?;
-    if let Some(old) = old {
-        tree::remove(transaction, realm, old.id)?;
-        let claim = keys::claim(realm, &old.handle, publisher);
-        transaction
-            .open_table(tables::CLAIMS)
-            .map_err(CatalogError::from)?
-            .remove(claim.as_slice())
-            .map_err(CatalogError::from)?;
-    }
-    put(transaction, tables::PROFILES, &keys::one(realm, publisher.as_bytes()), &row.to_value())?;
-    put(transaction, tables::CLAIMS, &keys::claim(realm, &row.handle, publisher), &[])?;
-    tree::insert(transaction, realm, RecordKind::Profile, record.id())?;
-    journal::note_publisher(transaction, realm, publisher)?;
-    Ok(Inserted::New)
-}
-
 fn insert_revision(
     transaction: &WriteTransaction,
     record: &Record,
     revision: &Revision,
-    place: Place<'_>,
+    store: impl FnOnce() -> Result<(), InsertError>,
 ) -> Result<Inserted, InsertError> {
     let (realm, repo) = (record.realm(), revision.repo(record.key()));
     let key = keys::revision(realm, &repo, revision.revision);
@@ -286,17 +277,33 @@ fn insert_revision(
     if known.is_some_and(|known| known < record.id()) {
         return Ok(Inserted::Known);
     }
-    store(transaction, record, place)?;
+    store()?;
     note_repo(transaction, realm, &repo)?;
     put(transaction, tables::REVISIONS, &key, record.id().as_bytes())?;
     if let Some(known) = known {
         tree::remove(transaction, realm, known)?;
+        if let Some((superseded, body)) = revision_record(transaction, realm, known)? {
+            lineage::forget(transaction, &superseded, &body)?;
+        }
     }
     tree::insert(transaction, realm, RecordKind::Revision, record.id())?;
+    lineage::note(transaction, record, revision)?;
     let by_hash = keys::two(realm, revision.revision.as_bytes(), repo.publisher.as_bytes());
     put(transaction, tables::REVISION_REPOS, &by_hash, &keys::repo(realm, &repo)[keys::ID..])?;
     journal::note(transaction, realm, &repo)?;
     Ok(Inserted::New)
+}
+
+fn revision_record(
+    transaction: &WriteTransaction,
+    realm: RealmId,
+    id: RecordId,
+) -> Result<Option<(Record, Revision)>, CatalogError> {
+    let record = look::record(transaction, realm, RecordKind::Revision, id)?;
+    Ok(record.and_then(|record| match record.body() {
+        Ok(Body::Revision(body)) => Some((record, body)),
+        _ => None,
+    }))
 }
 
 fn note_repo(transaction: &WriteTransaction, realm: RealmId, repo: &RepoId) -> Result<(), CatalogError> {
@@ -311,7 +318,7 @@ fn insert_head(
     transaction: &WriteTransaction,
     record: &Record,
     head: &Head,
-    place: Place<'_>,
+    store: impl FnOnce() -> Result<(), InsertError>,
 ) -> Result<Inserted, InsertError> {
     let (realm, repo) = (record.realm(), head.repo(record.key()));
     let name = &head.ref_name;
@@ -325,7 +332,7 @@ fn insert_head(
         tag: head.tag,
     };
     check_shape(&row, name)?;
-    store(transaction, record, place)?;
+    store()?;
     note_repo(transaction, realm, &repo)?;
     let key = keys::head(realm, &repo, name, row.epoch, row.number, row.id);
     put(transaction, tables::HEADS, &key, &look::head_value(&row))?;
@@ -398,7 +405,7 @@ fn records_for(
     for passed in standing.passed_over {
         match passed {
             PassedOver::Contested { heads: contested, .. } => heads.extend(contested),
-            PassedOver::RevisionUnknown(head) => heads.push(head),
+            PassedOver::RevisionUnknown(head) | PassedOver::BeforeRotation(head) => heads.push(head),
         }
     }
     heads.sort_by_key(|head| head.id);

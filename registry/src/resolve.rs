@@ -113,6 +113,20 @@ pub enum ResolveError {
         /// They (at most 16).
         candidates: Vec<RevisionId>,
     },
+    /// The publisher's keys were rotated, and nothing signed since says what it is.
+    #[error(
+        "the publisher of {path} has rotated its keys and has not signed {reference} since; number {number} of before could be a thief's"
+    )]
+    BeforeRotation {
+        /// The repo.
+        path: RepoPath,
+        /// The ref.
+        reference: RefName,
+        /// The newest number of before.
+        number: u64,
+        /// What it names.
+        revision: RevisionId,
+    },
     /// The catalogue failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -272,6 +286,9 @@ fn nowhere(path: &RepoPath, reference: RefName, passed_over: &[PassedOver]) -> R
             heads: heads.len(),
             revisions: heads.iter().take(CANDIDATES_MAX).map(|head| head.revision).collect(),
         },
+        Some(PassedOver::BeforeRotation(head)) => {
+            ResolveError::BeforeRotation { path, reference, number: head.number, revision: head.revision }
+        }
         Some(PassedOver::RevisionUnknown(head)) => {
             ResolveError::RevisionUnknown { path, reference, revision: head.revision }
         }
@@ -286,6 +303,9 @@ fn warning_of(reference: &RefName, passed: &PassedOver, in_force: u64) -> String
         PassedOver::Contested { place: (_, number), heads } => format!(
             "the publisher has signed {} different heads with number {number} of {reference}; number {in_force} is used until a later head decides",
             heads.len()
+        ),
+        PassedOver::BeforeRotation(_) => format!(
+            "the publisher has rotated its keys and has not signed {reference} since; number {in_force}, which is used here, is from before"
         ),
         PassedOver::RevisionUnknown(head) => format!(
             "head {} of {reference} is known, but the record of its revision has not arrived; number {in_force} is used",

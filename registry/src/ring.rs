@@ -15,13 +15,14 @@ use cairn_protocol::{
     id::{PublisherKey, RealmId},
     limits::CATALOG_BYTES_MAX,
     name::RepoId,
-    record::{Body, Head, Profile, Record, Revision},
+    record::{Body, Head, Record, Revision},
 };
 use redb::{ReadableTable, WriteTransaction};
 
 use crate::{
+    advisories, attestations,
     catalog::{CatalogError, keys, tables},
-    look,
+    lineage, look, publishers,
     search::journal,
     sync::tree,
 };
@@ -139,25 +140,15 @@ fn take_out(transaction: &WriteTransaction, key: &[u8]) -> Result<u64, CatalogEr
     let realm = RealmId::try_from(&key[..keys::ID]).map_err(|_| keys::damaged("a record's realm"))?;
     tree::remove(transaction, realm, keys::last_id(key)?.into())?;
     match Record::verify(&envelope).and_then(|record| Ok((record.body()?, record))) {
-        Ok((Body::Profile(profile), record)) => forget_profile(transaction, &record, &profile)?,
+        Ok((Body::Profile(profile), record)) => publishers::forget(transaction, &record, &profile)?,
         Ok((Body::Revision(revision), record)) => forget_revision(transaction, &record, &revision)?,
         Ok((Body::Head(head), record)) => forget_head(transaction, &record, &head)?,
+        Ok((Body::Advisory(advisory), record)) => advisories::forget(transaction, &record, &advisory)?,
+        Ok((Body::Attestation(attestation), record)) => attestations::forget(transaction, &record, &attestation)?,
         // Whoever follows a row to it finds nothing, as for a record that has not arrived.
         Err(error) => tracing::warn!(%error, "a record that makes way does not read back"),
     }
     Ok(envelope.len() as u64)
-}
-
-/// An older profile that was in force before has no rows any more.
-fn forget_profile(transaction: &WriteTransaction, record: &Record, profile: &Profile) -> Result<(), CatalogError> {
-    let (realm, publisher) = (record.realm(), record.key());
-    if look::profile(transaction, realm, publisher)?.is_none_or(|in_force| in_force.id != record.id()) {
-        return Ok(());
-    }
-    transaction.open_table(tables::PROFILES)?.remove(keys::one(realm, publisher.as_bytes()).as_slice())?;
-    let claim = keys::claim(realm, &profile.handle, publisher);
-    transaction.open_table(tables::CLAIMS)?.remove(claim.as_slice())?;
-    journal::note_publisher(transaction, realm, publisher)
 }
 
 fn forget_revision(transaction: &WriteTransaction, record: &Record, revision: &Revision) -> Result<(), CatalogError> {
@@ -168,6 +159,7 @@ fn forget_revision(transaction: &WriteTransaction, record: &Record, revision: &R
         return Ok(());
     }
     transaction.open_table(tables::REVISIONS)?.remove(key.as_slice())?;
+    lineage::forget(transaction, record, revision)?;
     let place = keys::two(realm, revision.revision.as_bytes(), repo.publisher.as_bytes());
     let here = keys::repo(realm, &repo);
     // A publisher may have signed one revision into two repos; the row tells of the one that was heard last.

@@ -238,7 +238,7 @@ fn check_record(
         return Ok(Some("a signed record is missing".to_owned()));
     };
     Ok(match Record::verify(&bytes) {
-        Ok(record) if record.key() == repo.publisher => None,
+        Ok(record) if record.body().is_ok_and(|body| body.publisher(record.key()) == repo.publisher) => None,
         Ok(record) => Some(format!("record {} is not signed by the publisher", record.id())),
         Err(error) => Some(error.to_string()),
     })

@@ -136,6 +136,76 @@ impl Client {
         stream(self.registry.clone().verify(self.request(api::VerifyRequest { repo: repo.into() })).await)
     }
 
+    /// What a ref stood for, newest first.
+    pub async fn history(&self, ask: api::HistoryRequest) -> Result<api::HistoryResponse, Refusal> {
+        answer(self.registry.clone().history(self.request(ask)).await)
+    }
+
+    /// What differs between two revisions.
+    pub async fn diff(&self, ask: api::DiffRequest) -> Result<api::DiffResponse, Refusal> {
+        answer(self.registry.clone().diff(self.request(ask)).await)
+    }
+
+    /// Makes a branch or tag stand for a revision. Needs the token.
+    pub async fn set_ref(&self, ask: api::SetRefRequest) -> Result<api::SetRefResponse, Refusal> {
+        answer(self.registry.clone().set_ref(self.request(ask)).await)
+    }
+
+    /// What a revision was made from, and what was made from it.
+    pub async fn lineage(&self, ask: api::LineageRequest) -> Result<api::LineageResponse, Refusal> {
+        answer(self.registry.clone().lineage(self.request(ask)).await)
+    }
+
+    /// Signs a warning, or takes one back. Needs the token.
+    pub async fn advise(&self, ask: api::AdviseRequest) -> Result<api::AdviseResponse, Refusal> {
+        answer(self.registry.clone().advise(self.request(ask)).await)
+    }
+
+    /// What is said of a revision, or by whom this node heeds.
+    pub async fn advisories(&self, ask: api::AdvisoriesRequest) -> Result<api::AdvisoriesResponse, Refusal> {
+        answer(self.registry.clone().advisories(self.request(ask)).await)
+    }
+
+    /// Signs what was found out about a revision. Needs the token.
+    pub async fn attest(&self, ask: api::AttestRequest) -> Result<api::AttestResponse, Refusal> {
+        answer(self.registry.clone().attest(self.request(ask)).await)
+    }
+
+    /// Who a publisher is, and which keys sign for it.
+    pub async fn publisher(&self, ask: api::PublisherRequest) -> Result<api::PublisherResponse, Refusal> {
+        answer(self.registry.clone().publisher(self.request(ask)).await)
+    }
+
+    /// The publishers that this node signs for. Needs the token.
+    pub async fn key_list(&self) -> Result<api::KeyListResponse, Refusal> {
+        answer(self.registry.clone().key_list(self.request(api::KeyListRequest {})).await)
+    }
+
+    /// Makes a key and claims a handle for it. Needs the token.
+    pub async fn key_new(&self, ask: api::KeyNewRequest) -> Result<api::PublisherResponse, Refusal> {
+        answer(self.registry.clone().key_new(self.request(ask)).await)
+    }
+
+    /// Changes what a profile says. Needs the token.
+    pub async fn profile_set(&self, ask: api::ProfileSetRequest) -> Result<api::PublisherResponse, Refusal> {
+        answer(self.registry.clone().profile_set(self.request(ask)).await)
+    }
+
+    /// Begins a new epoch with a new key. Needs the token.
+    pub async fn key_rotate(&self, ask: api::KeyRotateRequest) -> Result<api::KeyRotateResponse, Refusal> {
+        answer(self.registry.clone().key_rotate(self.request(ask)).await)
+    }
+
+    /// Whose handles and advisories the operator decided on. Needs the token.
+    pub async fn trust_list(&self) -> Result<api::TrustListResponse, Refusal> {
+        answer(self.registry.clone().trust_list(self.request(api::TrustListRequest {})).await)
+    }
+
+    /// Decides on a handle or an adviser. Needs the token.
+    pub async fn trust_set(&self, ask: api::TrustSetRequest) -> Result<api::TrustSetResponse, Refusal> {
+        answer(self.registry.clone().trust_set(self.request(ask)).await)
+    }
+
     /// Keeps what the pattern names, a copy here. Needs the token.
     pub async fn mirror_add(&self, pattern: impl Into<String>) -> Result<(), Refusal> {
         self.mirror_by(pattern, api::MirrorRules::default()).await

@@ -264,6 +264,8 @@ impl Synthetic {
                 datasets: Vec::new(),
                 text: text(&mut dice, number),
             }),
+            publisher: None,
+            origins: Vec::new(),
         };
         (publisher, body)
     }
@@ -277,6 +279,10 @@ impl Synthetic {
             recovery_key: None,
             previous: None,
             created_ms: 0,
+            publisher: None,
+            number: 0,
+            signing_key: None,
+            members: Vec::new(),
         };
         profile.sign(RealmId::PUBLIC, &self.key(publisher))
     }
@@ -295,6 +301,7 @@ impl Synthetic {
             previous: None,
             created_ms: body.created_ms,
             tag: false,
+            publisher: None,
         };
         Ok((publisher, [body.sign(RealmId::PUBLIC, &key)?, head.sign(RealmId::PUBLIC, &key)?]))
     }

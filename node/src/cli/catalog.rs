@@ -27,10 +27,18 @@ pub(super) struct LsArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Examples:\n  cairn show acme/tiny\n  cairn show acme/tiny@v1 --json")]
+#[command(
+    after_help = "Examples:\n  cairn show acme/tiny\n  cairn show acme/tiny@v1 --json\n  cairn show acme/tiny --lineage"
+)]
 pub(super) struct ShowArgs {
     /// REPO[@REF]
     repo: String,
+    /// Show what it was made from and what was made from it, instead
+    #[arg(long)]
+    lineage: bool,
+    /// Steps of the lineage in each direction
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "lineage")]
+    depth: u32,
 }
 
 #[derive(Args)]
@@ -86,6 +94,9 @@ fn repo(repo: &api::Repo) -> Value {
 }
 
 pub(super) async fn show(global: &Global, args: ShowArgs) -> Outcome {
+    if args.lineage {
+        return super::history::lineage(global, args.repo, args.depth).await;
+    }
     let shown = global.connect().await?.show(args.repo).await?;
     let value = json!({
         "repo": shown.repo.as_ref().map(repo),
@@ -98,6 +109,8 @@ pub(super) async fn show(global: &Global, args: ShowArgs) -> Outcome {
         "holders": shown.holders, "message": shown.message, "parents": shown.parents, "warning": shown.warning,
         "tensors": shown.tensors,
         "card": shown.card.as_ref().map(card),
+        "advisories": shown.advisories.iter().map(super::advise::advisory).collect::<Vec<_>>(),
+        "attestations": shown.attestations.iter().map(super::advise::attestation).collect::<Vec<_>>(),
         "metadata": shown.metadata.iter().map(|e| (e.key.clone(), json!(e.value))).collect::<serde_json::Map<_, _>>(),
     });
     global.output().result(&value, || describe(&shown));
@@ -201,6 +214,8 @@ fn describe(shown: &api::ShowResponse) -> String {
     if !shown.warning.is_empty() {
         lines.push(format!("  warning    {}", shown.warning));
     }
+    lines.extend(shown.advisories.iter().map(|advisory| format!("  advisory   {}", super::advise::describe(advisory))));
+    lines.extend(shown.attestations.iter().map(|a| format!("  attested   {}", super::advise::describe_attestation(a))));
     lines.extend(
         shown.refs.iter().map(|r| format!("  ref        {} is {:.10} ({}.{})", r.name, r.revision, r.epoch, r.number)),
     );

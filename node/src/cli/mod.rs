@@ -6,6 +6,7 @@
 //! Invariant: a failure is one line on stderr and an exit code of the contract: 1 failed, 2 wrong usage, 3 not found,
 //! 4 refused, 5 unavailable.
 
+mod advise;
 mod bench;
 mod bench_catalog;
 mod bench_embed;
@@ -13,7 +14,9 @@ mod bench_sync;
 mod catalog;
 mod daemon;
 mod demo;
+mod history;
 mod interruption;
+mod keys;
 mod mesh;
 mod mirror;
 pub mod output;
@@ -26,6 +29,7 @@ mod search;
 mod settings;
 mod task;
 mod telling;
+mod trust;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -118,8 +122,26 @@ enum Command {
     Search(search::SearchArgs),
     /// Show everything known of one repo
     Show(catalog::ShowArgs),
+    /// Show what a ref stood for, newest first
+    History(history::HistoryArgs),
+    /// Show what differs between two revisions: files and tensors
+    Diff(history::DiffArgs),
+    /// Make a branch stand for a revision
+    Branch(history::BranchArgs),
+    /// Give a revision a tag, which never moves
+    Tag(history::TagArgs),
     /// Read the bytes and signatures of a repo again
     Verify(catalog::VerifyArgs),
+    /// Warn of a repo, revision, publisher or file, or take a warning back
+    Advise(advise::AdviseArgs),
+    /// Sign what you found out about a revision
+    Attest(advise::AttestArgs),
+    /// Decide whose handles and warnings to believe
+    Trust(trust::TrustArgs),
+    /// Make, list and rotate the keys that sign
+    Key(keys::KeyArgs),
+    /// Show who a publisher is, or change your own profile
+    Profile(keys::ProfileArgs),
     /// List the nodes that this node knows
     Peers(mesh::PeersArgs),
     /// Show how this node is
@@ -201,6 +223,15 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Search(args) => search::run(global, args).await,
         Command::Show(args) => catalog::show(global, args).await,
         Command::Verify(args) => catalog::verify(global, args).await,
+        Command::History(args) => history::history(global, args).await,
+        Command::Diff(args) => history::diff(global, args).await,
+        Command::Branch(args) => history::branch(global, args).await,
+        Command::Tag(args) => history::tag(global, args).await,
+        Command::Advise(args) => advise::run(global, args).await,
+        Command::Attest(args) => advise::attest(global, args).await,
+        Command::Trust(args) => trust::run(global, args).await,
+        Command::Key(args) => keys::run(global, args).await,
+        Command::Profile(args) => keys::profile(global, args).await,
         Command::Peers(_) => mesh::peers(global).await,
         Command::Status(_) => mesh::status(global).await,
         Command::Capacity(_) => mesh::capacity(global).await,

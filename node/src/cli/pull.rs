@@ -28,6 +28,9 @@ pub(super) struct PullArgs {
     /// Only the tensors of these layers, half-open
     #[arg(long, value_name = "A..B", value_parser = some_layers)]
     layers: Option<LayerRange>,
+    /// Pull it although this advisory refuses it; may be given several times
+    #[arg(long, value_name = "ADVISORY")]
+    despite: Vec<String>,
     /// Hard-link instead of copying; the files are read-only then
     #[arg(long)]
     link: bool,
@@ -42,7 +45,8 @@ fn some_layers(text: &str) -> Result<LayerRange, String> {
 pub(super) async fn run(global: &Global, args: PullArgs) -> Outcome {
     let to = args.to.as_deref().map(absolute).transpose()?.unwrap_or_default();
     let (layers_from, layers_to) = args.layers.map_or((0, 0), |layers| (layers.start, layers.end));
-    let ask = api::PullRequest { repo: args.repo, to, include: args.include, layers_from, layers_to, link: args.link };
+    let PullArgs { repo, include, link, despite, .. } = args;
+    let ask = api::PullRequest { repo, to, include, layers_from, layers_to, link, despite };
     let mut events = global.connect().await?.pull(ask).await?;
     let bar = Bar::new(global.output());
     while let Some(event) = events.next().await? {
@@ -65,8 +69,12 @@ fn show(global: &Global, done: &api::Pulled) {
         "repo": done.repo, "revision": done.revision, "bytes_total": done.bytes_total, "bytes_needed": done.bytes_needed,
         "bytes_local": done.bytes_local, "bytes_fetched": done.bytes_fetched, "bytes_overhead": done.bytes_overhead,
         "bytes_from": from, "seconds": done.seconds, "files": done.files,
+        "advisories": done.advisories.iter().map(super::advise::advisory).collect::<Vec<_>>(),
         "path": if done.path.is_empty() { json!(null) } else { json!(done.path) },
     });
+    for advisory in &done.advisories {
+        global.output().note(&super::advise::describe(advisory));
+    }
     global.output().result(&value, || {
         let place =
             if done.path.is_empty() { String::new() } else { format!("\n{} files in {}", done.files, done.path) };

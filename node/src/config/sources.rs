@@ -62,6 +62,8 @@ pub const KEYS: &[Key] = &[
     key("mirror_lease_s", "600", "seconds for which a mirror counts another node's copy after hearing of it"),
     key("mirror_standby_s", "60", "seconds that each mirror before this one has to fetch what is missing"),
     key("mirror_surplus_s", "600", "seconds after which a copy too many is let go"),
+    key("advisories_refuse", "malware,legal,yanked", "what is under such advisories is not fetched, run or mirrored"),
+    key("advisories_warn", "license,deprecated", "advisories that a person is told of"),
     key("api", "", "the daemon that clients of this home talk to"),
     key("tls_cert", "", "PEM certificate chain of the gRPC door"),
     key("tls_key", "", "PEM key of the gRPC door"),

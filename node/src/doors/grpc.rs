@@ -176,6 +176,81 @@ impl Registry for Calls {
     ) -> Result<Response<api::MirrorListResponse>, Status> {
         self.once(request, Needs::Nothing, async |node, ask| flows::mirror::list(&node, ask).await).await
     }
+
+    async fn history(&self, request: Request<api::HistoryRequest>) -> Result<Response<api::HistoryResponse>, Status> {
+        self.once(request, Needs::Nothing, async |node, ask| flows::history::history(&node, ask).await).await
+    }
+
+    async fn diff(&self, request: Request<api::DiffRequest>) -> Result<Response<api::DiffResponse>, Status> {
+        self.once(request, Needs::Nothing, async |node, ask| flows::diff::diff(&node, ask).await).await
+    }
+
+    async fn set_ref(&self, request: Request<api::SetRefRequest>) -> Result<Response<api::SetRefResponse>, Status> {
+        self.once(request, Needs::Token("branch"), async |node, ask| flows::history::set_ref(&node, ask).await).await
+    }
+
+    async fn lineage(&self, request: Request<api::LineageRequest>) -> Result<Response<api::LineageResponse>, Status> {
+        self.once(request, Needs::Nothing, async |node, ask| flows::lineage::lineage(&node, ask).await).await
+    }
+
+    async fn advise(&self, request: Request<api::AdviseRequest>) -> Result<Response<api::AdviseResponse>, Status> {
+        self.once(request, Needs::Token("advise"), async |node, ask| flows::advisories::advise(&node, ask).await).await
+    }
+
+    async fn advisories(
+        &self,
+        request: Request<api::AdvisoriesRequest>,
+    ) -> Result<Response<api::AdvisoriesResponse>, Status> {
+        self.once(request, Needs::Nothing, async |node, ask| flows::advisories::list(&node, ask).await).await
+    }
+
+    async fn attest(&self, request: Request<api::AttestRequest>) -> Result<Response<api::AttestResponse>, Status> {
+        self.once(request, Needs::Token("attest"), async |node, ask| flows::attest::attest(&node, ask).await).await
+    }
+
+    async fn publisher(
+        &self,
+        request: Request<api::PublisherRequest>,
+    ) -> Result<Response<api::PublisherResponse>, Status> {
+        self.once(request, Needs::Nothing, async |node, ask| flows::publishers::show(&node, ask).await).await
+    }
+
+    async fn key_list(&self, request: Request<api::KeyListRequest>) -> Result<Response<api::KeyListResponse>, Status> {
+        self.once(request, Needs::Token("key ls"), async |node, _| flows::publishers::list(&node).await).await
+    }
+
+    async fn key_new(&self, request: Request<api::KeyNewRequest>) -> Result<Response<api::PublisherResponse>, Status> {
+        self.once(request, Needs::Token("key new"), async |node, ask| flows::publishers::new(&node, ask).await).await
+    }
+
+    async fn profile_set(
+        &self,
+        request: Request<api::ProfileSetRequest>,
+    ) -> Result<Response<api::PublisherResponse>, Status> {
+        self.once(request, Needs::Token("profile"), async |node, ask| flows::publishers::set(&node, ask).await).await
+    }
+
+    async fn key_rotate(
+        &self,
+        request: Request<api::KeyRotateRequest>,
+    ) -> Result<Response<api::KeyRotateResponse>, Status> {
+        self.once(request, Needs::Token("key rotate"), async |node, ask| flows::publishers::rotate(&node, ask).await)
+            .await
+    }
+
+    async fn trust_list(
+        &self,
+        request: Request<api::TrustListRequest>,
+    ) -> Result<Response<api::TrustListResponse>, Status> {
+        self.once(request, Needs::Token("trust ls"), async |node, _| flows::trust::list(&node).await).await
+    }
+
+    async fn trust_set(
+        &self,
+        request: Request<api::TrustSetRequest>,
+    ) -> Result<Response<api::TrustSetResponse>, Status> {
+        self.once(request, Needs::Token("trust"), async |node, ask| flows::trust::set(&node, ask).await).await
+    }
 }
 
 #[tonic::async_trait]

@@ -15,7 +15,7 @@ use cairn_protocol::{
 };
 use cairn_registry::Resolved;
 
-use super::{holders, names, plan::Wish};
+use super::{advisories, holders, names, plan::Wish};
 use crate::{data::fetch::Source, shell::Node};
 
 /// An adapter of one generation.
@@ -46,6 +46,7 @@ pub(crate) async fn choose(node: &Node, name: &str, model: &Model) -> Result<Opt
     }
     let resolved = names::resolve_anywhere(node, &reference).await?;
     let manifest = holders::manifest_of(node, &resolved).await?;
+    advisories::permit(node, &resolved, &manifest, &[]).await?;
     let spec = spec(name, &manifest)?;
     let whole = StagePart::whole(model.layers);
     let fitted = adapter::fit(model, &spec, &manifest.tensors, &whole).map_err(|error| misfit(name, &spec, &error))?;

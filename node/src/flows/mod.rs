@@ -4,17 +4,24 @@
 //! cancelled by being dropped, so each one leaves nothing half done behind. Doors hold no logic; deciders hold no waiting.
 
 pub(crate) mod adapters;
+pub(crate) mod advisories;
 mod agree;
 pub mod announce;
+pub(crate) mod attest;
 pub mod bring;
 mod card;
 mod catch_up;
+pub mod diff;
 pub mod generate;
+pub mod history;
 pub mod holders;
+pub mod lineage;
 pub mod mirror;
 pub mod names;
+mod origins;
 pub mod plan;
 pub mod publish;
+pub mod publishers;
 pub mod pull;
 pub mod quantise;
 pub mod records;
@@ -22,5 +29,6 @@ pub mod search;
 pub mod show;
 pub mod status;
 pub mod tasks;
+pub mod trust;
 mod turns;
 pub mod verify;

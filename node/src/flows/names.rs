@@ -152,6 +152,10 @@ fn refusal(name: &RepoRef, error: &ResolveError) -> Refusal {
             let revisions: Vec<String> = revisions.iter().map(|id| format!("@{id}")).collect();
             (Reason::Ambiguous, format!("one of the revisions: {}", revisions.join(" or ")))
         }
+        ResolveError::BeforeRotation { revision, .. } => (
+            Reason::Untrusted,
+            format!("again when its publisher has signed it anew, or @{revision} if that is the one you know"),
+        ),
         ResolveError::AmbiguousPrefix { candidates, .. } => {
             let candidates: Vec<String> = candidates.iter().map(ToString::to_string).collect();
             (Reason::Ambiguous, format!("more digits: {}", candidates.join(" or ")))

@@ -20,7 +20,7 @@ use cairn_protocol::{
     refusal::{Reason, Refusal},
 };
 
-use super::{adapters, holders, names};
+use super::{adapters, advisories, holders, names};
 use crate::{net::PeerInfo, shell::Node, stages};
 
 /// Prompt length assumed where no prompt is known yet.
@@ -40,6 +40,7 @@ pub async fn plan(node: Arc<Node>, request: api::PlanRequest) -> Result<api::Pla
     let reference = names::parse(&request.repo)?;
     let resolved = names::resolve_anywhere(&node, &reference).await?;
     let manifest = holders::manifest_of(&node, &resolved).await?;
+    advisories::permit(&node, &resolved, &manifest, &[]).await?;
     let model = served_model(&request.repo, &manifest)?;
     let context = if request.context == 0 { CONTEXT.min(model.context_max) } else { request.context };
     let adapter = adapters::choose(&node, &request.adapter, model).await?;

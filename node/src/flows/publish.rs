@@ -19,19 +19,19 @@ use cairn_compute::{
 };
 use cairn_protocol::{
     api,
-    id::RevisionId,
+    id::{PublisherKey, RevisionId},
     manifest::ManifestError,
-    name::{Handle, Publisher, RefName, RepoId, RepoKind, RepoPath},
-    record::{Keypair, Profile, Record, RecordError},
+    name::{Handle, Publisher, RefName, RefSpec, RepoId, RepoKind, RepoPath, RepoRef},
+    record::{Head, Keypair, Record, RecordError, Revision},
     refusal::{Reason, Refusal},
 };
 use cairn_registry::{
     Committed, Description, FolderError, ImportError, InsertError, ModelSources, NextHead, PrepareOptions, Prepared,
-    PublishError, Transfer,
+    PublishError, ResolveError, Transfer,
 };
 use tokio::sync::mpsc::Sender;
 
-use super::{announce, card, names};
+use super::{announce, card, names, origins, publishers};
 use crate::shell::Node;
 
 /// Answers `Publish`.
@@ -40,10 +40,12 @@ pub async fn publish(
     request: api::PublishRequest,
     events: Sender<api::PublishEvent>,
 ) -> Result<(), Refusal> {
+    let (path, branch) = place(&request.repo)?;
     let transfer = if request.link { Transfer::HardLink } else { Transfer::Copy };
     let wish = Wish {
         source: absolute(&request.path)?,
-        path: request.repo.parse().map_err(|error| bad(&request.repo, &error))?,
+        path,
+        branch,
         tag: tag(&request.tag)?,
         message: request.message,
         transfer,
@@ -63,15 +65,30 @@ pub async fn import(
         return Err(Refusal::new(Reason::Unsupported, request.source, why)
             .try_this("downloading it first, then cairn import FOLDER REPO"));
     }
+    let (path, branch) = place(&request.repo)?;
     let wish = Wish {
         source: absolute(&request.source)?,
-        path: request.repo.parse().map_err(|error| bad(&request.repo, &error))?,
+        path,
+        branch,
         tag: None,
         message: request.message,
         transfer: Transfer::Copy,
         made_from: MadeFrom::default(),
     };
     bring_in(&node, wish, events).await
+}
+
+/// The repo, and the branch that is to move: `REPO` or `REPO@BRANCH`.
+pub(super) fn place(repo: &str) -> Result<(RepoPath, RefName), Refusal> {
+    let name: RepoRef = repo.parse().map_err(|error| bad(repo, &error))?;
+    match name.spec {
+        None => Ok((name.path, RefName::main())),
+        Some(RefSpec::Ref(branch)) => Ok((name.path, branch)),
+        Some(RefSpec::Prefix(_)) => {
+            let why = "a revision's hash is no branch";
+            Err(Refusal::new(Reason::BadInput, repo, why).try_this("REPO or REPO@BRANCH"))
+        }
+    }
 }
 
 /// The tag that is asked for, if any.
@@ -91,6 +108,8 @@ pub(super) fn tag(text: &str) -> Result<Option<RefName>, Refusal> {
 pub(super) struct Wish {
     pub source: PathBuf,
     pub path: RepoPath,
+    /// The ref that moves.
+    pub branch: RefName,
     pub tag: Option<RefName>,
     pub message: String,
     pub transfer: Transfer,
@@ -101,12 +120,16 @@ pub(super) struct Wish {
 #[derive(Default)]
 pub(super) struct MadeFrom {
     pub revisions: Vec<RevisionId>,
+    /// What it is to them: "quantized".
+    pub relation: &'static str,
     /// How, for people and programs.
     pub metadata: Vec<(String, String)>,
 }
 
 /// Whose publication it is.
 struct Signer {
+    publisher: PublisherKey,
+    /// Of the publisher itself, or one that signs for it now.
     key: Keypair,
     /// Its key was made for this publication, and is stored only when there is something to sign.
     is_new: bool,
@@ -116,9 +139,9 @@ struct Signer {
 
 /// Takes in, signs, commits and tells. The last event is what was published.
 pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent>) -> Result<(), Refusal> {
-    names::learn(node, &wish.path, &RefName::main()).await;
+    names::learn(node, &wish.path, &wish.branch).await;
     let signer = signer(node, &wish.path).await?;
-    let repo = RepoId { publisher: signer.key.public(), kind: wish.path.kind, name: wish.path.name.clone() };
+    let repo = RepoId { publisher: signer.publisher, kind: wish.path.kind, name: wish.path.name.clone() };
     if let Some(tag) = &wish.tag {
         names::learn(node, &wish.path, tag).await;
         refuse_taken_tag(node, &wish.path, &repo, tag).await?;
@@ -129,10 +152,12 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
     let prepared = prepare(node, &wish, repo.clone(), unserved.clone(), events.clone()).await.map_err(failed)?;
     let (files, bytes) = (prepared.manifest.files.len() as u64, prepared.manifest.bytes());
     let card_problems = prepared.card.iter().flat_map(|card| card.problems.iter().map(card::problem)).collect();
-    let main = next(node, &repo, &RefName::main()).await?;
+    let branch = next(node, &repo, &wish.branch).await?;
+    let origins = origins::of(node, &wish.made_from, prepared.card.as_ref()).await?;
     keep_key(node, &wish.path, &signer)?;
-    let records =
-        sign(node, &signer, &prepared, main, wish.tag.clone()).map_err(|error| Refusal::internal(&what, error))?;
+    let statement = prepared.statement_for(signer.named(), origins);
+    let records = sign(node, &signer, &prepared, statement, &wish, branch);
+    let records = records.map_err(|error| Refusal::internal(&what, error))?;
     let told = node.tasks.spawn(commit_and_tell(node.clone(), prepared, records));
     let told = told.await.map_err(|error| Refusal::internal(&what, error))?;
     let Committed { revision, .. } = told.map_err(failed)?;
@@ -140,13 +165,13 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
     let done = api::Published {
         repo: what,
         revision: revision.to_string(),
-        r#ref: wish.tag.as_ref().unwrap_or(&RefName::main()).to_string(),
-        epoch: main.epoch,
-        number: if wish.tag.is_some() { 1 } else { main.number },
+        r#ref: wish.tag.as_ref().unwrap_or(&wish.branch).to_string(),
+        epoch: branch.epoch,
+        number: if wish.tag.is_some() { 1 } else { branch.number },
         files,
         bytes,
         key_created: signer.is_new,
-        publisher: signer.key.public().to_string(),
+        publisher: signer.publisher.to_string(),
         unserved: unserved.get().cloned().unwrap_or_default(),
         card_problems,
     };
@@ -166,32 +191,38 @@ async fn commit_and_tell(node: Arc<Node>, prepared: Prepared, records: Vec<Recor
 }
 
 async fn signer(node: &Node, path: &RepoPath) -> Result<Signer, Refusal> {
-    match &path.publisher {
-        Publisher::Key(key) => {
-            let own = node.home.publishers()?.into_iter().find(|(_, own)| own.public() == *key);
-            let (_, key) = own.ok_or_else(|| {
-                Refusal::new(Reason::Untrusted, path.to_string(), "this node does not have that publisher's key")
-                    .try_this("a handle of your own")
-            })?;
-            Ok(Signer { key, is_new: false, claim: None })
+    let own = names::own_keys(node)?;
+    match (node.registry.resolve_publisher(&path.publisher, &own).await, &path.publisher) {
+        (Ok((publisher, _)), _) => signer_for(node, path, publisher).await,
+        (Err(ResolveError::UnknownHandle(_)), Publisher::Handle(handle)) => {
+            let own = node.home.publisher(handle)?;
+            let is_new = own.is_none();
+            let key = own.unwrap_or_else(|| Keypair::from_seed(rand::random()));
+            Ok(Signer { publisher: key.public(), key, is_new, claim: Some(handle.clone()) })
         }
-        Publisher::Handle(handle) => signer_of(node, path, handle).await,
+        (Err(error), _) => Err(Refusal::new(Reason::Untrusted, path.to_string(), error.to_string())
+            .try_this("another handle, or the publisher's key in its place")),
     }
 }
 
-async fn signer_of(node: &Node, path: &RepoPath, handle: &Handle) -> Result<Signer, Refusal> {
-    let claimants = node.registry.claimants(handle).await.map_err(|error| Refusal::internal("the catalogue", error))?;
-    let own = node.home.publisher(handle)?;
-    if let Some(key) = own.as_ref().filter(|key| claimants.contains(&key.public())) {
-        return Ok(Signer { key: key.clone(), is_new: false, claim: None });
+async fn signer_for(node: &Node, path: &RepoPath, publisher: PublisherKey) -> Result<Signer, Refusal> {
+    if let Some(found) = publishers::own_signer(node, publisher).await? {
+        return Ok(Signer { publisher, key: found.key, is_new: false, claim: None });
     }
-    if let Some(other) = claimants.first() {
-        let why = format!("the handle {handle} is claimed by the key {other}, which is not on this node");
-        return Err(Refusal::new(Reason::Untrusted, path.to_string(), why).try_this("another handle"));
+    let why = match &path.publisher {
+        Publisher::Key(_) => "this node does not have that publisher's key".to_owned(),
+        Publisher::Handle(handle) => {
+            format!("the handle {handle} is claimed by the key {publisher}, which is not on this node")
+        }
+    };
+    Err(Refusal::new(Reason::Untrusted, path.to_string(), why).try_this("another handle"))
+}
+
+impl Signer {
+    /// What a record says of whose it is: nothing where its signer is the publisher itself.
+    fn named(&self) -> Option<PublisherKey> {
+        (self.key.public() != self.publisher).then_some(self.publisher)
     }
-    let is_new = own.is_none();
-    let key = own.unwrap_or_else(|| Keypair::from_seed(rand::random()));
-    Ok(Signer { key, is_new, claim: Some(handle.clone()) })
 }
 
 /// Stores a new key before anything is signed with it, so that no acknowledged publication loses its key.
@@ -223,7 +254,7 @@ async fn prepare(
     unserved: Arc<OnceLock<String>>,
     events: Sender<api::PublishEvent>,
 ) -> Result<Prepared, PublishError> {
-    let mut parents: Vec<RevisionId> = parent(node, &repo).await?.into_iter().collect();
+    let mut parents: Vec<RevisionId> = parent(node, &repo, &wish.branch).await?.into_iter().collect();
     let further = wish.made_from.revisions.iter().filter(|revision| !parents.contains(revision)).collect::<Vec<_>>();
     parents.extend(further);
     let options = PrepareOptions {
@@ -252,11 +283,11 @@ async fn prepare(
     node.registry.prepare(wish.source.clone(), repo, options, progress).await
 }
 
-/// The revision that `main` stands for now.
-async fn parent(node: &Node, repo: &RepoId) -> Result<Option<RevisionId>, PublishError> {
+/// The revision that the branch stands for now; of a new branch, the one of `main`.
+async fn parent(node: &Node, repo: &RepoId, branch: &RefName) -> Result<Option<RevisionId>, PublishError> {
     let refs = node.registry.refs(repo).await?;
-    let main = refs.into_iter().find(|state| state.name == RefName::main());
-    Ok(main.and_then(|state| state.head).map(|head| head.revision))
+    let of = |name: &RefName| refs.iter().find(|state| state.name == *name).and_then(|state| state.head.as_ref());
+    Ok(of(branch).or_else(|| of(&RefName::main())).map(|head| head.revision))
 }
 
 /// The model that is served, if there is one; if there is another, why it is not.
@@ -292,27 +323,21 @@ fn sign(
     node: &Node,
     signer: &Signer,
     prepared: &Prepared,
-    main: NextHead,
-    tag: Option<RefName>,
+    statement: Revision,
+    wish: &Wish,
+    branch: NextHead,
 ) -> Result<Vec<Record>, RecordError> {
-    let realm = node.registry.realm();
+    let (realm, key) = (node.registry.realm(), &signer.key);
     let mut records = Vec::new();
     if let Some(handle) = &signer.claim {
-        let profile = Profile {
-            handle: handle.clone(),
-            display_name: String::new(),
-            epoch: 0,
-            recovery_key: None,
-            previous: None,
-            created_ms: now_ms(),
-        };
-        records.push(profile.sign(realm, &signer.key)?);
+        records.push(publishers::first_profile(handle.clone(), now_ms()).sign(realm, key)?);
     }
-    records.push(prepared.statement().sign(realm, &signer.key)?);
-    records.push(prepared.head(RefName::main(), main, false).sign(realm, &signer.key)?);
-    if let Some(tag) = tag {
-        let first = NextHead { epoch: main.epoch, number: 1, previous: None };
-        records.push(prepared.head(tag, first, true).sign(realm, &signer.key)?);
+    records.push(statement.sign(realm, key)?);
+    let named = |head: Head| Head { publisher: signer.named(), ..head };
+    records.push(named(prepared.head(wish.branch.clone(), branch, false)).sign(realm, key)?);
+    if let Some(tag) = wish.tag.clone() {
+        let first = NextHead { epoch: branch.epoch, number: 1, previous: None };
+        records.push(named(prepared.head(tag, first, true)).sign(realm, key)?);
     }
     Ok(records)
 }
@@ -334,7 +359,7 @@ pub(super) fn bad(what: &str, error: &dyn std::fmt::Display) -> Refusal {
     Refusal::new(Reason::BadInput, what, error.to_string()).try_this("cairn publish --help")
 }
 
-fn publish_refusal(what: &str, error: PublishError) -> Refusal {
+pub(super) fn publish_refusal(what: &str, error: PublishError) -> Refusal {
     let why = error.to_string();
     let is_full = why.contains("No space left") || why.contains("os error 28");
     let (reason, advice) = match &error {

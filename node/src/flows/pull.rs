@@ -18,7 +18,7 @@ use cairn_registry::{BlobError, ExportError, ExportReport, PinClass, Resolved, T
 use tokio::sync::mpsc::Sender;
 
 use super::bring::{self, Selection, Wanted, bring, select, whole_files};
-use super::{announce, names};
+use super::{advisories, announce, names};
 pub use super::{
     holders::{ensure_manifest, ensure_manifest_from, holders, manifest_of},
     names::resolve_anywhere,
@@ -32,6 +32,7 @@ pub async fn pull(node: Arc<Node>, request: api::PullRequest, events: Sender<api
     let wish = Wish::new(&request)?;
     let resolved = names::resolve_newest(&node, &name).await?;
     let manifest = manifest_of(&node, &resolved).await.map_err(|refusal| about(&resolved, refusal))?;
+    let notices = advisories::permit(&node, &resolved, &manifest, &request.despite).await?;
     let wanted = select(&manifest, &wish.selection)?;
     let pull = Pull { node: &node, resolved: &resolved, manifest: &manifest, wanted: &wanted, events: &events };
     let mut report = pull.fetch().await?;
@@ -41,7 +42,10 @@ pub async fn pull(node: Arc<Node>, request: api::PullRequest, events: Sender<api
         None => None,
     };
     let files = whole_files(&manifest, &wish.selection)?.len() as u64;
-    let done = pulled(&resolved, &manifest, files, report, exported, started);
+    let mut done = pulled(&resolved, &manifest, files, report, exported, started);
+    for notice in &notices {
+        done.advisories.push(advisories::told(&node, notice).await?);
+    }
     // A client that hung up has its bytes here all the same.
     let _ = events.send(api::PullEvent { event: Some(api::pull_event::Event::Done(done)) }).await;
     Ok(())
@@ -210,6 +214,7 @@ fn pulled(
         seconds: started.elapsed().as_secs_f64(),
         path: exported.map(|exported| exported.path.display().to_string()).unwrap_or_default(),
         files,
+        advisories: Vec::new(),
     }
 }
 

@@ -28,6 +28,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::Sender;
 
 use super::{
+    advisories,
     bring::{self, Wanted},
     holders, names, plan,
     publish::{self, MadeFrom, Wish},
@@ -56,7 +57,7 @@ pub async fn quantise(
     events: Sender<api::PublishEvent>,
 ) -> Result<(), Refusal> {
     let target: Target = request.r#type.parse().map_err(|error| publish::bad(&request.r#type, &error))?;
-    let path = request.repo.parse().map_err(|error| publish::bad(&request.repo, &error))?;
+    let (path, branch) = publish::place(&request.repo)?;
     let tag = publish::tag(&request.tag)?;
     let job = Job::new(&node, &request.source, target, &events).await?;
     let folder = job.folder(&path).await?;
@@ -64,7 +65,7 @@ pub async fn quantise(
     let message = if request.message.is_empty() { job.message() } else { request.message };
     // The new file is the only name of its bytes, so a link takes them in without copying.
     let (source, transfer) = (folder.path().to_path_buf(), Transfer::HardLink);
-    publish::bring_in(&node, Wish { source, path, tag, message, transfer, made_from }, events.clone()).await
+    publish::bring_in(&node, Wish { source, path, branch, tag, message, transfer, made_from }, events.clone()).await
 }
 
 /// A model to quantise, with all that is read of it here.
@@ -87,6 +88,7 @@ impl<'a> Job<'a> {
         let name = names::parse(source)?;
         let resolved = names::resolve_newest(node, &name).await?;
         let manifest = holders::manifest_of(node, &resolved).await?;
+        advisories::permit(node, &resolved, &manifest, &[]).await?;
         let model = plan::served_model(source, &manifest)?.clone();
         names::remember(node, &name, &resolved).await;
         Ok(Self { node, resolved, manifest, model, target, events })
@@ -182,6 +184,7 @@ impl<'a> Job<'a> {
         ];
         MadeFrom {
             revisions: vec![self.resolved.revision],
+            relation: "quantized",
             metadata: metadata.map(|(key, value)| (key.to_owned(), value)).into(),
         }
     }

@@ -171,7 +171,7 @@ pub(super) fn is_forged(error: &InsertError) -> bool {
 
 /// Whether such bytes are false, and not only of a version or kind that this node doesn't know.
 fn is_false(error: &RecordError) -> bool {
-    !matches!(error, RecordError::UnknownKind(_) | RecordError::UnknownVersion(_) | RecordError::Reserved(_))
+    !matches!(error, RecordError::UnknownKind(_) | RecordError::UnknownVersion(_))
 }
 
 async fn answer_questions(registry: Registry, net: NetHandle, mut questions: mpsc::Receiver<InboundQuestion>) {

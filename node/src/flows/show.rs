@@ -14,7 +14,7 @@ use cairn_protocol::{
 };
 use cairn_registry::{PassedOver, RefState, RepoSummary, Resolved};
 
-use super::{bring::hold_refusal, card, holders, names};
+use super::{advisories, attest, bring::hold_refusal, card, holders, names};
 use crate::shell::Node;
 
 /// Repos of one page unless told otherwise, and at most.
@@ -68,6 +68,12 @@ pub async fn show(node: &Node, request: api::ShowRequest) -> Result<api::ShowRes
     };
     let record = node.registry.revision(resolved.revision).await.map_err(catalog)?.map(|(_, record)| record);
     let shown = shown(node, summary, &resolved, manifest.as_ref(), record.as_ref()).await?;
+    let notices = advisories::on(node, &resolved.repo, resolved.revision, manifest.as_ref()).await?;
+    let mut said = Vec::with_capacity(notices.len());
+    for notice in &notices {
+        said.push(advisories::told(node, notice).await?);
+    }
+    let attestations = attest::on(node, &resolved.repo, resolved.revision).await?;
     let manifest = manifest.as_ref();
     let card = card::of(node, manifest, record.as_ref()).await;
     Ok(api::ShowResponse {
@@ -83,6 +89,8 @@ pub async fn show(node: &Node, request: api::ShowRequest) -> Result<api::ShowRes
         metadata: manifest.map(|m| m.metadata.iter().map(entry).collect()).unwrap_or_default(),
         adapter: manifest.and_then(adapter),
         card,
+        advisories: said,
+        attestations,
     })
 }
 

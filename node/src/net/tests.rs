@@ -81,6 +81,10 @@ fn a_record(seed: u8) -> Record {
         recovery_key: None,
         previous: None,
         created_ms: 0,
+        publisher: None,
+        number: 0,
+        signing_key: None,
+        members: Vec::new(),
     };
     profile.sign(RealmId::PUBLIC, &Keypair::from_seed([seed; 32])).expect("signed")
 }

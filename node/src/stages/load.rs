@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     data::fetch::Source,
-    flows::{holders, names, plan},
+    flows::{advisories, holders, names, plan},
     shell::Node,
 };
 
@@ -162,6 +162,7 @@ async fn load_cold(
 ) -> Result<(Arc<Base>, peer_pb::StageReady), Refusal> {
     let sources = sources(node, request.revision, &request.sources).await;
     let manifest = holders::ensure_manifest_from(node, request.revision, &sources).await?;
+    advisories::permit_revision(node, &manifest.repo, request.revision, Some(&manifest), &[]).await?;
     let model = plan::served_model(&request.revision.short(), &manifest)?.clone();
     check(request, &manifest, &model)?;
     let tensors = arch::stage_tensors(&model, &manifest.tensors, &request.part).map_err(|e| corrupt(&e))?;

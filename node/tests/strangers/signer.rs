@@ -28,6 +28,10 @@ impl Signer {
             recovery_key: None,
             previous: None,
             created_ms: 0,
+            publisher: None,
+            number: 0,
+            signing_key: None,
+            members: Vec::new(),
         };
         profile.sign(self.realm, &self.key).unwrap()
     }
@@ -49,6 +53,8 @@ impl Signer {
             quantisation: String::new(),
             tags: vec![],
             card: Default::default(),
+            publisher: None,
+            origins: Vec::new(),
         };
         revision.sign(self.realm, &self.key).unwrap()
     }
@@ -64,6 +70,7 @@ impl Signer {
             previous,
             created_ms: 0,
             tag: false,
+            publisher: None,
         };
         head.sign(self.realm, &self.key).unwrap()
     }

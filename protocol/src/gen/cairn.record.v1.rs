@@ -6,7 +6,7 @@
 pub struct Envelope {
     #[prost(uint32, tag = "1")]
     pub version: u32,
-    /// 1 profile, 2 revision, 3 head; 4 advisory and 5 attestation are reserved.
+    /// 1 profile, 2 revision, 3 head, 4 advisory, 5 attestation.
     #[prost(uint32, tag = "2")]
     pub kind: u32,
     #[prost(bytes = "vec", tag = "3")]
@@ -40,9 +40,22 @@ pub struct Profile {
     pub previous: ::prost::alloc::vec::Vec<u8>,
     #[prost(int64, tag = "6")]
     pub created_ms: i64,
+    /// Whose profile it is; empty: its signer's.
+    #[prost(bytes = "vec", tag = "7")]
+    pub publisher: ::prost::alloc::vec::Vec<u8>,
+    /// Within an epoch. The profile that begins an epoch has number 0 and is signed by the key that signed in the epoch before, or by
+    /// its recovery key; later ones are signed by the epoch's own key.
+    #[prost(uint64, tag = "8")]
+    pub number: u64,
+    /// Signs for the publisher in this epoch; empty: the publisher's key itself.
+    #[prost(bytes = "vec", tag = "9")]
+    pub signing_key: ::prost::alloc::vec::Vec<u8>,
+    /// Keys that may sign revisions and heads of the publisher's repos in this epoch.
+    #[prost(bytes = "vec", repeated, tag = "10")]
+    pub members: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// The summary of a revision that a catalogue keeps; the manifest blob has the rest.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Revision {
     #[prost(bytes = "vec", tag = "1")]
     pub manifest: ::prost::alloc::vec::Vec<u8>,
@@ -92,6 +105,28 @@ pub struct Revision {
     /// The beginning of the card's text, without markup.
     #[prost(string, tag = "21")]
     pub card_text: ::prost::alloc::string::String,
+    /// Whose revision it is, where a key signs for another publisher; empty: its signer's.
+    #[prost(bytes = "vec", tag = "30")]
+    pub publisher: ::prost::alloc::vec::Vec<u8>,
+    /// What it was made from, as far as its publisher's node knew it.
+    #[prost(message, repeated, tag = "31")]
+    pub origins: ::prost::alloc::vec::Vec<Origin>,
+}
+/// A repo, or one revision of it, that another was made from.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Origin {
+    /// "finetune", "adapter", "merge", "quantized", "dataset", "import".
+    #[prost(string, tag = "1")]
+    pub relation: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub publisher: ::prost::alloc::vec::Vec<u8>,
+    #[prost(enumeration = "RepoKind", tag = "3")]
+    pub kind: i32,
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
+    /// Empty: which revision is not said.
+    #[prost(bytes = "vec", tag = "5")]
+    pub revision: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Head {
@@ -115,6 +150,116 @@ pub struct Head {
     /// A tag never moves.
     #[prost(bool, tag = "9")]
     pub tag: bool,
+    /// Whose repo it is, where a key signs for another publisher; empty: its signer's.
+    #[prost(bytes = "vec", tag = "10")]
+    pub publisher: ::prost::alloc::vec::Vec<u8>,
+}
+/// A warning. Of one signer's advisories of one name the highest number holds.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Advisory {
+    /// What its signer calls it, e.g. "2026-003".
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Counts from 1.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    #[prost(enumeration = "AdvisoryCategory", tag = "3")]
+    pub category: i32,
+    /// It holds no more.
+    #[prost(bool, tag = "4")]
+    pub withdrawn: bool,
+    #[prost(message, repeated, tag = "5")]
+    pub subjects: ::prost::alloc::vec::Vec<Subject>,
+    /// What a person should know.
+    #[prost(string, tag = "6")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub url: ::prost::alloc::string::String,
+    /// REPO\[@REF\] to use instead.
+    #[prost(string, tag = "8")]
+    pub instead: ::prost::alloc::string::String,
+    #[prost(int64, tag = "9")]
+    pub created_ms: i64,
+}
+/// What an advisory is about.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Subject {
+    #[prost(oneof = "subject::Of", tags = "1, 2, 3, 4")]
+    pub of: ::core::option::Option<subject::Of>,
+}
+/// Nested message and enum types in `Subject`.
+pub mod subject {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Of {
+        /// All repos of a publisher.
+        #[prost(bytes, tag = "1")]
+        Publisher(::prost::alloc::vec::Vec<u8>),
+        /// All revisions of a repo.
+        #[prost(message, tag = "2")]
+        Repo(super::RepoName),
+        #[prost(bytes, tag = "3")]
+        Revision(::prost::alloc::vec::Vec<u8>),
+        /// A file, by its BLAKE3, in whatever revision.
+        #[prost(bytes, tag = "4")]
+        Blob(::prost::alloc::vec::Vec<u8>),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepoName {
+    #[prost(bytes = "vec", tag = "1")]
+    pub publisher: ::prost::alloc::vec::Vec<u8>,
+    #[prost(enumeration = "RepoKind", tag = "2")]
+    pub kind: i32,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+}
+/// What its signer found out about somebody's revision. Of one signer's attestations of one revision, type and tool the highest number
+/// holds.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Attestation {
+    #[prost(bytes = "vec", tag = "1")]
+    pub revision: ::prost::alloc::vec::Vec<u8>,
+    /// "scan", "evaluation", "lineage", or a word of the signer's own.
+    #[prost(string, tag = "2")]
+    pub r#type: ::prost::alloc::string::String,
+    /// The program that found it out, and its version.
+    #[prost(string, tag = "3")]
+    pub tool: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub tool_version: ::prost::alloc::string::String,
+    /// Counts from 1.
+    #[prost(uint64, tag = "5")]
+    pub number: u64,
+    /// It holds no more.
+    #[prost(bool, tag = "6")]
+    pub withdrawn: bool,
+    /// In a word: "clean", "passed".
+    #[prost(string, tag = "7")]
+    pub verdict: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "8")]
+    pub measurements: ::prost::alloc::vec::Vec<Measurement>,
+    /// For people, and what was looked at.
+    #[prost(string, tag = "9")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "10")]
+    pub materials: ::prost::alloc::vec::Vec<Origin>,
+    /// BLAKE3 of a blob with the whole report; empty: there is none.
+    #[prost(bytes = "vec", tag = "11")]
+    pub report: ::prost::alloc::vec::Vec<u8>,
+    #[prost(int64, tag = "12")]
+    pub created_ms: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Measurement {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(double, tag = "2")]
+    pub value: f64,
+    #[prost(string, tag = "3")]
+    pub unit: ::prost::alloc::string::String,
+    /// What it was measured on.
+    #[prost(string, tag = "4")]
+    pub on: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Manifest {
@@ -307,6 +452,44 @@ impl RepoKind {
             "REPO_KIND_DATASET" => Some(Self::Dataset),
             "REPO_KIND_ADAPTER" => Some(Self::Adapter),
             "REPO_KIND_SPACE" => Some(Self::Space),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AdvisoryCategory {
+    Unspecified = 0,
+    Malware = 1,
+    License = 2,
+    Legal = 3,
+    Deprecated = 4,
+    Yanked = 5,
+}
+impl AdvisoryCategory {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ADVISORY_CATEGORY_UNSPECIFIED",
+            Self::Malware => "ADVISORY_CATEGORY_MALWARE",
+            Self::License => "ADVISORY_CATEGORY_LICENSE",
+            Self::Legal => "ADVISORY_CATEGORY_LEGAL",
+            Self::Deprecated => "ADVISORY_CATEGORY_DEPRECATED",
+            Self::Yanked => "ADVISORY_CATEGORY_YANKED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ADVISORY_CATEGORY_UNSPECIFIED" => Some(Self::Unspecified),
+            "ADVISORY_CATEGORY_MALWARE" => Some(Self::Malware),
+            "ADVISORY_CATEGORY_LICENSE" => Some(Self::License),
+            "ADVISORY_CATEGORY_LEGAL" => Some(Self::Legal),
+            "ADVISORY_CATEGORY_DEPRECATED" => Some(Self::Deprecated),
+            "ADVISORY_CATEGORY_YANKED" => Some(Self::Yanked),
             _ => None,
         }
     }

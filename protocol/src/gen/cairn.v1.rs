@@ -158,6 +158,467 @@ pub struct FoundRepo {
     #[prost(string, repeated, tag = "19")]
     pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HistoryRequest {
+    /// REPO\[@REF\]; without a ref, main.
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    /// 0: 50.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HistoryResponse {
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub r#ref: ::prost::alloc::string::String,
+    /// Newest first.
+    #[prost(message, repeated, tag = "3")]
+    pub revisions: ::prost::alloc::vec::Vec<PastRevision>,
+    #[prost(string, tag = "4")]
+    pub next_page_token: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub warning: ::prost::alloc::string::String,
+}
+/// A signed, numbered statement that a ref is a revision, and what is known of the revision.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PastRevision {
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "3")]
+    pub number: u64,
+    /// "current", "past", "contested", "not continued", "before rotation", "unknown" (its record has not arrived).
+    #[prost(string, tag = "4")]
+    pub state: ::prost::alloc::string::String,
+    /// The key that signed it.
+    #[prost(string, tag = "5")]
+    pub signer: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub message: ::prost::alloc::string::String,
+    #[prost(int64, tag = "7")]
+    pub created_ms: i64,
+    #[prost(uint64, tag = "8")]
+    pub files: u64,
+    #[prost(uint64, tag = "9")]
+    pub bytes: u64,
+    #[prost(string, repeated, tag = "10")]
+    pub parents: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Tags and other refs that name the revision now.
+    #[prost(string, repeated, tag = "11")]
+    pub refs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Whole on this node.
+    #[prost(bool, tag = "12")]
+    pub held: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiffRequest {
+    /// Both are @REF or a hash prefix of the repo, or other repos' REPO\[@REF\].
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub to: ::prost::alloc::string::String,
+    /// Compare the bytes of tensors in files that differ, as far as both are here.
+    #[prost(bool, tag = "4")]
+    pub bytes: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DiffResponse {
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub to: ::prost::alloc::string::String,
+    /// In order of path.
+    #[prost(message, repeated, tag = "4")]
+    pub files: ::prost::alloc::vec::Vec<FileChange>,
+    /// In order of name; those that are the same are only counted.
+    #[prost(message, repeated, tag = "5")]
+    pub tensors: ::prost::alloc::vec::Vec<TensorChange>,
+    #[prost(uint64, tag = "6")]
+    pub tensors_same: u64,
+    /// What who has `from` needs for `to`.
+    #[prost(uint64, tag = "7")]
+    pub bytes_new: u64,
+    #[prost(uint64, tag = "8")]
+    pub bytes_shared: u64,
+    #[prost(string, repeated, tag = "9")]
+    pub metadata: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileChange {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    /// "added", "removed", "changed", "renamed".
+    #[prost(string, tag = "2")]
+    pub change: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub size_before: u64,
+    #[prost(uint64, tag = "4")]
+    pub size_after: u64,
+    #[prost(string, tag = "5")]
+    pub path_before: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TensorChange {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// "added", "removed", "reshaped", "retyped", "changed", "unknown" (its bytes were not compared).
+    #[prost(string, tag = "2")]
+    pub change: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub before: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub after: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetRefRequest {
+    /// What it is to stand for: REPO\[@REF\].
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub r#ref: ::prost::alloc::string::String,
+    /// A tag: it never moves.
+    #[prost(bool, tag = "3")]
+    pub tag: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetRefResponse {
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub r#ref: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub revision: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "5")]
+    pub number: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LineageRequest {
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    /// Steps in each direction; 0: 8.
+    #[prost(uint32, tag = "2")]
+    pub depth: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LineageResponse {
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub revision: ::prost::alloc::string::String,
+    /// What it was made from, nearest first.
+    #[prost(message, repeated, tag = "3")]
+    pub origins: ::prost::alloc::vec::Vec<LineageEdge>,
+    /// What was made from it, nearest first.
+    #[prost(message, repeated, tag = "4")]
+    pub descendants: ::prost::alloc::vec::Vec<LineageEdge>,
+    /// There is more than is shown.
+    #[prost(bool, tag = "5")]
+    pub cut: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LineageEdge {
+    #[prost(uint32, tag = "1")]
+    pub depth: u32,
+    /// "finetune", "adapter", "merge", "quantized", "dataset", "import", "parent".
+    #[prost(string, tag = "2")]
+    pub relation: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub child: ::core::option::Option<LineagePlace>,
+    #[prost(message, optional, tag = "4")]
+    pub origin: ::core::option::Option<LineagePlace>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LineagePlace {
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    /// Empty: which one is not said.
+    #[prost(string, tag = "2")]
+    pub revision: ::prost::alloc::string::String,
+    /// Whether a repo of that name is known here.
+    #[prost(bool, tag = "3")]
+    pub known: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdviseRequest {
+    /// What its signer calls it; empty: the next of today.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// malware, license, legal, deprecated, yanked.
+    #[prost(string, tag = "2")]
+    pub category: ::prost::alloc::string::String,
+    /// A handle or key (all its repos), REPO (all revisions), REPO@REF (that revision), or a file's BLAKE3.
+    #[prost(string, repeated, tag = "3")]
+    pub subjects: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub url: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub instead: ::prost::alloc::string::String,
+    /// The handle or key of this node that signs; empty: the publisher of the subjects if it is ours, else the only one that is.
+    #[prost(string, tag = "7")]
+    pub signer: ::prost::alloc::string::String,
+    /// The advisory of that name holds no more.
+    #[prost(bool, tag = "8")]
+    pub withdraw: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdviseResponse {
+    #[prost(message, optional, tag = "1")]
+    pub advisory: ::core::option::Option<Advisory>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdvisoriesRequest {
+    /// REPO\[@REF\]: what is said of it. Empty: those that this node's keys and advisers signed.
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AdvisoriesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub advisories: ::prost::alloc::vec::Vec<Advisory>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Advisory {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    #[prost(string, tag = "3")]
+    pub category: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "4")]
+    pub subjects: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "5")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub url: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub instead: ::prost::alloc::string::String,
+    #[prost(int64, tag = "8")]
+    pub created_ms: i64,
+    /// The key that signed it, and its handle where one is known.
+    #[prost(string, tag = "9")]
+    pub signer: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub signer_handle: ::prost::alloc::string::String,
+    /// Whose word it is here: "own", "publisher", "adviser" or "hearsay", which changes nothing.
+    #[prost(string, tag = "11")]
+    pub weight: ::prost::alloc::string::String,
+    /// What this node does about it: "refuse", "warn" or "ignore".
+    #[prost(string, tag = "12")]
+    pub action: ::prost::alloc::string::String,
+    #[prost(bool, tag = "13")]
+    pub withdrawn: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AttestRequest {
+    /// REPO\[@REF\].
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    /// "scan", "evaluation", "lineage" or a word of one's own.
+    #[prost(string, tag = "2")]
+    pub r#type: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub tool: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub tool_version: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub verdict: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "6")]
+    pub measurements: ::prost::alloc::vec::Vec<Measurement>,
+    #[prost(string, tag = "7")]
+    pub text: ::prost::alloc::string::String,
+    /// As in AdviseRequest.
+    #[prost(string, tag = "8")]
+    pub signer: ::prost::alloc::string::String,
+    #[prost(bool, tag = "9")]
+    pub withdraw: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AttestResponse {
+    #[prost(message, optional, tag = "1")]
+    pub attestation: ::core::option::Option<Attestation>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Measurement {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(double, tag = "2")]
+    pub value: f64,
+    #[prost(string, tag = "3")]
+    pub unit: ::prost::alloc::string::String,
+    /// What it was measured on.
+    #[prost(string, tag = "4")]
+    pub on: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Attestation {
+    #[prost(string, tag = "1")]
+    pub r#type: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub tool: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub tool_version: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub number: u64,
+    #[prost(string, tag = "5")]
+    pub verdict: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "6")]
+    pub measurements: ::prost::alloc::vec::Vec<Measurement>,
+    #[prost(string, tag = "7")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(int64, tag = "8")]
+    pub created_ms: i64,
+    #[prost(string, tag = "9")]
+    pub signer: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub signer_handle: ::prost::alloc::string::String,
+    /// As in Advisory.
+    #[prost(string, tag = "11")]
+    pub weight: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublisherRequest {
+    /// A handle or key.
+    #[prost(string, tag = "1")]
+    pub publisher: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublisherResponse {
+    #[prost(string, tag = "1")]
+    pub publisher: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub handle: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub display_name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
+    /// The key that signs now.
+    #[prost(string, tag = "5")]
+    pub signing_key: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub recovery_key: ::prost::alloc::string::String,
+    /// Keys that may sign beside it.
+    #[prost(string, repeated, tag = "7")]
+    pub members: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Whether a key that signs for it now is on this node.
+    #[prost(bool, tag = "8")]
+    pub own: bool,
+    /// Other keys that claim the handle.
+    #[prost(string, repeated, tag = "9")]
+    pub claimants: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How the handle came to mean this key here: "own", "trusted", "pinned", "sole".
+    #[prost(string, tag = "10")]
+    pub resolved_by: ::prost::alloc::string::String,
+    #[prost(bool, tag = "11")]
+    pub adviser: bool,
+    /// Its profiles contradict each other about these epochs.
+    #[prost(uint64, repeated, tag = "12")]
+    pub contested_epochs: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyListRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KeyListResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub publishers: ::prost::alloc::vec::Vec<PublisherResponse>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyNewRequest {
+    #[prost(string, tag = "1")]
+    pub handle: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub display_name: ::prost::alloc::string::String,
+    /// The public key, as hex, that can rotate this one if it is lost or stolen.
+    #[prost(string, tag = "3")]
+    pub recovery_key: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProfileSetRequest {
+    /// A handle or key of this node.
+    #[prost(string, tag = "1")]
+    pub publisher: ::prost::alloc::string::String,
+    /// Empty: as before.
+    #[prost(string, tag = "2")]
+    pub display_name: ::prost::alloc::string::String,
+    /// Keys or handles that may sign for it from now on.
+    #[prost(string, repeated, tag = "3")]
+    pub add_members: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyRotateRequest {
+    /// A handle or key.
+    #[prost(string, tag = "1")]
+    pub publisher: ::prost::alloc::string::String,
+    /// A file of the daemon's machine with the recovery key; empty: the key that signs now is used.
+    #[prost(string, tag = "2")]
+    pub recovery_file: ::prost::alloc::string::String,
+    /// The public key that can rotate the new one; empty: as before.
+    #[prost(string, tag = "3")]
+    pub recovery_key: ::prost::alloc::string::String,
+    /// Members that sign no more.
+    #[prost(string, repeated, tag = "4")]
+    pub remove_members: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyRotateResponse {
+    #[prost(message, optional, tag = "1")]
+    pub publisher: ::core::option::Option<PublisherResponse>,
+    /// Refs that were signed anew, so that they go on standing for what they stood for.
+    #[prost(string, repeated, tag = "2")]
+    pub refs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrustListRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrustListResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub trusted: ::prost::alloc::vec::Vec<Trusted>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trusted {
+    /// Empty of a key that is only an adviser.
+    #[prost(string, tag = "1")]
+    pub handle: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub publisher: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub adviser: bool,
+    /// By a person's pull or run rather than by `trust add`.
+    #[prost(bool, tag = "4")]
+    pub pinned: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrustSetRequest {
+    /// A handle, or a key alone for an adviser.
+    #[prost(string, tag = "1")]
+    pub handle: ::prost::alloc::string::String,
+    /// The key that the handle is to mean here; empty: as it resolves now.
+    #[prost(string, tag = "2")]
+    pub publisher: ::prost::alloc::string::String,
+    /// Its advisories count here.
+    #[prost(bool, tag = "3")]
+    pub adviser: bool,
+    /// Takes it off the list instead.
+    #[prost(bool, tag = "4")]
+    pub remove: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrustSetResponse {
+    #[prost(bool, tag = "1")]
+    pub changed: bool,
+}
 /// Carried in the details of every failed call's google.rpc.Status.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refusal {
@@ -384,6 +845,10 @@ pub struct ShowResponse {
     /// Absent where the revision has no card and its record says nothing of one.
     #[prost(message, optional, tag = "70")]
     pub card: ::core::option::Option<Card>,
+    #[prost(message, repeated, tag = "90")]
+    pub advisories: ::prost::alloc::vec::Vec<Advisory>,
+    #[prost(message, repeated, tag = "91")]
+    pub attestations: ::prost::alloc::vec::Vec<Attestation>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Entry {
@@ -468,6 +933,9 @@ pub struct PullRequest {
     pub layers_to: u32,
     #[prost(bool, tag = "6")]
     pub link: bool,
+    /// Names of advisories that are known and that it is wanted despite.
+    #[prost(string, repeated, tag = "90")]
+    pub despite: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PullEvent {
@@ -508,6 +976,9 @@ pub struct Pulled {
     pub path: ::prost::alloc::string::String,
     #[prost(uint64, tag = "11")]
     pub files: u64,
+    /// Advisories that one should know of.
+    #[prost(message, repeated, tag = "90")]
+    pub advisories: ::prost::alloc::vec::Vec<Advisory>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BytesFrom {

@@ -1,8 +1,11 @@
 //! Signed records. Not the catalogue's rules.
 
 use cairn_protocol::limits::{RECORD_BYTES_MAX, REVISION_BYTES_MAX};
-use cairn_protocol::record::{Body, CardFacts, Head, Profile, Record, RecordError, RecordKind, Revision};
-use cairn_protocol::{Keypair, RealmId, RecordId, RevisionId, record_pb};
+use cairn_protocol::record::{
+    Advisory, Attestation, Body, CardFacts, Category, Head, Measurement, Origin, Profile, Record, RecordError,
+    RecordKind, Revision, Subject,
+};
+use cairn_protocol::{BlobHash, Keypair, RealmId, RecordId, RepoId, RepoKind, RevisionId, record_pb};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -23,6 +26,7 @@ fn head() -> Head {
         previous: Some(RecordId::from([6; 32])),
         created_ms: -1,
         tag: true,
+        publisher: None,
     }
 }
 
@@ -51,7 +55,74 @@ fn revision() -> Revision {
             datasets: vec!["acme/poems".into()],
             text: "It writes poems.".into(),
         }),
+        publisher: None,
+        origins: Vec::new(),
     }
+}
+
+fn advisory() -> Advisory {
+    let repo = RepoId { publisher: key().public(), kind: RepoKind::Dataset, name: "poems".parse().unwrap() };
+    Advisory {
+        name: "2026-003".into(),
+        number: 2,
+        category: Category::Malware,
+        is_withdrawn: true,
+        subjects: vec![
+            Subject::Publisher(key().public()),
+            Subject::Repo(repo),
+            Subject::Revision(RevisionId::from([4; 32])),
+            Subject::Blob(BlobHash::from([5; 32])),
+        ],
+        text: "it calls home".into(),
+        url: "https://example.org/2026-003".into(),
+        instead: "acme/tiny@v2".into(),
+        created_ms: 9,
+    }
+}
+
+fn attestation() -> Attestation {
+    Attestation {
+        revision: RevisionId::from([4; 32]),
+        r#type: "evaluation".into(),
+        tool: "cairn eval".into(),
+        tool_version: "0.1".into(),
+        number: 1,
+        is_withdrawn: false,
+        verdict: "passed".into(),
+        measurements: vec![Measurement {
+            name: "perplexity".into(),
+            value: 12.5,
+            unit: "nats".into(),
+            on: "datasets/acme/poems".into(),
+        }],
+        text: "on the first 4,096 tokens".into(),
+        materials: vec![Origin {
+            relation: "dataset".into(),
+            repo: RepoId { publisher: key().public(), kind: RepoKind::Dataset, name: "poems".parse().unwrap() },
+            revision: None,
+        }],
+        report: Some(BlobHash::from([6; 32])),
+        created_ms: 10,
+    }
+}
+
+#[test]
+fn advisories_and_attestations_that_break_a_rule_are_refused() {
+    let refused = |field| Err(RecordError::Invalid { field });
+    let sign = |advisory: Advisory| advisory.sign(RealmId::PUBLIC, &key()).map(drop);
+    assert_eq!(sign(Advisory { subjects: vec![], ..advisory() }), refused("subjects"));
+    assert_eq!(sign(Advisory { number: 0, ..advisory() }), refused("number"));
+    assert_eq!(sign(Advisory { name: String::new(), ..advisory() }), refused("name"));
+    assert_eq!(sign(Advisory { name: "a\0b".into(), ..advisory() }), refused("name"));
+    let many = vec![Subject::Publisher(key().public()); 65];
+    assert_eq!(sign(Advisory { subjects: many, ..advisory() }), refused("subjects"));
+    let unknown =
+        record_pb::Advisory { category: 99, ..record_pb::Advisory::decode(&advisory().encode()[..]).unwrap() };
+    assert_eq!(Advisory::parse(&unknown.encode_to_vec()).map(drop), refused("category"));
+    let sign = |attestation: Attestation| attestation.sign(RealmId::PUBLIC, &key()).map(drop);
+    assert_eq!(sign(Attestation { r#type: String::new(), ..attestation() }), refused("type"));
+    let endless = Measurement { value: f64::INFINITY, ..attestation().measurements[0].clone() };
+    assert_eq!(sign(Attestation { measurements: vec![endless], ..attestation() }), refused("measurements"));
 }
 
 #[test]
@@ -63,11 +134,17 @@ fn every_body_survives_signing_and_verification() {
         recovery_key: Some(key().public()),
         previous: None,
         created_ms: 2,
+        publisher: Some(Keypair::from_seed([2; 32]).public()),
+        number: 3,
+        signing_key: Some(key().public()),
+        members: vec![Keypair::from_seed([3; 32]).public()],
     };
     let records = [
         (profile.sign(RealmId::PUBLIC, &key()).unwrap(), Body::Profile(profile)),
         (revision().sign(RealmId::PUBLIC, &key()).unwrap(), Body::Revision(revision())),
         (head().sign(RealmId::PUBLIC, &key()).unwrap(), Body::Head(head())),
+        (advisory().sign(RealmId::PUBLIC, &key()).unwrap(), Body::Advisory(advisory())),
+        (attestation().sign(RealmId::PUBLIC, &key()).unwrap(), Body::Attestation(attestation())),
     ];
     for (record, body) in records {
         let again = Record::verify(&record.to_bytes()).unwrap();
@@ -118,8 +195,6 @@ fn an_unknown_kind_or_version_is_told_apart_from_a_malformed_record() {
     assert_eq!(Record::from_envelope(kind), Err(RecordError::UnknownKind(77)));
     let version = record_pb::Envelope { version: 2, ..envelope };
     assert_eq!(Record::from_envelope(version), Err(RecordError::UnknownVersion(2)));
-    let reserved = Record::sign(RecordKind::Advisory, RealmId::PUBLIC, vec![], &key()).unwrap();
-    assert_eq!(reserved.body(), Err(RecordError::Reserved(RecordKind::Advisory)));
 }
 
 #[test]
@@ -157,6 +232,7 @@ proptest! {
     fn any_bytes_are_a_record_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         prop_assert!(Record::verify(&bytes).is_err());
         let _ = (Profile::parse(&bytes), Revision::parse(&bytes), Head::parse(&bytes));
+        let _ = (Advisory::parse(&bytes), Attestation::parse(&bytes));
     }
 
     #[test]

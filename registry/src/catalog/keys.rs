@@ -6,7 +6,7 @@
 use cairn_protocol::{
     id::{BlobHash, PublisherKey, RealmId, RecordId, RevisionId},
     name::{Handle, RefName, RepoId, RepoKind, RepoName},
-    record::RecordKind,
+    record::{RecordKind, Subject},
 };
 
 use super::CatalogError;
@@ -71,6 +71,50 @@ pub(crate) fn head(realm: RealmId, id: &RepoId, name: &RefName, epoch: u64, numb
     key.extend_from_slice(&number.to_be_bytes());
     key.extend_from_slice(head.as_bytes());
     key
+}
+
+/// A row of STATED.
+pub(crate) fn stated(realm: RealmId, publisher: PublisherKey, epoch: u64, number: u64, id: RecordId) -> Vec<u8> {
+    let (epoch, number) = (epoch.to_be_bytes(), number.to_be_bytes());
+    [realm.as_bytes().as_slice(), publisher.as_bytes(), &epoch, &number, id.as_bytes()].concat()
+}
+
+/// A row of ADVISORY_NAMES.
+pub(crate) fn advisory_name(realm: RealmId, signer: PublisherKey, name: &str) -> Vec<u8> {
+    [realm.as_bytes().as_slice(), signer.as_bytes(), name.as_bytes(), &[0]].concat()
+}
+
+/// Everything in ADVISORIES about a subject. A repo is named by the BLAKE3 of its key.
+pub(crate) fn subject(realm: RealmId, subject: &Subject) -> Vec<u8> {
+    let (sort, id) = match subject {
+        Subject::Publisher(publisher) => (1, *publisher.as_bytes()),
+        Subject::Repo(id) => (2, *blake3::hash(&repo(realm, id)).as_bytes()),
+        Subject::Revision(revision) => (3, *revision.as_bytes()),
+        Subject::Blob(blob) => (4, *blob.as_bytes()),
+    };
+    [realm.as_bytes().as_slice(), &[sort], &id].concat()
+}
+
+/// What one key signed about a subject.
+pub(crate) fn advisories_by(realm: RealmId, about: &Subject, signer: PublisherKey) -> Vec<u8> {
+    [subject(realm, about).as_slice(), signer.as_bytes()].concat()
+}
+
+/// A row of ADVISORIES.
+pub(crate) fn advisory(realm: RealmId, about: &Subject, signer: PublisherKey, id: RecordId) -> Vec<u8> {
+    [subject(realm, about).as_slice(), signer.as_bytes(), id.as_bytes()].concat()
+}
+
+/// A row of ATTESTATIONS.
+pub(crate) fn attestation(
+    realm: RealmId,
+    revision: RevisionId,
+    signer: PublisherKey,
+    r#type: &str,
+    tool: &str,
+) -> Vec<u8> {
+    let words = [r#type.as_bytes(), &[0], tool.as_bytes(), &[0]].concat();
+    [realm.as_bytes().as_slice(), revision.as_bytes(), signer.as_bytes(), &words].concat()
 }
 
 pub(crate) fn text(realm: RealmId, text: &str) -> Vec<u8> {

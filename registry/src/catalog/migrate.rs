@@ -9,7 +9,7 @@ use cairn_protocol::record::Record;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableError, WriteTransaction};
 
 use super::{CatalogError, keys, tables};
-use crate::{ring, sync::tree};
+use crate::{lineage, ring, sync::tree};
 
 /// The schema that this code reads and writes: the number of steps in the chain.
 pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
@@ -17,7 +17,7 @@ pub(crate) const SCHEMA: u32 = STEPS.len() as u32;
 type Step = fn(&WriteTransaction) -> Result<(), CatalogError>;
 
 /// Step n takes schema n to n + 1.
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     make_first_tables,
     list_kept_blobs_by_blob,
     part_strangers_from_the_known,
@@ -26,6 +26,7 @@ const STEPS: [Step; 8] = [
     move_nothing,
     keep_a_journal,
     sum_up_the_live,
+    note_statements,
 ];
 
 /// Why a catalogue could not be opened.
@@ -145,6 +146,24 @@ fn keep_a_journal(transaction: &WriteTransaction) -> Result<(), CatalogError> {
 /// Schema 8: LIVE and TREE.
 fn sum_up_the_live(transaction: &WriteTransaction) -> Result<(), CatalogError> {
     tree::rebuild(transaction)
+}
+
+/// Schema 9: STATED has what PROFILES' records say of keys, DESCENDANTS what revisions' records say of where they come from; there are no
+/// advisories and attestations yet.
+fn note_statements(transaction: &WriteTransaction) -> Result<(), CatalogError> {
+    let empty = [tables::STATED, tables::ADVISORIES, tables::ADVISORY_NAMES, tables::ADVISERS, tables::ATTESTATIONS];
+    for table in empty.into_iter().chain([tables::DESCENDANTS]) {
+        transaction.open_table(table)?;
+    }
+    let mut stated = transaction.open_table(tables::STATED)?;
+    for entry in transaction.open_table(tables::PROFILES)?.iter()? {
+        let (key, value) = entry?;
+        let row = value.value().get(..8 + keys::ID).ok_or_else(|| keys::damaged("a profile"))?;
+        let epoch = row.first_chunk().map_or(0, |epoch| u64::from_le_bytes(*epoch)).to_be_bytes();
+        let key = [key.value(), &epoch, &[0; 8], &row[8..]].concat();
+        stated.insert(key.as_slice(), [0; 8].as_slice())?;
+    }
+    lineage::rebuild(transaction)
 }
 
 /// Publishers that a handle means, and those of whose revisions one is kept.

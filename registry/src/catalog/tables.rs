@@ -98,6 +98,26 @@ pub(crate) const LIVE: Bytes = TableDefinition::new("live-1");
 /// realm ‖ half bytes of a prefix u8 ‖ the prefix → count u64 ‖ sum of LIVE's ids under it, 32 bytes, little-endian. Since schema 8.
 pub(crate) const TREE: Bytes = TableDefinition::new("tree-1");
 
+/// realm ‖ publisher ‖ epoch u64 ‖ number u64 ‖ id of the profile's record → when it was heard, counted by publisher, u64 little-endian: what
+/// [`crate::authority`] settles. Since schema 9.
+pub(crate) const STATED: Bytes = TableDefinition::new("stated-1");
+
+/// realm ‖ sort of subject u8 ‖ its id ‖ signer ‖ id of the advisory's record → nothing. Since schema 9.
+pub(crate) const ADVISORIES: Bytes = TableDefinition::new("advisories-1");
+
+/// realm ‖ signer ‖ advisory's name ‖ 0 → number u64 little-endian ‖ id of the record of that number. Since schema 9.
+pub(crate) const ADVISORY_NAMES: Bytes = TableDefinition::new("advisory-names-1");
+
+/// realm ‖ publisher → nothing: publishers whose advisories the operator heeds. Since schema 9.
+pub(crate) const ADVISERS: Bytes = TableDefinition::new("advisers-1");
+
+/// realm ‖ revision ‖ signer ‖ type ‖ 0 ‖ tool ‖ 0 → number u64 little-endian ‖ id of the record of that number. Since schema 9.
+pub(crate) const ATTESTATIONS: Bytes = TableDefinition::new("attestations-1");
+
+/// realm ‖ sort of origin u8 ‖ its id ‖ id of a revision's record → relation: what was made from a repo, a revision or a name
+/// ([`crate::lineage`]). Since schema 9.
+pub(crate) const DESCENDANTS: Bytes = TableDefinition::new("descendants-1");
+
 /// Every table of bytes that the first schema had, for making them all at once: a read transaction refuses a table that was never made.
 pub(crate) const ALL: [Bytes; 15] = [
     RECORDS,

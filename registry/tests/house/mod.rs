@@ -101,14 +101,19 @@ pub fn bytes(length: usize, seed: u8) -> Vec<u8> {
     (0..length).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] ^ seed).collect()
 }
 
-pub fn profile(key: &Keypair, handle: &str, epoch: u64) -> Record {
+/// The profile of that number in the publisher's first epoch.
+pub fn profile(key: &Keypair, handle: &str, number: u64) -> Record {
     let profile = Profile {
         handle: handle.parse().unwrap(),
         display_name: String::new(),
-        epoch,
+        epoch: 0,
         recovery_key: None,
         previous: None,
         created_ms: 0,
+        publisher: None,
+        number,
+        signing_key: None,
+        members: Vec::new(),
     };
     profile.sign(REALM, key).unwrap()
 }
@@ -134,6 +139,8 @@ pub fn statement(name: &str, id: u8) -> Revision {
         quantisation: String::new(),
         tags: Vec::new(),
         card: Default::default(),
+        publisher: None,
+        origins: Vec::new(),
     }
 }
 
@@ -148,6 +155,7 @@ pub fn head(name: &str, number: u64, id: u8, previous: Option<RecordId>) -> Head
         previous,
         created_ms: 0,
         tag: false,
+        publisher: None,
     }
 }
 

@@ -65,6 +65,7 @@ REASONS: dict[str, type[CairnError]] = {
     "disk_full": Failed,
     "conflict": Failed,
     "bad_signature": Refused,
+    "policy": Refused,
     "too_few_nodes": Unavailable,
     "unavailable": Unavailable,
 }

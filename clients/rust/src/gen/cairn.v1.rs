@@ -374,6 +374,337 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("cairn.v1.Registry", "MirrorList"));
             self.inner.unary(req, path, codec).await
         }
+        /// What a ref stood for, newest first.
+        pub async fn history(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::HistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::HistoryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/History",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "History"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What differs between two revisions: files and tensors.
+        pub async fn diff(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::DiffRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::DiffResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/Diff");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Diff"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a branch or tag stand for a revision. Needs the API token.
+        pub async fn set_ref(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::SetRefRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::SetRefResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/SetRef");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "SetRef"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What a revision was made from, and what was made from it.
+        pub async fn lineage(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::LineageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::LineageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/Lineage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Lineage"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Signs a warning, or takes one back. Needs the API token.
+        pub async fn advise(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::AdviseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::AdviseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/Advise");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Advise"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What is said of a revision, or by whom this node heeds.
+        pub async fn advisories(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::AdvisoriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::AdvisoriesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/Advisories",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cairn.v1.Registry", "Advisories"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Signs what was found out about a revision. Needs the API token.
+        pub async fn attest(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::AttestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::AttestResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/Attest");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Attest"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Who a publisher is, and which keys sign for it.
+        pub async fn publisher(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::PublisherRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::PublisherResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/Publisher",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cairn.v1.Registry", "Publisher"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The publishers that this node signs for. Needs the API token, as do the others that follow.
+        pub async fn key_list(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::KeyListRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::KeyListResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/KeyList",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "KeyList"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a key and claims a handle for it.
+        pub async fn key_new(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::KeyNewRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::PublisherResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/KeyNew");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "KeyNew"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes what a profile says.
+        pub async fn profile_set(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::ProfileSetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::PublisherResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/ProfileSet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cairn.v1.Registry", "ProfileSet"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Begins a new epoch with a new key.
+        pub async fn key_rotate(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::KeyRotateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::KeyRotateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/KeyRotate",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cairn.v1.Registry", "KeyRotate"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Whose handles and advisories an operator decided on.
+        pub async fn trust_list(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::TrustListRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::TrustListResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/TrustList",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cairn.v1.Registry", "TrustList"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn trust_set(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::TrustSetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::cairn_protocol::api::TrustSetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/TrustSet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cairn.v1.Registry", "TrustSet"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated client implementations.

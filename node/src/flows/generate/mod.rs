@@ -36,7 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use prompt::{TextCache, texts};
 
-use super::{adapters, holders, names, plan};
+use super::{adapters, advisories, holders, names, plan};
 use crate::{data::fetch::Source, shell::Node, stages};
 
 /// Prompt tokens in one frame: long enough for the engine's matrix kernels, short enough that stages overlap.
@@ -125,6 +125,7 @@ async fn prepare(node: &Arc<Node>, request: api::GenerateRequest) -> Result<Job,
     let reference = names::parse(&request.repo)?;
     let resolved = names::resolve_anywhere(node, &reference).await?;
     let manifest = holders::manifest_of(node, &resolved).await?;
+    advisories::permit(node, &resolved, &manifest, &[]).await?;
     let model = plan::served_model(&request.repo, &manifest)?.clone();
     let sources = holders::sources(node, resolved.revision).await;
     let adapter = adapters::choose(node, &request.adapter, &model).await?;

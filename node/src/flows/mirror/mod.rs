@@ -33,7 +33,7 @@ use tokio::{
 };
 
 use super::{
-    announce,
+    advisories, announce,
     bring::{Selection, bring, select},
     holders,
 };
@@ -216,6 +216,7 @@ fn note(node: &Node, ended: Result<(RevisionId, Result<FetchReport, Refusal>), t
 
 async fn fetch(node: &Node, revision: RevisionId) -> Result<FetchReport, Refusal> {
     let manifest = holders::ensure_manifest(node, revision).await?;
+    advisories::permit_revision(node, &manifest.repo, revision, Some(&manifest), &[]).await?;
     let wanted = select(&manifest, &Selection::default())?;
     bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await
 }

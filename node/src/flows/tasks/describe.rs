@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     data::fetch::Source,
-    flows::{holders, names, plan},
+    flows::{advisories, holders, names, plan},
     net::PeerInfo,
     shell::Node,
     stages::{self, bounds},
@@ -72,6 +72,7 @@ impl Asked {
         let reference = names::parse(repo)?;
         let resolved = names::resolve_anywhere(node, &reference).await?;
         let manifest = holders::manifest_of(node, &resolved).await?;
+        advisories::permit(node, &resolved, &manifest, &[]).await?;
         let sources = holders::sources(node, resolved.revision).await;
         let known = known::known(node, repo, resolved.revision, &manifest, &sources).await?;
         names::remember(node, &reference, &resolved).await;

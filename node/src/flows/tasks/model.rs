@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     data::fetch::Source,
-    flows::holders,
+    flows::{advisories, holders},
     panics,
     shell::Node,
     stages::{self, Asker, BlobTensors, Reservation},
@@ -72,6 +72,7 @@ pub(super) async fn load(
     let (rooms, revision) = (node.stages.rooms(), request.revision);
     let sources = sources(node, request).await;
     let manifest = holders::ensure_manifest_from(node, revision, &sources).await?;
+    advisories::permit_revision(node, &manifest.repo, revision, Some(&manifest), &[]).await?;
     if manifest.repo.publisher != request.publisher || manifest.realm != request.realm {
         let why = "the revision is of another publisher or realm than it says";
         return Err(Refusal::new(Reason::BadInput, "a task", why).try_this("cairn show"));
