@@ -140,13 +140,14 @@ impl Walk<'_> {
             };
             origins.insert(self.place(&other, Some(*parent))?, ("parent".to_owned(), Some((other, *parent))));
         }
-        for origin in &body.origins {
+        for origin in body.origins.iter().filter(|origin| origin.repo != *repo) {
             let next = self.revision_of(&origin.repo, origin.revision)?;
             origins.insert(self.place(&origin.repo, origin.revision)?, (origin.relation.clone(), next));
         }
         for (relation, name) in named(&body) {
             let (place, next) = self.place_named(name, relation)?;
-            if !origins.keys().any(|known| known.path == place.path) {
+            let is_itself = next.as_ref().is_some_and(|(named, _)| named == repo);
+            if !is_itself && !origins.keys().any(|known| known.path == place.path) {
                 origins.insert(place, (relation.to_owned(), next));
             }
         }

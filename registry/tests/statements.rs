@@ -245,7 +245,7 @@ async fn family(house: &House) {
         registry.insert(profile(&key(signer), handle, 0)).await.unwrap();
     }
     let mut tuned = statement("tuned", 11);
-    tuned.card.base_models = vec!["Acme/base".into()];
+    tuned.card.base_models = vec!["Acme/base".into(), "tuners/tuned".into()];
     tuned.card.datasets = vec!["acme/poems".into()];
     let origin = Origin { relation: "quantized".into(), repo: repo(&key(2), "tuned"), revision: Some(id(11)) };
     let packed = Revision { origins: vec![origin], ..statement("packed", 12) };

@@ -55,6 +55,31 @@ def test_a_published_card_is_shown_and_found(node, tmp_path):
         node.search("licens:mit")
 
 
+def test_history_warnings_and_findings_are_told(node, tmp_path):
+    (tmp_path / "w.bin").write_bytes(b"one" * 1000)
+    node.publish(tmp_path, "acme/storied", message="first", tag="v1", progress=False)
+    (tmp_path / "w.bin").write_bytes(b"two" * 1000)
+    second = node.publish(tmp_path, "acme/storied", message="second", progress=False)
+    assert [(past.number, past.message, past.state) for past in node.history("acme/storied", limit=1)] == [
+        (2, "second", "current"), (1, "first", "past"),
+    ]
+    changed = node.diff("acme/storied", "v1", "main")
+    assert [(file.path, file.change) for file in changed.files] == [("w.bin", "changed")] and changed.bytes_new == 3000
+    node.tag("acme/storied", "v2")
+    assert node.resolve("acme/storied@v2").revision == second.revision
+    assert node.branch("acme/storied@v1", "main") == 3
+    warned = node.advise("yanked", ["acme/storied@v2"], text="wrong", name="y1")
+    assert (warned.weight, warned.action) == ("own", "refuse")
+    with pytest.raises(cairn.Refused, match="wrong"):
+        node.pull("acme/storied@v2", progress=False)
+    assert node.pull("acme/storied@v2", despite=["y1"], progress=False).bytes_total == 3000
+    node.attest("acme/storied@v2", "evaluation", verdict="passed", measurements=[cairn.Measurement("perplexity", 12.5)])
+    shown = node.show("acme/storied@v2")
+    assert shown.advisories[0].name == "y1" and shown.attestations[0].measurements[0].value == 12.5
+    assert node.withdraw_advisory("y1").withdrawn and node.advisories("acme/storied@v2") == []
+    assert node.publisher("acme").own and node.lineage("acme/storied").descendants == []
+
+
 def test_a_quantised_model_names_what_it_was_made_of(node, model):
     phases = set()
     made = node.quantise("acme/tiny", "acme/tiny-q8", "q8_0", progress=lambda step: phases.add(step.phase))

@@ -11,6 +11,9 @@ from cairn.client import Client, connect
 from cairn.embedding import Embeddings, Lost
 from cairn.errors import BadInput, CairnError, Failed, NotFound, Refused, Unavailable
 from cairn.generation import Generation
+from cairn.statements import (
+    Advisory, Attestation, Difference, Edge, FileChange, Lineage, Measurement, PastRevision, Place, Publisher, TensorChange,
+)
 from cairn.types import (
     Adapter, Capacity, Card, CardProblem, DeathOutcome, File, Found, FoundRepo, Gpu, Grants, Likely, Model, Peer, Plan, Progress, Published, Pulled, Recovery, Ref,
     RejectedNode, Repo, RepoDetails, Resolved, Result, StagePlan, StageReport, Started, Status, Token, Verified,
@@ -19,7 +22,8 @@ from cairn.types import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adapter", "BadInput", "CairnError", "Capacity", "Card", "CardProblem", "Client", "DeathOutcome", "Embeddings", "Failed", "File", "Found", "FoundRepo", "Generation", "Gpu",
+    "Adapter", "Advisory", "Attestation", "Difference", "Edge", "FileChange", "Lineage", "Measurement", "PastRevision", "Place",
+    "Publisher", "TensorChange", "BadInput", "CairnError", "Capacity", "Card", "CardProblem", "Client", "DeathOutcome", "Embeddings", "Failed", "File", "Found", "FoundRepo", "Generation", "Gpu",
     "Grants", "Likely", "Lost", "Model", "NotFound", "Peer", "Plan", "Progress", "Published", "Pulled", "Recovery", "Ref", "Refused",
     "RejectedNode", "Repo", "RepoDetails", "Resolved", "Result", "StagePlan", "StageReport", "Started", "Status",
     "Token", "Unavailable", "Verified", "connect",

@@ -19,7 +19,11 @@ from cairn.types import (
 )
 from cairn.v1 import cairn_pb2 as pb
 from cairn.v1 import cairn_pb2_grpc as stubs
+from cairn.statements import (
+    Advisory, Attestation, Difference, Lineage, Measurement, PastRevision, Publisher, _same,
+)
 from cairn.v1 import catalogue_pb2 as catalogue
+from cairn.v1 import history_pb2 as history_pb
 from cairn.v1 import tasks_pb2 as tasks_pb
 from cairn.v1 import tasks_pb2_grpc as tasks_stubs
 
@@ -160,15 +164,83 @@ class Client:
         include: Sequence[str] = (),
         layers: range | tuple[int, int] | None = None,
         link: bool = False,
+        despite: Sequence[str] = (),
         progress: Report = None,
     ) -> Pulled:
-        """Fetches and verifies; with `to`, exports to that folder. `include` are globs; `layers` is half-open."""
+        """Fetches and verifies; with `to`, exports to that folder. `include` are globs; `layers` is half-open; `despite` are names
+        of advisories that would refuse it."""
         first, end = _layers(layers)
         request = pb.PullRequest(
             repo=repo, to=os.path.abspath(to) if to is not None else "", include=_texts("include", include),
-            layers_from=first, layers_to=end, link=link,
+            layers_from=first, layers_to=end, link=link, despite=_texts("despite", despite),
         )
         return Pulled._of(self._follow(self._registry.Pull, request, progress))
+
+    def history(self, repo: str, *, limit: int = 0) -> Iterator[PastRevision]:
+        """What a ref (`REPO[@REF]`) stood for, newest first; `limit` is the length of a page that is asked for at once."""
+        after = ""
+        while True:
+            request = history_pb.HistoryRequest(repo=repo, limit=limit, page_token=after)
+            page = self._ask(self._registry.History, request)
+            yield from (_same(PastRevision, past) for past in page.revisions)
+            after = page.next_page_token
+            if not after:
+                return
+
+    def diff(self, repo: str, start: str, end: str, *, bytes: bool = False) -> Difference:
+        """What differs between two refs or revisions; with `bytes` the tensors' bytes are compared, as far as they are there."""
+        request = history_pb.DiffRequest(repo=repo, to=end, bytes=bytes, **{"from": start})
+        return Difference._of(self._ask(self._registry.Diff, request))
+
+    def branch(self, repo: str, name: str) -> int:
+        """Makes a branch stand for `REPO[@REF]`; the head's number."""
+        return self._ask(self._registry.SetRef, history_pb.SetRefRequest(repo=repo, ref=name)).number
+
+    def tag(self, repo: str, name: str) -> None:
+        """Gives `REPO[@REF]` a tag, which never moves."""
+        self._ask(self._registry.SetRef, history_pb.SetRefRequest(repo=repo, ref=name, tag=True))
+
+    def lineage(self, repo: str, *, depth: int = 0) -> Lineage:
+        """What a revision was made from and what was made from it."""
+        return Lineage._of(self._ask(self._registry.Lineage, history_pb.LineageRequest(repo=repo, depth=depth)))
+
+    def advise(
+        self, category: str, subjects: Sequence[str], *, text: str = "", name: str = "", url: str = "", instead: str = "",
+        signer: str = "",
+    ) -> Advisory:
+        """Signs a warning: `category` is "malware", "license", "legal", "deprecated" or "yanked"; `subjects` are `REPO`, `REPO@REF`,
+        publishers, or `blob:` with a file's BLAKE3."""
+        request = history_pb.AdviseRequest(
+            category=category, subjects=_texts("subjects", subjects), text=text, name=name, url=url, instead=instead,
+            signer=signer,
+        )
+        return Advisory._of(self._ask(self._registry.Advise, request).advisory)
+
+    def withdraw_advisory(self, name: str, *, signer: str = "") -> Advisory:
+        """Takes a warning back."""
+        request = history_pb.AdviseRequest(name=name, signer=signer, withdraw=True)
+        return Advisory._of(self._ask(self._registry.Advise, request).advisory)
+
+    def advisories(self, repo: str = "") -> list[Advisory]:
+        """What is said of `REPO[@REF]`, or by this node's keys and those whom it heeds."""
+        said = self._ask(self._registry.Advisories, history_pb.AdvisoriesRequest(repo=repo)).advisories
+        return [Advisory._of(advisory) for advisory in said]
+
+    def attest(
+        self, repo: str, type: str, *, verdict: str = "", tool: str = "", tool_version: str = "",
+        measurements: Iterable[Measurement] = (), text: str = "", signer: str = "",
+    ) -> Attestation:
+        """Signs what was found out about a revision."""
+        found = [history_pb.Measurement(name=m.name, value=m.value, unit=m.unit, on=m.on) for m in measurements]
+        request = history_pb.AttestRequest(
+            repo=repo, type=type, verdict=verdict, tool=tool, tool_version=tool_version, measurements=found, text=text,
+            signer=signer,
+        )
+        return Attestation._of(self._ask(self._registry.Attest, request).attestation)
+
+    def publisher(self, publisher: str) -> Publisher:
+        """Who a handle or key is, and which keys sign for it."""
+        return Publisher._of(self._ask(self._registry.Publisher, history_pb.PublisherRequest(publisher=publisher)))
 
     def verify(self, repo: str, *, progress: Report = None) -> Verified:
         """Reads every byte and signature again."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import base64
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cairn.statements import Advisory, Attestation
 from cairn.v1 import cairn_pb2 as pb
 from cairn.v1 import catalogue_pb2 as catalogue
 
@@ -209,6 +210,8 @@ class RepoDetails:
     metadata: dict[str, str]
     adapter: Adapter | None
     card: Card | None = None
+    advisories: list[Advisory] = field(default_factory=list)
+    attestations: list[Attestation] = field(default_factory=list)
 
     @classmethod
     def _of(cls, m: pb.ShowResponse) -> RepoDetails:
@@ -220,6 +223,8 @@ class RepoDetails:
             {entry.key: entry.value for entry in m.metadata},
             adapter,
             Card._of(m.card) if m.HasField("card") else None,
+            [Advisory._of(advisory) for advisory in m.advisories],
+            [Attestation._of(attestation) for attestation in m.attestations],
         )
 
 

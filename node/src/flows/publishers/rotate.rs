@@ -1,6 +1,7 @@
 //! Key rotation: a new epoch of a publisher, signed by the key that signs now or by its recovery key.
 //!
-//! What the publisher's refs stand for is signed anew with the new key in the same transaction, for heads of before the epoch count no more.
+//! What the publisher's refs stand for, and its advisories, are signed anew with the new key in the same transaction, for heads of before
+//! the epoch count no more.
 //! Invariant: the new key is on disk before it is named; either the whole rotation is in the catalogue or nothing of it.
 
 use std::path::Path;
@@ -49,6 +50,7 @@ pub async fn rotate(node: &Node, request: api::KeyRotateRequest) -> Result<api::
         created_ms: now_ms(),
         ..before
     };
+    let warned = node.registry.advisories_by(known.authority.now().1.signing_key).await.map_err(catalog)?;
     let refs = node.registry.refs_of(publisher).await.map_err(catalog)?;
     let mut records = vec![sign(node, &profile, &ender)?];
     let mut signed = Vec::new();
@@ -57,6 +59,11 @@ pub async fn rotate(node: &Node, request: api::KeyRotateRequest) -> Result<api::
             records.push(record);
             signed.push(format!("{}@{}", repo.path(), state.name));
         }
+    }
+    // Warnings of a key that signs no more would be hearsay from now on.
+    for (_, advisory) in warned.iter().filter(|(_, advisory)| !advisory.is_withdrawn) {
+        let record = advisory.sign(node.registry.realm(), &fresh);
+        records.push(record.map_err(|error| Refusal::internal(advisory.name.clone(), error))?);
     }
     state(node, publisher, records).await?;
     tracing::info!(%publisher, epoch, refs = signed.len(), "rotated");

@@ -1,4 +1,5 @@
 from cairn.v1 import catalogue_pb2 as _catalogue_pb2
+from cairn.v1 import history_pb2 as _history_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -197,7 +198,7 @@ class ShowRequest(_message.Message):
     def __init__(self, repo: _Optional[str] = ...) -> None: ...
 
 class ShowResponse(_message.Message):
-    __slots__ = ("repo", "refs", "files", "model", "holders", "message", "parents", "warning", "tensors", "metadata", "adapter", "card")
+    __slots__ = ("repo", "refs", "files", "model", "holders", "message", "parents", "warning", "tensors", "metadata", "adapter", "card", "advisories", "attestations")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +211,8 @@ class ShowResponse(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     CARD_FIELD_NUMBER: _ClassVar[int]
+    ADVISORIES_FIELD_NUMBER: _ClassVar[int]
+    ATTESTATIONS_FIELD_NUMBER: _ClassVar[int]
     repo: Repo
     refs: _containers.RepeatedCompositeFieldContainer[Ref]
     files: _containers.RepeatedCompositeFieldContainer[File]
@@ -222,7 +225,9 @@ class ShowResponse(_message.Message):
     metadata: _containers.RepeatedCompositeFieldContainer[Entry]
     adapter: Adapter
     card: _catalogue_pb2.Card
-    def __init__(self, repo: _Optional[_Union[Repo, _Mapping]] = ..., refs: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., message: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., warning: _Optional[str] = ..., tensors: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., card: _Optional[_Union[_catalogue_pb2.Card, _Mapping]] = ...) -> None: ...
+    advisories: _containers.RepeatedCompositeFieldContainer[_history_pb2.Advisory]
+    attestations: _containers.RepeatedCompositeFieldContainer[_history_pb2.Attestation]
+    def __init__(self, repo: _Optional[_Union[Repo, _Mapping]] = ..., refs: _Optional[_Iterable[_Union[Ref, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., holders: _Optional[_Iterable[str]] = ..., message: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., warning: _Optional[str] = ..., tensors: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., card: _Optional[_Union[_catalogue_pb2.Card, _Mapping]] = ..., advisories: _Optional[_Iterable[_Union[_history_pb2.Advisory, _Mapping]]] = ..., attestations: _Optional[_Iterable[_Union[_history_pb2.Attestation, _Mapping]]] = ...) -> None: ...
 
 class Entry(_message.Message):
     __slots__ = ("key", "value")
@@ -295,20 +300,22 @@ class Model(_message.Message):
     def __init__(self, architecture: _Optional[str] = ..., layers: _Optional[int] = ..., width: _Optional[int] = ..., heads: _Optional[int] = ..., kv_heads: _Optional[int] = ..., vocabulary: _Optional[int] = ..., context_max: _Optional[int] = ..., served: bool = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("repo", "to", "include", "layers_from", "layers_to", "link")
+    __slots__ = ("repo", "to", "include", "layers_from", "layers_to", "link", "despite")
     REPO_FIELD_NUMBER: _ClassVar[int]
     TO_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FROM_FIELD_NUMBER: _ClassVar[int]
     LAYERS_TO_FIELD_NUMBER: _ClassVar[int]
     LINK_FIELD_NUMBER: _ClassVar[int]
+    DESPITE_FIELD_NUMBER: _ClassVar[int]
     repo: str
     to: str
     include: _containers.RepeatedScalarFieldContainer[str]
     layers_from: int
     layers_to: int
     link: bool
-    def __init__(self, repo: _Optional[str] = ..., to: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., layers_from: _Optional[int] = ..., layers_to: _Optional[int] = ..., link: bool = ...) -> None: ...
+    despite: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, repo: _Optional[str] = ..., to: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., layers_from: _Optional[int] = ..., layers_to: _Optional[int] = ..., link: bool = ..., despite: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PullEvent(_message.Message):
     __slots__ = ("progress", "done")
@@ -319,7 +326,7 @@ class PullEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Pulled, _Mapping]] = ...) -> None: ...
 
 class Pulled(_message.Message):
-    __slots__ = ("repo", "revision", "bytes_total", "bytes_needed", "bytes_local", "bytes_fetched", "bytes_overhead", "bytes_from", "seconds", "path", "files")
+    __slots__ = ("repo", "revision", "bytes_total", "bytes_needed", "bytes_local", "bytes_fetched", "bytes_overhead", "bytes_from", "seconds", "path", "files", "advisories")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +338,7 @@ class Pulled(_message.Message):
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    ADVISORIES_FIELD_NUMBER: _ClassVar[int]
     repo: str
     revision: str
     bytes_total: int
@@ -342,7 +350,8 @@ class Pulled(_message.Message):
     seconds: float
     path: str
     files: int
-    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., bytes_total: _Optional[int] = ..., bytes_needed: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_fetched: _Optional[int] = ..., bytes_overhead: _Optional[int] = ..., bytes_from: _Optional[_Iterable[_Union[BytesFrom, _Mapping]]] = ..., seconds: _Optional[float] = ..., path: _Optional[str] = ..., files: _Optional[int] = ...) -> None: ...
+    advisories: _containers.RepeatedCompositeFieldContainer[_history_pb2.Advisory]
+    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., bytes_total: _Optional[int] = ..., bytes_needed: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_fetched: _Optional[int] = ..., bytes_overhead: _Optional[int] = ..., bytes_from: _Optional[_Iterable[_Union[BytesFrom, _Mapping]]] = ..., seconds: _Optional[float] = ..., path: _Optional[str] = ..., files: _Optional[int] = ..., advisories: _Optional[_Iterable[_Union[_history_pb2.Advisory, _Mapping]]] = ...) -> None: ...
 
 class BytesFrom(_message.Message):
     __slots__ = ("node", "bytes")

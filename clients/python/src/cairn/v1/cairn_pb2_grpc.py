@@ -5,6 +5,7 @@ import warnings
 
 from cairn.v1 import cairn_pb2 as cairn_dot_v1_dot_cairn__pb2
 from cairn.v1 import catalogue_pb2 as cairn_dot_v1_dot_catalogue__pb2
+from cairn.v1 import history_pb2 as cairn_dot_v1_dot_history__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -95,6 +96,76 @@ class RegistryStub(object):
                 request_serializer=cairn_dot_v1_dot_cairn__pb2.MirrorListRequest.SerializeToString,
                 response_deserializer=cairn_dot_v1_dot_cairn__pb2.MirrorListResponse.FromString,
                 _registered_method=True)
+        self.History = channel.unary_unary(
+                '/cairn.v1.Registry/History',
+                request_serializer=cairn_dot_v1_dot_history__pb2.HistoryRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.HistoryResponse.FromString,
+                _registered_method=True)
+        self.Diff = channel.unary_unary(
+                '/cairn.v1.Registry/Diff',
+                request_serializer=cairn_dot_v1_dot_history__pb2.DiffRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.DiffResponse.FromString,
+                _registered_method=True)
+        self.SetRef = channel.unary_unary(
+                '/cairn.v1.Registry/SetRef',
+                request_serializer=cairn_dot_v1_dot_history__pb2.SetRefRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.SetRefResponse.FromString,
+                _registered_method=True)
+        self.Lineage = channel.unary_unary(
+                '/cairn.v1.Registry/Lineage',
+                request_serializer=cairn_dot_v1_dot_history__pb2.LineageRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.LineageResponse.FromString,
+                _registered_method=True)
+        self.Advise = channel.unary_unary(
+                '/cairn.v1.Registry/Advise',
+                request_serializer=cairn_dot_v1_dot_history__pb2.AdviseRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.AdviseResponse.FromString,
+                _registered_method=True)
+        self.Advisories = channel.unary_unary(
+                '/cairn.v1.Registry/Advisories',
+                request_serializer=cairn_dot_v1_dot_history__pb2.AdvisoriesRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.AdvisoriesResponse.FromString,
+                _registered_method=True)
+        self.Attest = channel.unary_unary(
+                '/cairn.v1.Registry/Attest',
+                request_serializer=cairn_dot_v1_dot_history__pb2.AttestRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.AttestResponse.FromString,
+                _registered_method=True)
+        self.Publisher = channel.unary_unary(
+                '/cairn.v1.Registry/Publisher',
+                request_serializer=cairn_dot_v1_dot_history__pb2.PublisherRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.PublisherResponse.FromString,
+                _registered_method=True)
+        self.KeyList = channel.unary_unary(
+                '/cairn.v1.Registry/KeyList',
+                request_serializer=cairn_dot_v1_dot_history__pb2.KeyListRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.KeyListResponse.FromString,
+                _registered_method=True)
+        self.KeyNew = channel.unary_unary(
+                '/cairn.v1.Registry/KeyNew',
+                request_serializer=cairn_dot_v1_dot_history__pb2.KeyNewRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.PublisherResponse.FromString,
+                _registered_method=True)
+        self.ProfileSet = channel.unary_unary(
+                '/cairn.v1.Registry/ProfileSet',
+                request_serializer=cairn_dot_v1_dot_history__pb2.ProfileSetRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.PublisherResponse.FromString,
+                _registered_method=True)
+        self.KeyRotate = channel.unary_unary(
+                '/cairn.v1.Registry/KeyRotate',
+                request_serializer=cairn_dot_v1_dot_history__pb2.KeyRotateRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.KeyRotateResponse.FromString,
+                _registered_method=True)
+        self.TrustList = channel.unary_unary(
+                '/cairn.v1.Registry/TrustList',
+                request_serializer=cairn_dot_v1_dot_history__pb2.TrustListRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.TrustListResponse.FromString,
+                _registered_method=True)
+        self.TrustSet = channel.unary_unary(
+                '/cairn.v1.Registry/TrustSet',
+                request_serializer=cairn_dot_v1_dot_history__pb2.TrustSetRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_history__pb2.TrustSetResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer(object):
@@ -182,6 +253,103 @@ class RegistryServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def History(self, request, context):
+        """What a ref stood for, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diff(self, request, context):
+        """What differs between two revisions: files and tensors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRef(self, request, context):
+        """Makes a branch or tag stand for a revision. Needs the API token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lineage(self, request, context):
+        """What a revision was made from, and what was made from it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Advise(self, request, context):
+        """Signs a warning, or takes one back. Needs the API token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Advisories(self, request, context):
+        """What is said of a revision, or by whom this node heeds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attest(self, request, context):
+        """Signs what was found out about a revision. Needs the API token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Publisher(self, request, context):
+        """Who a publisher is, and which keys sign for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeyList(self, request, context):
+        """The publishers that this node signs for. Needs the API token, as do the others that follow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeyNew(self, request, context):
+        """Makes a key and claims a handle for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProfileSet(self, request, context):
+        """Changes what a profile says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeyRotate(self, request, context):
+        """Begins a new epoch with a new key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TrustList(self, request, context):
+        """Whose handles and advisories an operator decided on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TrustSet(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -244,6 +412,76 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.MirrorList,
                     request_deserializer=cairn_dot_v1_dot_cairn__pb2.MirrorListRequest.FromString,
                     response_serializer=cairn_dot_v1_dot_cairn__pb2.MirrorListResponse.SerializeToString,
+            ),
+            'History': grpc.unary_unary_rpc_method_handler(
+                    servicer.History,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.HistoryRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.HistoryResponse.SerializeToString,
+            ),
+            'Diff': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diff,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.DiffRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.DiffResponse.SerializeToString,
+            ),
+            'SetRef': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRef,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.SetRefRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.SetRefResponse.SerializeToString,
+            ),
+            'Lineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lineage,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.LineageRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.LineageResponse.SerializeToString,
+            ),
+            'Advise': grpc.unary_unary_rpc_method_handler(
+                    servicer.Advise,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.AdviseRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.AdviseResponse.SerializeToString,
+            ),
+            'Advisories': grpc.unary_unary_rpc_method_handler(
+                    servicer.Advisories,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.AdvisoriesRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.AdvisoriesResponse.SerializeToString,
+            ),
+            'Attest': grpc.unary_unary_rpc_method_handler(
+                    servicer.Attest,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.AttestRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.AttestResponse.SerializeToString,
+            ),
+            'Publisher': grpc.unary_unary_rpc_method_handler(
+                    servicer.Publisher,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.PublisherRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.PublisherResponse.SerializeToString,
+            ),
+            'KeyList': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeyList,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.KeyListRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.KeyListResponse.SerializeToString,
+            ),
+            'KeyNew': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeyNew,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.KeyNewRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.PublisherResponse.SerializeToString,
+            ),
+            'ProfileSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProfileSet,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.ProfileSetRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.PublisherResponse.SerializeToString,
+            ),
+            'KeyRotate': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeyRotate,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.KeyRotateRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.KeyRotateResponse.SerializeToString,
+            ),
+            'TrustList': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrustList,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.TrustListRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.TrustListResponse.SerializeToString,
+            ),
+            'TrustSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrustSet,
+                    request_deserializer=cairn_dot_v1_dot_history__pb2.TrustSetRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_history__pb2.TrustSetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -570,6 +808,384 @@ class Registry(object):
             '/cairn.v1.Registry/MirrorList',
             cairn_dot_v1_dot_cairn__pb2.MirrorListRequest.SerializeToString,
             cairn_dot_v1_dot_cairn__pb2.MirrorListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def History(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/History',
+            cairn_dot_v1_dot_history__pb2.HistoryRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.HistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/Diff',
+            cairn_dot_v1_dot_history__pb2.DiffRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.DiffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRef(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/SetRef',
+            cairn_dot_v1_dot_history__pb2.SetRefRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.SetRefResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/Lineage',
+            cairn_dot_v1_dot_history__pb2.LineageRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.LineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Advise(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/Advise',
+            cairn_dot_v1_dot_history__pb2.AdviseRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.AdviseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Advisories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/Advisories',
+            cairn_dot_v1_dot_history__pb2.AdvisoriesRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.AdvisoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/Attest',
+            cairn_dot_v1_dot_history__pb2.AttestRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.AttestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publisher(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/Publisher',
+            cairn_dot_v1_dot_history__pb2.PublisherRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.PublisherResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeyList(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/KeyList',
+            cairn_dot_v1_dot_history__pb2.KeyListRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.KeyListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeyNew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/KeyNew',
+            cairn_dot_v1_dot_history__pb2.KeyNewRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.PublisherResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProfileSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/ProfileSet',
+            cairn_dot_v1_dot_history__pb2.ProfileSetRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.PublisherResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeyRotate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/KeyRotate',
+            cairn_dot_v1_dot_history__pb2.KeyRotateRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.KeyRotateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrustList(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/TrustList',
+            cairn_dot_v1_dot_history__pb2.TrustListRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.TrustListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrustSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Registry/TrustSet',
+            cairn_dot_v1_dot_history__pb2.TrustSetRequest.SerializeToString,
+            cairn_dot_v1_dot_history__pb2.TrustSetResponse.FromString,
             options,
             channel_credentials,
             insecure,
