@@ -68,7 +68,9 @@ impl From<HomeError> for Refusal {
             )
             .try_this(format!("kill {pid}, or another --home")),
             HomeError::Io { path, source } => {
-                Refusal::new(Reason::Internal, path.display().to_string(), source.to_string())
+                let is_full = source.kind() == io::ErrorKind::StorageFull;
+                let reason = if is_full { Reason::DiskFull } else { Reason::Internal };
+                Refusal::new(reason, path.display().to_string(), source.to_string())
                     .try_this("check that the folder is yours and the disk not full".to_string())
             }
             HomeError::BadSecret { path, why } => {

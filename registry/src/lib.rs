@@ -71,7 +71,7 @@ pub use advisories::{About, Judgement, Notice, Policy, Weight};
 pub use attestations::Attested;
 pub use blobs::{BlobError, Blobs, Stalled, TempPin, stage_cache::StageBlob};
 pub use card::{CARD_BYTES_MAX, Card, CardProblem};
-pub use catalog::{CatalogError, migrate::MigrateError};
+pub use catalog::{CatalogError, guarded::is_on_the_database, migrate::MigrateError};
 pub use commit::{Committed, NextHead, PublishError};
 pub use export::{ExportError, ExportReport};
 pub use folder::FolderError;

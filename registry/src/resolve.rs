@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use cairn_protocol::{
     id::{PublisherKey, RealmId, RecordId, RevisionId},
     name::{Handle, Publisher, RefName, RefSpec, RepoId, RepoPath, RepoRef},
+    record::{Body, RecordKind},
 };
 use redb::ReadTransaction;
 
@@ -20,7 +21,7 @@ use crate::{
         CatalogError, keys,
         tables::{self, Tables},
     },
-    history::PassedOver,
+    history::{HeadRow, PassedOver},
     look, ring,
 };
 
@@ -264,6 +265,7 @@ fn by_ref(
     let Some(head) = standing.head else {
         return Err(nowhere(path, reference, &standing.passed_over));
     };
+    check_signed(transaction, realm, &repo, &reference, &head)?;
     Ok(Resolved {
         path: display_path(transaction, realm, &repo)?,
         repo,
@@ -274,6 +276,27 @@ fn by_ref(
         number: head.number,
         head: Some(head.id),
     })
+}
+
+/// A row of the catalogue is only a copy of what was signed: a disk that altered it must not make a name mean something else.
+fn check_signed(
+    transaction: &ReadTransaction,
+    realm: RealmId,
+    repo: &RepoId,
+    reference: &RefName,
+    head: &HeadRow,
+) -> Result<(), CatalogError> {
+    let record = look::record(transaction, realm, RecordKind::Head, head.id)?;
+    let signed = record.and_then(|record| record.body().ok().map(|body| (record.key(), body)));
+    let is_same = match &signed {
+        Some((key, Body::Head(body))) => {
+            body.repo(*key) == *repo
+                && body.ref_name == *reference
+                && (body.revision, body.epoch, body.number) == (head.revision, head.epoch, head.number)
+        }
+        _ => false,
+    };
+    if is_same { Ok(()) } else { Err(keys::damaged("a head, which is not what was signed")) }
 }
 
 fn nowhere(path: &RepoPath, reference: RefName, passed_over: &[PassedOver]) -> ResolveError {

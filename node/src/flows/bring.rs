@@ -24,7 +24,7 @@ use cairn_registry::{HoldError, PinClass};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-use super::{announce, holders};
+use super::{announce, disk, holders};
 use crate::{
     data::fetch::{FetchError, FetchReport, Source},
     shell::Node,
@@ -169,7 +169,7 @@ pub async fn fetch_all(
     let sources = match bytes_missing(node, wanted).await? {
         0 => Vec::new(),
         bytes => {
-            refuse_full_disk(node, bytes)?;
+            disk::refuse_full(node, bytes)?;
             holders::find(node, revision).await
         }
     };
@@ -221,18 +221,6 @@ async fn bytes_missing(node: &Node, wanted: &[Wanted]) -> Result<u64, Refusal> {
         bytes += missing.iter().map(|range| range.end - range.start).sum::<u64>();
     }
     Ok(bytes)
-}
-
-/// Better said before hours of fetching than after.
-pub(super) fn refuse_full_disk(node: &Node, bytes: u64) -> Result<(), Refusal> {
-    let root = node.home.root();
-    let Ok(disk) = rustix::fs::statvfs(root) else { return Ok(()) };
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free >= bytes {
-        return Ok(());
-    }
-    let why = format!("{bytes} bytes are to be written and {free} are free on its disk");
-    Err(Refusal::new(Reason::DiskFull, root.display().to_string(), why).try_this("making room, or --include"))
 }
 
 /// What a holding that can't be told or changed means for people.

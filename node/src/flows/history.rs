@@ -148,7 +148,7 @@ pub async fn set_ref(node: &Node, request: api::SetRefRequest) -> Result<api::Se
     let record = head.sign(node.registry.realm(), &signer.key);
     let record = record.map_err(|error| Refusal::internal(&resolved.path, error))?;
     let pointed = node.registry.point(record.clone()).await;
-    pointed.map_err(|error| publish::publish_refusal(&format!("{}@{name}", resolved.path), error))?;
+    pointed.map_err(|error| publish::publish_refusal(node, &format!("{}@{name}", resolved.path), error))?;
     node.net.publish_record(record).await;
     Ok(api::SetRefResponse {
         repo: resolved.path,

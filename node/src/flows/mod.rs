@@ -12,6 +12,7 @@ pub mod bring;
 mod card;
 mod catch_up;
 pub mod diff;
+mod disk;
 pub mod generate;
 pub mod history;
 pub mod holders;

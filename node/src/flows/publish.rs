@@ -31,7 +31,7 @@ use cairn_registry::{
 };
 use tokio::sync::mpsc::Sender;
 
-use super::{announce, card, names, origins, publishers};
+use super::{announce, card, disk, names, origins, publishers};
 use crate::shell::Node;
 
 /// Answers `Publish`.
@@ -147,7 +147,7 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
         refuse_taken_tag(node, &wish.path, &repo, tag).await?;
     }
     let what = wish.path.to_string();
-    let failed = |error| publish_refusal(&what, error);
+    let failed = |error| publish_refusal(node, &what, error);
     let unserved = Arc::new(OnceLock::new());
     let prepared = prepare(node, &wish, repo.clone(), unserved.clone(), events.clone()).await.map_err(failed)?;
     let (files, bytes) = (prepared.manifest.files.len() as u64, prepared.manifest.bytes());
@@ -359,11 +359,16 @@ pub(super) fn bad(what: &str, error: &dyn std::fmt::Display) -> Refusal {
     Refusal::new(Reason::BadInput, what, error.to_string()).try_this("cairn publish --help")
 }
 
-pub(super) fn publish_refusal(what: &str, error: PublishError) -> Refusal {
+pub(super) fn publish_refusal(node: &Node, what: &str, error: PublishError) -> Refusal {
     let why = error.to_string();
-    let is_full = why.contains("No space left") || why.contains("os error 28");
+    // The blob store does not say why it could not write.
+    let is_store = matches!(error, PublishError::Blobs(_) | PublishError::Import(ImportError::Blobs(_)));
+    let is_full = why.contains("No space left") || why.contains("os error 28") || is_store && disk::is_full(node);
+    if is_full {
+        let why = format!("the disk of {} is full", node.home.root().display());
+        return Refusal::new(Reason::DiskFull, what, why).try_this("making room there, then the same again");
+    }
     let (reason, advice) = match &error {
-        _ if is_full => (Reason::DiskFull, "making room on the disk of the daemon's home"),
         PublishError::Folder(FolderError::Io { error, .. })
         | PublishError::Import(ImportError::Read { error, .. } | ImportError::Link { error, .. })
             if error.kind() == ErrorKind::PermissionDenied =>

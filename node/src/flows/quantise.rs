@@ -30,7 +30,7 @@ use tokio::sync::mpsc::Sender;
 use super::{
     advisories,
     bring::{self, Wanted},
-    holders, names, plan,
+    disk, holders, names, plan,
     publish::{self, MadeFrom, Wish},
 };
 use crate::{panics, shell::Node, stages::BlobTensors};
@@ -117,7 +117,7 @@ impl<'a> Job<'a> {
             write(folder.path(), file.path.as_str(), &bytes)?;
         }
         let recipe = self.recipe(&tensors).await?;
-        bring::refuse_full_disk(self.node, recipe.bytes())?;
+        disk::refuse_full(self.node, recipe.bytes())?;
         let name = format!("{}.{}.gguf", path.name, self.target.dtype().name());
         self.write(recipe, folder.path().join(name)).await?;
         drop(pins);

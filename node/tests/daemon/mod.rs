@@ -32,15 +32,21 @@ impl Daemon {
 
     /// Starts one in `home` with more arguments.
     pub fn start_in(home: tempfile::TempDir, more: &[&str]) -> Daemon {
+        Daemon::try_start_in(home, more).unwrap_or_else(|why| panic!("the daemon did not start: {why}"))
+    }
+
+    /// The same, or what it wrote to stderr when it ended instead.
+    pub fn try_start_in(home: tempfile::TempDir, more: &[&str]) -> Result<Daemon, String> {
         let mut child = node(home.path()).args(more).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         if line.is_empty() {
             let mut why = String::new();
             child.stderr.take().unwrap().read_to_string(&mut why).unwrap();
-            panic!("the daemon did not start: {why}");
+            child.wait().unwrap();
+            return Err(why);
         }
-        Daemon { child, home, ready: serde_json::from_str(&line).unwrap() }
+        Ok(Daemon { child, home, ready: serde_json::from_str(&line).unwrap() })
     }
 
     pub fn pid(&self) -> u32 {

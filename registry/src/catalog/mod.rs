@@ -6,6 +6,7 @@
 //! Invariant: a write that answered `Ok` is on disk (redb `Durability::Immediate`), and nothing outside this folder opens the
 //! file.
 
+pub(crate) mod guarded;
 pub(crate) mod keys;
 pub(crate) mod migrate;
 pub(crate) mod tables;
@@ -84,8 +85,11 @@ struct Workers {
 impl Catalog {
     /// Opens or makes the file and migrates it to the present schema. Blocks: call it from a blocking thread.
     pub(crate) fn open(path: &Path) -> Result<Self, migrate::MigrateError> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(CatalogError::from)?;
-        migrate::migrate(&database)?;
+        let database = guarded::guarded(|| {
+            let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(CatalogError::from)?;
+            migrate::migrate(&database)?;
+            Ok::<_, migrate::MigrateError>(database)
+        })??;
         let database = Arc::new(database);
         let workers = Workers {
             writer: Worker::start("catalog-writer", database.clone())?,
@@ -125,14 +129,14 @@ impl Catalog {
     {
         let place = self.workers.writer.place().await?;
         let answer = place.run(move |database| write_durably(database, work));
-        answer.await.map_err(|_| CatalogError::Closed)?
+        answer.await.map_err(|_| CatalogError::Closed)??
     }
 
     /// Every blob that a pin of the catalogue protects, in whatever realm. Its future is `Sync`, as the garbage collector demands.
     pub(crate) async fn protected(&self) -> Result<HashSet<BlobHash>, CatalogError> {
         let place = self.workers.reader.place().await?;
         let answer = place.run(protected);
-        answer.await.map_err(|_| CatalogError::Closed)?
+        answer.await.map_err(|_| CatalogError::Closed)??
     }
 
     /// The catalogue without keeping it open: for those who must not outlive it.
@@ -168,7 +172,7 @@ where
         let transaction = database.begin_read().map_err(CatalogError::from)?;
         work(&transaction)
     });
-    answer.await.map_err(|_| CatalogError::Closed)?
+    answer.await.map_err(|_| CatalogError::Closed)??
 }
 
 fn protected(database: &Database) -> Result<HashSet<BlobHash>, CatalogError> {

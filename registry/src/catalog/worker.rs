@@ -13,7 +13,7 @@ use std::{
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
-use super::CatalogError;
+use super::{CatalogError, guarded::guarded};
 
 /// Pieces of work that may wait for one thread. Each is a closure of some hundred bytes; 256 of them ride out a page of
 /// records arriving from several peers at once, and more would only hide that the disk is too slow.
@@ -25,15 +25,15 @@ type Work = Box<dyn FnOnce(&Database) + Send>;
 pub(super) struct Place(mpsc::OwnedPermit<Work>);
 
 impl Place {
-    /// Queues `work`; the receiver gets what it returns, or an error if the thread ended first.
+    /// Queues `work`; the receiver gets what it returns or that the database is damaged, or an error if the thread ended first.
     pub(super) fn run<T: Send + 'static>(
         self,
         work: impl FnOnce(&Database) -> T + Send + 'static,
-    ) -> oneshot::Receiver<T> {
+    ) -> oneshot::Receiver<Result<T, CatalogError>> {
         let (reply, answer) = oneshot::channel();
         self.0.send(Box::new(move |database| {
             // The asker may have gone; the work was still done.
-            let _ = reply.send(work(database));
+            let _ = reply.send(guarded(|| work(database)));
         }));
         answer
     }

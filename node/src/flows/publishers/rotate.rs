@@ -125,5 +125,5 @@ fn anew(node: &Node, repo: &RepoId, state: &RefState, epoch: u64, key: &Keypair)
         publisher: Some(repo.publisher),
     };
     let record = anew.sign(node.registry.realm(), key);
-    record.map(Some).map_err(|error| Refusal::internal(&repo.path().to_string(), error))
+    record.map(Some).map_err(|error| Refusal::internal(repo.path().to_string(), error))
 }
