@@ -323,5 +323,9 @@ async fn pull(client: Client, ask: api::PullRequest) -> Result<api::Pulled> {
 /// What an act came to within its time; nothing if death comes first. Then it is still under way: a call that is given up would be
 /// cancelled, and the node is to die in the middle of it.
 async fn within<T: Send + 'static>(life: Duration, act: impl Future<Output = Result<T>> + Send + 'static) -> Option<T> {
-    tokio::time::timeout(life, tokio::spawn(act)).await.ok()?.ok()?.ok()
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let mut acts = tokio::task::JoinSet::new();
+    acts.spawn(async move { drop(reply.send(act.await)) });
+    acts.detach_all();
+    tokio::time::timeout(life, answer).await.ok()?.ok()?.ok()
 }

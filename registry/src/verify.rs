@@ -160,7 +160,14 @@ impl Registry {
             return Ok(problem);
         }
         // The proof lies in the store's database: reading through it checks it.
-        Ok(blobs.read(file.blake3, 0..size).await.err().map(|_| Problem::Proof))
+        match blobs.read(file.blake3, 0..size).await {
+            Ok(_) => Ok(None),
+            Err(BlobError::Io(error)) => Ok(Some(Problem::Unreadable(error.to_string()))),
+            Err(error) => {
+                tracing::warn!(%error, path = %file.path, "the proof of a blob does not hold");
+                Ok(Some(Problem::Proof))
+            }
+        }
     }
 
     /// Of a blob that is here in part, every byte that is here.
