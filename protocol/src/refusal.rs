@@ -77,6 +77,8 @@ reasons! {
     Untrusted: "untrusted", 7, 403, 4;
     /// The operator's policy refuses it: an advisory says why.
     Policy: "policy", 7, 403, 4;
+    /// The scan found files that may run something by being opened.
+    UnsafeFiles: "unsafe_files", 9, 422, 4;
     /// Bytes don't match their hash.
     Corrupt: "corrupt", 15, 500, 1;
     /// No reachable node holds the bytes.

@@ -129,7 +129,12 @@ impl Registry {
         Ok(report)
     }
 
-    async fn export_file(&self, file: &ManifestFile, root: &Path, transfer: Transfer) -> Result<bool, ExportError> {
+    pub(crate) async fn export_file(
+        &self,
+        file: &ManifestFile,
+        root: &Path,
+        transfer: Transfer,
+    ) -> Result<bool, ExportError> {
         let not_held = || ExportError::NotHeld { path: file.path.clone(), blob: file.blake3 };
         let corrupt = || ExportError::Corrupt { path: file.path.clone(), blob: file.blake3 };
         let size = self.blobs().size(file.blake3).await.map_err(HoldError::from)?;
@@ -153,7 +158,7 @@ impl Registry {
     }
 }
 
-async fn make_root(to: &Path) -> Result<PathBuf, ExportError> {
+pub(crate) async fn make_root(to: &Path) -> Result<PathBuf, ExportError> {
     let to = to.to_owned();
     let made = tokio::task::spawn_blocking(move || {
         let made = fs::create_dir_all(&to).and_then(|()| to.canonicalize());
@@ -194,7 +199,7 @@ fn write(source: &Source, file: &ManifestFile, root: &Path, transfer: Transfer) 
 }
 
 /// Makes the folders on the way, and refuses one that is a link out of the root.
-fn place(root: &Path, path: &FilePath) -> Result<(PathBuf, PathBuf), ExportError> {
+pub(crate) fn place(root: &Path, path: &FilePath) -> Result<(PathBuf, PathBuf), ExportError> {
     let target = path.parts().fold(root.to_owned(), |place, part| place.join(part));
     let mut folder = root.to_owned();
     let parts: Vec<&str> = path.parts().collect();
@@ -236,7 +241,7 @@ fn make_ordinary(file: &File) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(0o644))
 }
 
-fn hash(path: &Path) -> io::Result<BlobHash> {
+pub(crate) fn hash(path: &Path) -> io::Result<BlobHash> {
     let mut file = File::open(path)?;
     let mut hasher = blake3::Hasher::new();
     let mut piece = vec![0; PIECE];
@@ -248,6 +253,6 @@ fn hash(path: &Path) -> io::Result<BlobHash> {
     }
 }
 
-fn write_error(path: &Path, error: io::Error) -> ExportError {
+pub(crate) fn write_error(path: &Path, error: io::Error) -> ExportError {
     ExportError::Write { path: path.to_owned(), error }
 }

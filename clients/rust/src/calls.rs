@@ -206,6 +206,16 @@ impl Client {
         answer(self.registry.clone().trust_set(self.request(ask)).await)
     }
 
+    /// What the files would do to whoever opens them: an event a file, then the whole. Needs the token for a path.
+    pub async fn scan(&self, ask: api::ScanRequest) -> Result<Events<api::ScanEvent>, Refusal> {
+        stream(self.registry.clone().scan(self.request(ask)).await)
+    }
+
+    /// Writes a revision to a folder of the daemon's machine. Needs the token.
+    pub async fn export(&self, ask: api::ExportRequest) -> Result<Events<api::PullEvent>, Refusal> {
+        stream(self.registry.clone().export(self.request(ask)).await)
+    }
+
     /// Keeps what the pattern names, a copy here. Needs the token.
     pub async fn mirror_add(&self, pattern: impl Into<String>) -> Result<(), Refusal> {
         self.mirror_by(pattern, api::MirrorRules::default()).await

@@ -14,7 +14,9 @@ mod bench_sync;
 mod catalog;
 mod daemon;
 mod demo;
+mod export;
 mod history;
+mod import;
 mod interruption;
 mod keys;
 mod mesh;
@@ -25,6 +27,7 @@ mod progress;
 mod publish;
 mod pull;
 mod run;
+mod scan;
 mod search;
 mod settings;
 mod task;
@@ -108,12 +111,16 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Sign and publish a file or folder
     Publish(publish::PublishArgs),
-    /// Bring a model in from a folder or a .gguf file
-    Import(publish::ImportArgs),
+    /// Bring a model in from a Hub, a folder or a .gguf file
+    Import(import::ImportArgs),
     /// Make a model again with quantised matrices, and publish it
     Quantise(publish::QuantiseArgs),
     /// Fetch and verify a repo
     Pull(pull::PullArgs),
+    /// Write a repo to a folder, or to the cache of the Hub's own clients
+    Export(export::ExportArgs),
+    /// Tell what the files of a repo or folder would do to whoever opens them
+    Scan(scan::ScanArgs),
     /// Keep copies of others' repos
     Mirror(mirror::MirrorArgs),
     /// List the repos that this node knows
@@ -215,9 +222,11 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Node(args) => daemon::run(global, args).await,
         Command::Demo(args) => demo::run(global, args).await,
         Command::Publish(args) => publish::publish(global, args).await,
-        Command::Import(args) => publish::import(global, args).await,
+        Command::Import(args) => import::import(global, args).await,
         Command::Quantise(args) => publish::quantise(global, args).await,
         Command::Pull(args) => pull::run(global, args).await,
+        Command::Export(args) => export::export(global, args).await,
+        Command::Scan(args) => scan::scan(global, args).await,
         Command::Mirror(args) => mirror::run(global, args).await,
         Command::Ls(args) => catalog::ls(global, args).await,
         Command::Search(args) => search::run(global, args).await,

@@ -1,5 +1,5 @@
-//! `cairn publish`, `cairn import` and `cairn quantise`: a file or folder of this machine, or what is made of another
-//! revision, becomes a signed revision.
+//! `cairn publish` and `cairn quantise`: a file or folder of this machine, or what is made of another revision, becomes a signed
+//! revision.
 
 use std::path::{Path, PathBuf};
 
@@ -31,20 +31,9 @@ pub(super) struct PublishArgs {
     /// Hard-link instead of copying; the files must not be edited afterwards
     #[arg(long)]
     link: bool,
-}
-
-#[derive(Args)]
-#[command(
-    after_help = "Examples:\n  cairn import ./downloads/qwen acme/qwen\n  cairn import /models/SmolLM2-135M-Instruct.Q4_1.gguf acme/smol-q4"
-)]
-pub(super) struct ImportArgs {
-    /// A folder or a .gguf file
-    source: String,
-    /// The repo it becomes
-    repo: String,
-    /// What changed
-    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-    message: String,
+    /// Publish also files that may run something by being opened (see cairn scan)
+    #[arg(long)]
+    allow_unsafe_files: bool,
 }
 
 #[derive(Args)]
@@ -77,21 +66,12 @@ pub(super) async fn publish(global: &Global, args: PublishArgs) -> Outcome {
     let path = absolute(&args.path)?;
     let client = global.connect().await?;
     found(&client, &args.path)?;
-    let PublishArgs { repo, tag, message, link, .. } = args;
-    follow(global, client.publish(api::PublishRequest { path, repo, tag, message, link }).await?).await
+    let PublishArgs { repo, tag, message, link, allow_unsafe_files, .. } = args;
+    let ask = api::PublishRequest { path, repo, tag, message, link, allow_unsafe_files };
+    follow(global, client.publish(ask).await?).await
 }
 
-pub(super) async fn import(global: &Global, args: ImportArgs) -> Outcome {
-    let is_elsewhere = args.source.contains("://");
-    let source = if is_elsewhere { args.source.clone() } else { absolute(Path::new(&args.source))? };
-    let client = global.connect().await?;
-    if !is_elsewhere {
-        found(&client, Path::new(&args.source))?;
-    }
-    follow(global, client.import(api::ImportRequest { source, repo: args.repo, message: args.message }).await?).await
-}
-
-async fn follow(global: &Global, mut events: Events<api::PublishEvent>) -> Outcome {
+pub(super) async fn follow(global: &Global, mut events: Events<api::PublishEvent>) -> Outcome {
     let output = global.output();
     let bar = Bar::new(output);
     while let Some(event) = events.next().await? {
@@ -113,12 +93,20 @@ fn show(global: &Global, done: &api::Published) {
         "repo": done.repo, "revision": done.revision, "ref": done.r#ref, "epoch": done.epoch, "number": done.number,
         "files": done.files, "bytes": done.bytes, "key_created": done.key_created, "publisher": done.publisher,
         "unserved": done.unserved,
+        "scan": done.scan.as_ref().map(super::scan::told),
+        "imported_from": done.imported_from, "unchanged": done.unchanged, "bytes_fetched": done.bytes_fetched,
         "card_problems": done.card_problems.iter().map(super::catalog::card_problem).collect::<Vec<_>>(),
     });
     for problem in &done.card_problems {
         global.output().note(&super::catalog::describe_problem(problem));
     }
+    if let Some(scan) = done.scan.as_ref().filter(|scan| scan.verdict != "clean") {
+        global.output().note(&format!("scan: {} ({})", scan.verdict, scan.summary));
+    }
     global.output().result(&value, || {
+        if done.unchanged {
+            return format!("{}@{} is {} already: the same files", done.repo, done.r#ref, done.revision);
+        }
         let key = if done.key_created && !global.quiet {
             "\na new key was made for this publisher; it is in HOME/keys: back it up"
         } else {
@@ -149,7 +137,7 @@ pub(super) fn absolute(path: &Path) -> Result<String, Refusal> {
 }
 
 /// A path that is to be taken in is looked for before anything is asked. A daemon on another machine has other files.
-fn found(client: &Client, path: &Path) -> Result<(), Refusal> {
+pub(super) fn found(client: &Client, path: &Path) -> Result<(), Refusal> {
     if !client.found().is_local() || path.exists() {
         return Ok(());
     }

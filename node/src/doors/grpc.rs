@@ -115,13 +115,15 @@ impl Registry for Calls {
     type PullStream = Events<api::PullEvent>;
     type ReadBlobStream = Events<api::ReadBlobResponse>;
     type VerifyStream = Events<api::VerifyEvent>;
+    type ScanStream = Events<api::ScanEvent>;
+    type ExportStream = Events<api::PullEvent>;
 
     async fn publish(&self, request: Request<api::PublishRequest>) -> Result<Response<Self::PublishStream>, Status> {
         self.stream(request, Needs::Token("publish"), flows::publish::publish)
     }
 
     async fn import(&self, request: Request<api::ImportRequest>) -> Result<Response<Self::ImportStream>, Status> {
-        self.stream(request, Needs::Token("import"), flows::publish::import)
+        self.stream(request, Needs::Token("import"), flows::import::import)
     }
 
     async fn resolve(&self, request: Request<api::ResolveRequest>) -> Result<Response<api::ResolveResponse>, Status> {
@@ -154,6 +156,16 @@ impl Registry for Calls {
 
     async fn verify(&self, request: Request<api::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
         self.stream(request, Needs::Nothing, flows::verify::verify)
+    }
+
+    async fn scan(&self, request: Request<api::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+        let is_path = matches!(request.get_ref().what, Some(api::scan_request::What::Path(_)));
+        let needs = if is_path { Needs::Token("scan of a path") } else { Needs::Nothing };
+        self.stream(request, needs, flows::scan::scan)
+    }
+
+    async fn export(&self, request: Request<api::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
+        self.stream(request, Needs::Token("export"), flows::export::export)
     }
 
     async fn mirror_add(

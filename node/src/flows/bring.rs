@@ -121,7 +121,8 @@ fn layer_ranges(manifest: &Manifest, layers: LayerRange) -> Result<Vec<(&Manifes
     Ok(ranges)
 }
 
-fn globs(patterns: &[String]) -> Result<Option<GlobSet>, Refusal> {
+/// What patterns choose; `None` without any.
+pub(super) fn globs(patterns: &[String]) -> Result<Option<GlobSet>, Refusal> {
     if patterns.is_empty() {
         return Ok(None);
     }

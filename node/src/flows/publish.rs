@@ -1,7 +1,7 @@
 //! Publishing: a person's file or folder becomes a signed revision that peers hear of.
 //!
 //! Taking files in and the rules of heads are the registry's; here is whose key signs, and the order: hear what others know, take
-//! the bytes in, sign, commit, tell. Import of a folder or a .gguf file is the same.
+//! the bytes in, scan them, sign, commit, attest what the scan found, tell.
 //!
 //! Invariant: a handle that another key claims is never signed for; nothing is told to peers before it is durable here, and what is
 //! durable is told. Dropping the flow before the commit leaves nothing but unpinned bytes (and, at a handle's first publish, its key).
@@ -31,7 +31,12 @@ use cairn_registry::{
 };
 use tokio::sync::mpsc::Sender;
 
-use super::{announce, card, disk, names, origins, publishers};
+use super::{
+    announce,
+    attest::{self, Finding},
+    card, disk, names, origins, publishers,
+    scan::{self, UnsafeFiles},
+};
 use crate::shell::Node;
 
 /// Answers `Publish`.
@@ -50,30 +55,7 @@ pub async fn publish(
         message: request.message,
         transfer,
         made_from: MadeFrom::default(),
-    };
-    bring_in(&node, wish, events).await
-}
-
-/// Answers `Import`: for now from a folder or a .gguf file of the daemon's machine.
-pub async fn import(
-    node: Arc<Node>,
-    request: api::ImportRequest,
-    events: Sender<api::PublishEvent>,
-) -> Result<(), Refusal> {
-    if request.source.contains("://") {
-        let why = "only a folder or a .gguf file of this machine can be imported yet";
-        return Err(Refusal::new(Reason::Unsupported, request.source, why)
-            .try_this("downloading it first, then cairn import FOLDER REPO"));
-    }
-    let (path, branch) = place(&request.repo)?;
-    let wish = Wish {
-        source: absolute(&request.source)?,
-        path,
-        branch,
-        tag: None,
-        message: request.message,
-        transfer: Transfer::Copy,
-        made_from: MadeFrom::default(),
+        unsafe_files: UnsafeFiles::asked(request.allow_unsafe_files),
     };
     bring_in(&node, wish, events).await
 }
@@ -114,6 +96,7 @@ pub(super) struct Wish {
     pub message: String,
     pub transfer: Transfer,
     pub made_from: MadeFrom,
+    pub unsafe_files: UnsafeFiles,
 }
 
 /// Where the bytes come from, if a job made them of other revisions.
@@ -139,6 +122,18 @@ struct Signer {
 
 /// Takes in, signs, commits and tells. The last event is what was published.
 pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::PublishEvent>) -> Result<(), Refusal> {
+    let done = publish_wish(node, wish, &events).await?;
+    // A client that hung up after the commit has still published.
+    let _ = events.send(api::PublishEvent { event: Some(api::publish_event::Event::Done(done)) }).await;
+    Ok(())
+}
+
+/// Takes in, scans, signs, commits, attests and tells.
+pub(super) async fn publish_wish(
+    node: &Arc<Node>,
+    wish: Wish,
+    events: &Sender<api::PublishEvent>,
+) -> Result<api::Published, Refusal> {
     names::learn(node, &wish.path, &wish.branch).await;
     let signer = signer(node, &wish.path).await?;
     let repo = RepoId { publisher: signer.publisher, kind: wish.path.kind, name: wish.path.name.clone() };
@@ -150,6 +145,7 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
     let failed = |error| publish_refusal(node, &what, error);
     let unserved = Arc::new(OnceLock::new());
     let prepared = prepare(node, &wish, repo.clone(), unserved.clone(), events.clone()).await.map_err(failed)?;
+    let scan = scan::judge(node, &what, &prepared.manifest.files, wish.unsafe_files).await?;
     let (files, bytes) = (prepared.manifest.files.len() as u64, prepared.manifest.bytes());
     let card_problems = prepared.card.iter().flat_map(|card| card.problems.iter().map(card::problem)).collect();
     let branch = next(node, &repo, &wish.branch).await?;
@@ -158,11 +154,11 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
     let statement = prepared.statement_for(signer.named(), origins);
     let records = sign(node, &signer, &prepared, statement, &wish, branch);
     let records = records.map_err(|error| Refusal::internal(&what, error))?;
-    let told = node.tasks.spawn(commit_and_tell(node.clone(), prepared, records));
+    let told = node.tasks.spawn(commit_and_tell(node.clone(), prepared, records, scan::finding(&scan)));
     let told = told.await.map_err(|error| Refusal::internal(&what, error))?;
     let Committed { revision, .. } = told.map_err(failed)?;
     tracing::info!(repo = %wish.path, revision = %revision.short(), files, bytes, "published");
-    let done = api::Published {
+    Ok(api::Published {
         repo: what,
         revision: revision.to_string(),
         r#ref: wish.tag.as_ref().unwrap_or(&wish.branch).to_string(),
@@ -174,17 +170,24 @@ pub(super) async fn bring_in(node: &Arc<Node>, wish: Wish, events: Sender<api::P
         publisher: signer.publisher.to_string(),
         unserved: unserved.get().cloned().unwrap_or_default(),
         card_problems,
-    };
-    // A client that hung up after the commit has still published.
-    let _ = events.send(api::PublishEvent { event: Some(api::publish_event::Event::Done(done)) }).await;
-    Ok(())
+        scan: Some(scan::told(&scan)),
+        ..api::Published::default()
+    })
 }
 
 /// What is committed is told, even if whoever asked hangs up in between: it runs as a task of its own.
-async fn commit_and_tell(node: Arc<Node>, prepared: Prepared, records: Vec<Record>) -> Result<Committed, PublishError> {
+async fn commit_and_tell(
+    node: Arc<Node>,
+    prepared: Prepared,
+    records: Vec<Record>,
+    scanned: Finding,
+) -> Result<Committed, PublishError> {
     let committed = node.registry.commit(prepared, records.clone()).await?;
     for record in records {
         node.net.publish_record(record).await;
+    }
+    if let Err(refusal) = attest::sign(&node, committed.revision, scanned, "", false).await {
+        tracing::warn!(%refusal, revision = %committed.revision.short(), "what the scan found was not attested");
     }
     announce::keeps(&node, committed.revision).await;
     Ok(committed)
@@ -342,7 +345,7 @@ fn sign(
     Ok(records)
 }
 
-fn absolute(path: &str) -> Result<PathBuf, Refusal> {
+pub(super) fn absolute(path: &str) -> Result<PathBuf, Refusal> {
     let path = PathBuf::from(path);
     if path.is_absolute() {
         return Ok(path);

@@ -11,10 +11,10 @@ use cairn_protocol::{
     layers::LayerRange,
     limits::PIECE_BYTES_MAX,
     manifest::Manifest,
-    name::FilePath,
+    name::{FilePath, RepoPath},
     refusal::{Reason, Refusal},
 };
-use cairn_registry::{BlobError, ExportError, ExportReport, PinClass, Resolved, Transfer};
+use cairn_registry::{BlobError, ExportError, ExportReport, HubName, PinClass, Resolved, Transfer, hub_commit};
 use tokio::sync::mpsc::Sender;
 
 use super::bring::{self, Selection, Wanted, bring, select, whole_files};
@@ -27,9 +27,28 @@ use crate::{data::fetch::FetchReport, shell::Node};
 
 /// Answers `Pull`.
 pub async fn pull(node: Arc<Node>, request: api::PullRequest, events: Sender<api::PullEvent>) -> Result<(), Refusal> {
+    pull_as(node, request, Layout::Folder, events).await
+}
+
+/// How files lie in the folder that they are written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// As the revision names them.
+    Folder,
+    /// As the Hub's own clients lay out their cache.
+    HubCache,
+}
+
+/// Fetches, verifies and writes to a folder if one is named.
+pub(super) async fn pull_as(
+    node: Arc<Node>,
+    request: api::PullRequest,
+    layout: Layout,
+    events: Sender<api::PullEvent>,
+) -> Result<(), Refusal> {
     let started = Instant::now();
     let name = names::parse(&request.repo)?;
-    let wish = Wish::new(&request)?;
+    let wish = Wish { layout, ..Wish::new(&request)? };
     let resolved = names::resolve_newest(&node, &name).await?;
     let manifest = manifest_of(&node, &resolved).await.map_err(|refusal| about(&resolved, refusal))?;
     let notices = advisories::permit(&node, &resolved, &manifest, &request.despite).await?;
@@ -43,6 +62,9 @@ pub async fn pull(node: Arc<Node>, request: api::PullRequest, events: Sender<api
     };
     let files = whole_files(&manifest, &wish.selection)?.len() as u64;
     let mut done = pulled(&resolved, &manifest, files, report, exported, started);
+    if layout == Layout::HubCache {
+        done.commit = hub_commit(resolved.revision);
+    }
     for notice in &notices {
         done.advisories.push(advisories::told(&node, notice).await?);
     }
@@ -55,6 +77,7 @@ struct Wish {
     selection: Selection,
     to: Option<PathBuf>,
     transfer: Transfer,
+    layout: Layout,
 }
 
 impl Wish {
@@ -76,7 +99,12 @@ impl Wish {
             return Err(Refusal::new(Reason::BadInput, "--layers with --to", why).try_this("without --to"));
         }
         let transfer = if request.link { Transfer::HardLink } else { Transfer::Copy };
-        Ok(Wish { selection: Selection { include: request.include.clone(), layers }, to, transfer })
+        Ok(Wish {
+            selection: Selection { include: request.include.clone(), layers },
+            to,
+            transfer,
+            layout: Layout::Folder,
+        })
     }
 }
 
@@ -110,26 +138,40 @@ impl Pull<'_> {
     ) -> Result<ExportReport, Refusal> {
         let files = whole_files(self.manifest, &wish.selection)?;
         let files: Vec<FilePath> = files.into_iter().map(|file| file.path.clone()).collect();
-        match self.write(&files, to, wish.transfer).await {
+        match self.write(&files, to, wish).await {
             Err(ExportError::Corrupt { path, blob }) => {
                 tracing::warn!(%path, %blob, "a file is damaged on this disk and is fetched anew");
                 throw_away(self.node, self.resolved.revision, blob).await?;
                 report.add(FetchReport { bytes_needed: 0, bytes_local: 0, ..self.fetch().await? });
-                self.write(&files, to, wish.transfer).await.map_err(|error| self.export_refusal(to, error))
+                self.write(&files, to, wish).await.map_err(|error| self.export_refusal(to, error))
             }
             exported => exported.map_err(|error| self.export_refusal(to, error)),
         }
     }
 
-    async fn write(
-        &self,
-        files: &[FilePath],
-        to: &std::path::Path,
-        transfer: Transfer,
-    ) -> Result<ExportReport, ExportError> {
+    async fn write(&self, files: &[FilePath], to: &std::path::Path, wish: &Wish) -> Result<ExportReport, ExportError> {
         let item = to.display().to_string();
         let tell = |done: cairn_registry::Progress| self.tell("export", done.done, done.total, &item);
-        self.node.registry.export(self.resolved.revision, files, to, transfer, tell).await
+        let (registry, revision) = (&self.node.registry, self.resolved.revision);
+        match wish.layout {
+            Layout::Folder => registry.export(revision, files, to, wish.transfer, tell).await,
+            Layout::HubCache => {
+                registry.export_to_hub_cache(revision, files, to, &self.hub_name(), wish.transfer, tell).await
+            }
+        }
+    }
+
+    /// The publisher as people write it here, which stands for the Hub's organisation.
+    fn hub_name(&self) -> HubName {
+        let path: Option<RepoPath> = self.resolved.path.parse().ok();
+        let publisher =
+            path.map_or_else(|| self.resolved.repo.publisher.to_string(), |path| path.publisher.to_string());
+        HubName {
+            kind: self.resolved.repo.kind,
+            publisher,
+            name: self.resolved.repo.name.to_string(),
+            reference: self.resolved.ref_name.clone(),
+        }
     }
 
     fn export_refusal(&self, to: &std::path::Path, error: ExportError) -> Refusal {
@@ -212,7 +254,9 @@ fn pulled(
         bytes_overhead: report.bytes_overhead,
         bytes_from: bytes_from.collect(),
         seconds: started.elapsed().as_secs_f64(),
+        files_shared: exported.as_ref().map_or(0, |exported| exported.shared),
         path: exported.map(|exported| exported.path.display().to_string()).unwrap_or_default(),
+        commit: String::new(),
         files,
         advisories: Vec::new(),
     }

@@ -32,6 +32,7 @@ use super::{
     bring::{self, Wanted},
     disk, holders, names, plan,
     publish::{self, MadeFrom, Wish},
+    scan::UnsafeFiles,
 };
 use crate::{panics, shell::Node, stages::BlobTensors};
 
@@ -65,7 +66,9 @@ pub async fn quantise(
     let message = if request.message.is_empty() { job.message() } else { request.message };
     // The new file is the only name of its bytes, so a link takes them in without copying.
     let (source, transfer) = (folder.path().to_path_buf(), Transfer::HardLink);
-    publish::bring_in(&node, Wish { source, path, branch, tag, message, transfer, made_from }, events.clone()).await
+    let unsafe_files = UnsafeFiles::Refuse;
+    let wish = Wish { source, path, branch, tag, message, transfer, made_from, unsafe_files };
+    publish::bring_in(&node, wish, events.clone()).await
 }
 
 /// A model to quantise, with all that is read of it here.

@@ -619,6 +619,105 @@ pub struct TrustSetResponse {
     #[prost(bool, tag = "1")]
     pub changed: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScanRequest {
+    #[prost(oneof = "scan_request::What", tags = "1, 2")]
+    pub what: ::core::option::Option<scan_request::What>,
+}
+/// Nested message and enum types in `ScanRequest`.
+pub mod scan_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum What {
+        /// REPO\[@REF\]; it is fetched if it is not here.
+        #[prost(string, tag = "1")]
+        Repo(::prost::alloc::string::String),
+        /// A file or folder of the daemon's machine. Needs the API token.
+        #[prost(string, tag = "2")]
+        Path(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ScanEvent {
+    #[prost(oneof = "scan_event::Event", tags = "1, 2")]
+    pub event: ::core::option::Option<scan_event::Event>,
+}
+/// Nested message and enum types in `ScanEvent`.
+pub mod scan_event {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "1")]
+        File(super::ScannedFile),
+        #[prost(message, tag = "2")]
+        Done(super::Scanned),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ScannedFile {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    /// What its content is: "safetensors", "pickle", "zip", "text", …
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    /// "clean", "code" (that clients may run) or "unsafe".
+    #[prost(string, tag = "3")]
+    pub verdict: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub findings: ::prost::alloc::vec::Vec<ScanFinding>,
+    /// Findings beyond those.
+    #[prost(uint64, tag = "5")]
+    pub left_out: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScanFinding {
+    #[prost(string, tag = "1")]
+    pub verdict: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub what: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Scanned {
+    /// The gravest of all files.
+    #[prost(string, tag = "1")]
+    pub verdict: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub files: u64,
+    #[prost(uint64, tag = "3")]
+    pub clean: u64,
+    #[prost(uint64, tag = "4")]
+    pub code: u64,
+    #[prost(uint64, tag = "5")]
+    pub r#unsafe: u64,
+    /// One line for people.
+    #[prost(string, tag = "6")]
+    pub summary: ::prost::alloc::string::String,
+    /// Who found it out.
+    #[prost(string, tag = "7")]
+    pub scanner: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub scanner_version: ::prost::alloc::string::String,
+    /// Empty for a path.
+    #[prost(string, tag = "9")]
+    pub repo: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub revision: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportRequest {
+    /// REPO\[@REF\]; what is not here is fetched.
+    #[prost(string, tag = "1")]
+    pub repo: ::prost::alloc::string::String,
+    /// A folder of the daemon's machine; with hub_cache, the cache.
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+    /// Only files that match.
+    #[prost(string, repeated, tag = "3")]
+    pub include: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "4")]
+    pub link: bool,
+    /// As the Hub's own clients lay their cache out.
+    #[prost(bool, tag = "5")]
+    pub hub_cache: bool,
+}
 /// Carried in the details of every failed call's google.rpc.Status.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refusal {
@@ -668,6 +767,9 @@ pub struct PublishRequest {
     pub message: ::prost::alloc::string::String,
     #[prost(bool, tag = "5")]
     pub link: bool,
+    /// Publishes also what the scan calls unsafe.
+    #[prost(bool, tag = "80")]
+    pub allow_unsafe_files: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImportRequest {
@@ -677,6 +779,20 @@ pub struct ImportRequest {
     pub repo: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
+    /// Of hf://: the Hub, or another that speaks its API; empty for <https://huggingface.co.>
+    #[prost(string, tag = "80")]
+    pub endpoint: ::prost::alloc::string::String,
+    /// Of hf://: sent to the endpoint alone.
+    #[prost(string, tag = "81")]
+    pub token: ::prost::alloc::string::String,
+    /// Of hf://: only files that match, and none that match `exclude`.
+    #[prost(string, repeated, tag = "82")]
+    pub include: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "83")]
+    pub exclude: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Publishes also what the scan calls unsafe.
+    #[prost(bool, tag = "84")]
+    pub allow_unsafe_files: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PublishEvent {
@@ -695,7 +811,7 @@ pub mod publish_event {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Progress {
-    /// "hash", "fetch", "export", "verify", "load", "quantise"; "wait" for a place on the node `item`.
+    /// "hash", "download", "fetch", "export", "verify", "load", "quantise"; "wait" for a place on the node `item`.
     #[prost(string, tag = "1")]
     pub phase: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
@@ -734,6 +850,18 @@ pub struct Published {
     /// What is wrong with the card.
     #[prost(message, repeated, tag = "70")]
     pub card_problems: ::prost::alloc::vec::Vec<CardProblem>,
+    /// What the scan found; only the gravest findings are in its summary.
+    #[prost(message, optional, tag = "80")]
+    pub scan: ::core::option::Option<Scanned>,
+    /// Of an import: where from, with the commit: "hf://org/name@<commit>".
+    #[prost(string, tag = "81")]
+    pub imported_from: ::prost::alloc::string::String,
+    /// Of an import: the newest revision holds these very files already, and none was made.
+    #[prost(bool, tag = "82")]
+    pub unchanged: bool,
+    /// Of an import: bytes that came over the network.
+    #[prost(uint64, tag = "83")]
+    pub bytes_fetched: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResolveRequest {
@@ -979,6 +1107,12 @@ pub struct Pulled {
     /// Advisories that one should know of.
     #[prost(message, repeated, tag = "90")]
     pub advisories: ::prost::alloc::vec::Vec<Advisory>,
+    /// Of an export: files that share their bytes with the store, by a clone or a link.
+    #[prost(uint64, tag = "80")]
+    pub files_shared: u64,
+    /// Of an export to a Hub cache: the name of the snapshot.
+    #[prost(string, tag = "81")]
+    pub commit: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BytesFrom {

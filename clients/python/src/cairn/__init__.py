@@ -16,7 +16,7 @@ from cairn.statements import (
 )
 from cairn.types import (
     Adapter, Capacity, Card, CardProblem, DeathOutcome, File, Found, FoundRepo, Gpu, Grants, Likely, Model, Peer, Plan, Progress, Published, Pulled, Recovery, Ref,
-    RejectedNode, Repo, RepoDetails, Resolved, Result, StagePlan, StageReport, Started, Status, Token, Verified,
+    RejectedNode, Repo, RepoDetails, Resolved, Result, Scanned, ScannedFile, StagePlan, StageReport, Started, Status, Token, Verified,
 )
 
 __version__ = "0.1.0"
@@ -25,6 +25,6 @@ __all__ = [
     "Adapter", "Advisory", "Attestation", "Difference", "Edge", "FileChange", "Lineage", "Measurement", "PastRevision", "Place",
     "Publisher", "TensorChange", "BadInput", "CairnError", "Capacity", "Card", "CardProblem", "Client", "DeathOutcome", "Embeddings", "Failed", "File", "Found", "FoundRepo", "Generation", "Gpu",
     "Grants", "Likely", "Lost", "Model", "NotFound", "Peer", "Plan", "Progress", "Published", "Pulled", "Recovery", "Ref", "Refused",
-    "RejectedNode", "Repo", "RepoDetails", "Resolved", "Result", "StagePlan", "StageReport", "Started", "Status",
+    "RejectedNode", "Repo", "RepoDetails", "Resolved", "Scanned", "ScannedFile", "Result", "StagePlan", "StageReport", "Started", "Status",
     "Token", "Unavailable", "Verified", "connect",
 ]

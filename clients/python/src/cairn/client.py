@@ -15,7 +15,7 @@ from cairn.embedding import Embeddings, cut, together
 from cairn.generation import Generation
 from cairn.progress import Bar, Report
 from cairn.types import (
-    Capacity, Found, FoundRepo, Peer, Plan, Progress, Published, Pulled, Repo, RepoDetails, Resolved, Status, Verified,
+    Capacity, Found, FoundRepo, Peer, Plan, Progress, Published, Pulled, Repo, RepoDetails, Resolved, Scanned, Status, Verified,
 )
 from cairn.v1 import cairn_pb2 as pb
 from cairn.v1 import cairn_pb2_grpc as stubs
@@ -24,6 +24,7 @@ from cairn.statements import (
 )
 from cairn.v1 import catalogue_pb2 as catalogue
 from cairn.v1 import history_pb2 as history_pb
+from cairn.v1 import import_pb2 as imports
 from cairn.v1 import tasks_pb2 as tasks_pb
 from cairn.v1 import tasks_pb2_grpc as tasks_stubs
 
@@ -134,20 +135,73 @@ class Client:
         tag: str = "",
         message: str = "",
         link: bool = False,
+        allow_unsafe_files: bool = False,
         progress: Report = None,
     ) -> Published:
-        """Signs and publishes a file or folder of the daemon's machine."""
-        request = pb.PublishRequest(path=os.path.abspath(path), repo=repo, tag=tag, message=message, link=link)
+        """Signs and publishes a file or folder of the daemon's machine. What a scan calls unsafe is refused unless admitted."""
+        request = pb.PublishRequest(
+            path=os.path.abspath(path), repo=repo, tag=tag, message=message, link=link, allow_unsafe_files=allow_unsafe_files,
+        )
         return Published._of(self._follow(self._registry.Publish, request, progress))
 
     def import_model(
-        self, source: str | os.PathLike[str], repo: str, *, message: str = "", progress: Report = None
+        self,
+        source: str | os.PathLike[str],
+        repo: str,
+        *,
+        message: str = "",
+        endpoint: str = "",
+        token: str = "",
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        allow_unsafe_files: bool = False,
+        progress: Report = None,
     ) -> Published:
-        """Brings a folder or a .gguf file in as a repo."""
+        """Brings `hf://ORG/NAME[@REV]`, a folder or a .gguf file in as a repo.
+
+        Of hf://: `endpoint` is the Hub (by default HF_ENDPOINT, else huggingface.co) and `token` is sent to it alone (by default
+        HF_TOKEN). An import that was interrupted goes on where it stopped.
+        """
         source = os.fspath(source)
-        source = source if "://" in source else os.path.abspath(source)
-        request = pb.ImportRequest(source=source, repo=repo, message=message)
+        if "://" in source:
+            endpoint = endpoint or os.environ.get("HF_ENDPOINT", "")
+            token = token or os.environ.get("HF_TOKEN", "")
+        else:
+            source = os.path.abspath(source)
+        request = pb.ImportRequest(
+            source=source, repo=repo, message=message, endpoint=endpoint, token=token, include=_texts("include", include),
+            exclude=_texts("exclude", exclude), allow_unsafe_files=allow_unsafe_files,
+        )
         return Published._of(self._follow(self._registry.Import, request, progress))
+
+    def scan(self, repo: str = "", *, path: str | os.PathLike[str] | None = None) -> Scanned:
+        """What the files of a repo, or of a path of the daemon's machine, would do to whoever opens them."""
+        if (path is None) == (repo == ""):
+            raise ValueError("either a repo or a path is scanned")
+        request = imports.ScanRequest(repo=repo) if path is None else imports.ScanRequest(path=os.path.abspath(path))
+        files = []
+        for event in self._events(self._registry.Scan, request):
+            if event.HasField("file"):
+                files.append(event.file)
+            elif event.HasField("done"):
+                return Scanned._of(event.done, files)
+        raise Failed("internal", repo or str(path), "the daemon ended the call without a result", "the daemon's log")
+
+    def export(
+        self,
+        repo: str,
+        to: str | os.PathLike[str],
+        *,
+        hub_cache: bool = False,
+        include: Sequence[str] = (),
+        link: bool = False,
+        progress: Report = None,
+    ) -> Pulled:
+        """Writes a revision to the folder `to`; with `hub_cache`, `to` is a cache of huggingface_hub, which then finds it."""
+        request = imports.ExportRequest(
+            repo=repo, to=os.path.abspath(to), hub_cache=hub_cache, include=_texts("include", include), link=link,
+        )
+        return Pulled._of(self._follow(self._registry.Export, request, progress))
 
     def quantise(
         self, source: str, repo: str, to: str, *, tag: str = "", message: str = "", progress: Report = None

@@ -66,6 +66,7 @@ REASONS: dict[str, type[CairnError]] = {
     "conflict": Failed,
     "bad_signature": Refused,
     "policy": Refused,
+    "unsafe_files": Refused,
     "too_few_nodes": Unavailable,
     "unavailable": Unavailable,
 }

@@ -6,10 +6,12 @@ from __future__ import annotations
 import base64
 import struct
 from dataclasses import dataclass, field
+from typing import Iterable
 
 from cairn.statements import Advisory, Attestation
 from cairn.v1 import cairn_pb2 as pb
 from cairn.v1 import catalogue_pb2 as catalogue
+from cairn.v1 import import_pb2 as imports
 
 # In a resume token, revision and seed stand before the prompt's ids.
 _PROMPT_AT = 32 + 8
@@ -19,7 +21,7 @@ _ADAPTER_BYTES = 33
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long call is: `phase` is hash, fetch, export, verify or load."""
+    """How far a long call is: `phase` is hash, download, fetch, export, verify or load."""
 
     phase: str
     bytes_done: int
@@ -264,11 +266,52 @@ class Published:
     """Why no node of this version computes the model; empty where they do."""
     card_problems: tuple[CardProblem, ...] = ()
     """What is wrong with the card."""
+    verdict: str = ""
+    """What the scan of its files found: "clean", "code" or "unsafe"; empty if `unchanged`."""
+    imported_from: str = ""
+    """Of an import from a Hub: where from, with the commit."""
+    unchanged: bool = False
+    """Of an import: the newest revision holds these very files, and none was made."""
+    bytes_fetched: int = 0
+    """Of an import: bytes that came over the network."""
 
     @classmethod
     def _of(cls, m: pb.Published) -> Published:
         return cls(m.repo, m.revision, m.ref, m.epoch, m.number, m.files, m.bytes, m.key_created, m.publisher,
-                   m.unserved, tuple(CardProblem._of(problem) for problem in m.card_problems))
+                   m.unserved, tuple(CardProblem._of(problem) for problem in m.card_problems),
+                   m.scan.verdict, m.imported_from, m.unchanged, m.bytes_fetched)
+
+
+@dataclass(frozen=True)
+class ScannedFile:
+    """What was found in one file."""
+
+    path: str
+    kind: str
+    verdict: str
+    """"clean", "code" (that clients may run) or "unsafe"."""
+    findings: tuple[tuple[str, str], ...]
+    """Verdict and what it is."""
+
+    @classmethod
+    def _of(cls, m: imports.ScannedFile) -> ScannedFile:
+        return cls(m.path, m.kind, m.verdict, tuple((finding.verdict, finding.what) for finding in m.findings))
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What files would do to whoever opens them. They are read, never loaded."""
+
+    verdict: str
+    """The gravest of all files."""
+    summary: str
+    files: tuple[ScannedFile, ...]
+    repo: str = ""
+    revision: str = ""
+
+    @classmethod
+    def _of(cls, m: imports.Scanned, files: Iterable[imports.ScannedFile]) -> Scanned:
+        return cls(m.verdict, m.summary, tuple(ScannedFile._of(file) for file in files), m.repo, m.revision)
 
 
 @dataclass(frozen=True)

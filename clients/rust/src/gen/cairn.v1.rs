@@ -116,7 +116,7 @@ pub mod registry_client {
             req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Publish"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Brings a model in from elsewhere: a folder or a .gguf file. Needs the API token.
+        /// Brings a model in from elsewhere: hf://ORG/NAME\[@REV\], a folder or a .gguf file. Needs the API token.
         pub async fn import(
             &mut self,
             request: impl tonic::IntoRequest<::cairn_protocol::api::ImportRequest>,
@@ -299,6 +299,50 @@ pub mod registry_client {
             let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/Verify");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Verify"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// What the files would do to whoever opens them: a message a file, the last is done.
+        pub async fn scan(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::ScanRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<::cairn_protocol::api::ScanEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/Scan");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Scan"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Writes a revision to a folder of the daemon's machine. Needs the API token.
+        pub async fn export(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::ExportRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<::cairn_protocol::api::PullEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/cairn.v1.Registry/Export");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("cairn.v1.Registry", "Export"));
             self.inner.server_streaming(req, path, codec).await
         }
         /// Keeps what the pattern names. Needs the API token.

@@ -1,5 +1,6 @@
 from cairn.v1 import catalogue_pb2 as _catalogue_pb2
 from cairn.v1 import history_pb2 as _history_pb2
+from cairn.v1 import import_pb2 as _import_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -42,28 +43,40 @@ class QuantiseRequest(_message.Message):
     def __init__(self, source: _Optional[str] = ..., repo: _Optional[str] = ..., type: _Optional[str] = ..., message: _Optional[str] = ..., tag: _Optional[str] = ...) -> None: ...
 
 class PublishRequest(_message.Message):
-    __slots__ = ("path", "repo", "tag", "message", "link")
+    __slots__ = ("path", "repo", "tag", "message", "link", "allow_unsafe_files")
     PATH_FIELD_NUMBER: _ClassVar[int]
     REPO_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     LINK_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_UNSAFE_FILES_FIELD_NUMBER: _ClassVar[int]
     path: str
     repo: str
     tag: str
     message: str
     link: bool
-    def __init__(self, path: _Optional[str] = ..., repo: _Optional[str] = ..., tag: _Optional[str] = ..., message: _Optional[str] = ..., link: bool = ...) -> None: ...
+    allow_unsafe_files: bool
+    def __init__(self, path: _Optional[str] = ..., repo: _Optional[str] = ..., tag: _Optional[str] = ..., message: _Optional[str] = ..., link: bool = ..., allow_unsafe_files: bool = ...) -> None: ...
 
 class ImportRequest(_message.Message):
-    __slots__ = ("source", "repo", "message")
+    __slots__ = ("source", "repo", "message", "endpoint", "token", "include", "exclude", "allow_unsafe_files")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REPO_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_UNSAFE_FILES_FIELD_NUMBER: _ClassVar[int]
     source: str
     repo: str
     message: str
-    def __init__(self, source: _Optional[str] = ..., repo: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    endpoint: str
+    token: str
+    include: _containers.RepeatedScalarFieldContainer[str]
+    exclude: _containers.RepeatedScalarFieldContainer[str]
+    allow_unsafe_files: bool
+    def __init__(self, source: _Optional[str] = ..., repo: _Optional[str] = ..., message: _Optional[str] = ..., endpoint: _Optional[str] = ..., token: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., allow_unsafe_files: bool = ...) -> None: ...
 
 class PublishEvent(_message.Message):
     __slots__ = ("progress", "done")
@@ -88,7 +101,7 @@ class Progress(_message.Message):
     def __init__(self, phase: _Optional[str] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., item: _Optional[str] = ..., place: _Optional[int] = ...) -> None: ...
 
 class Published(_message.Message):
-    __slots__ = ("repo", "revision", "ref", "epoch", "number", "files", "bytes", "key_created", "publisher", "unserved", "card_problems")
+    __slots__ = ("repo", "revision", "ref", "epoch", "number", "files", "bytes", "key_created", "publisher", "unserved", "card_problems", "scan", "imported_from", "unchanged", "bytes_fetched")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +113,10 @@ class Published(_message.Message):
     PUBLISHER_FIELD_NUMBER: _ClassVar[int]
     UNSERVED_FIELD_NUMBER: _ClassVar[int]
     CARD_PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    SCAN_FIELD_NUMBER: _ClassVar[int]
+    IMPORTED_FROM_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FETCHED_FIELD_NUMBER: _ClassVar[int]
     repo: str
     revision: str
     ref: str
@@ -111,7 +128,11 @@ class Published(_message.Message):
     publisher: str
     unserved: str
     card_problems: _containers.RepeatedCompositeFieldContainer[_catalogue_pb2.CardProblem]
-    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., ref: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., key_created: bool = ..., publisher: _Optional[str] = ..., unserved: _Optional[str] = ..., card_problems: _Optional[_Iterable[_Union[_catalogue_pb2.CardProblem, _Mapping]]] = ...) -> None: ...
+    scan: _import_pb2.Scanned
+    imported_from: str
+    unchanged: bool
+    bytes_fetched: int
+    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., ref: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., key_created: bool = ..., publisher: _Optional[str] = ..., unserved: _Optional[str] = ..., card_problems: _Optional[_Iterable[_Union[_catalogue_pb2.CardProblem, _Mapping]]] = ..., scan: _Optional[_Union[_import_pb2.Scanned, _Mapping]] = ..., imported_from: _Optional[str] = ..., unchanged: bool = ..., bytes_fetched: _Optional[int] = ...) -> None: ...
 
 class ResolveRequest(_message.Message):
     __slots__ = ("repo",)
@@ -326,7 +347,7 @@ class PullEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Pulled, _Mapping]] = ...) -> None: ...
 
 class Pulled(_message.Message):
-    __slots__ = ("repo", "revision", "bytes_total", "bytes_needed", "bytes_local", "bytes_fetched", "bytes_overhead", "bytes_from", "seconds", "path", "files", "advisories")
+    __slots__ = ("repo", "revision", "bytes_total", "bytes_needed", "bytes_local", "bytes_fetched", "bytes_overhead", "bytes_from", "seconds", "path", "files", "advisories", "files_shared", "commit")
     REPO_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +360,8 @@ class Pulled(_message.Message):
     PATH_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     ADVISORIES_FIELD_NUMBER: _ClassVar[int]
+    FILES_SHARED_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
     repo: str
     revision: str
     bytes_total: int
@@ -351,7 +374,9 @@ class Pulled(_message.Message):
     path: str
     files: int
     advisories: _containers.RepeatedCompositeFieldContainer[_history_pb2.Advisory]
-    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., bytes_total: _Optional[int] = ..., bytes_needed: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_fetched: _Optional[int] = ..., bytes_overhead: _Optional[int] = ..., bytes_from: _Optional[_Iterable[_Union[BytesFrom, _Mapping]]] = ..., seconds: _Optional[float] = ..., path: _Optional[str] = ..., files: _Optional[int] = ..., advisories: _Optional[_Iterable[_Union[_history_pb2.Advisory, _Mapping]]] = ...) -> None: ...
+    files_shared: int
+    commit: str
+    def __init__(self, repo: _Optional[str] = ..., revision: _Optional[str] = ..., bytes_total: _Optional[int] = ..., bytes_needed: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_fetched: _Optional[int] = ..., bytes_overhead: _Optional[int] = ..., bytes_from: _Optional[_Iterable[_Union[BytesFrom, _Mapping]]] = ..., seconds: _Optional[float] = ..., path: _Optional[str] = ..., files: _Optional[int] = ..., advisories: _Optional[_Iterable[_Union[_history_pb2.Advisory, _Mapping]]] = ..., files_shared: _Optional[int] = ..., commit: _Optional[str] = ...) -> None: ...
 
 class BytesFrom(_message.Message):
     __slots__ = ("node", "bytes")

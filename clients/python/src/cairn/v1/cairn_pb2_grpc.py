@@ -6,6 +6,7 @@ import warnings
 from cairn.v1 import cairn_pb2 as cairn_dot_v1_dot_cairn__pb2
 from cairn.v1 import catalogue_pb2 as cairn_dot_v1_dot_catalogue__pb2
 from cairn.v1 import history_pb2 as cairn_dot_v1_dot_history__pb2
+from cairn.v1 import import_pb2 as cairn_dot_v1_dot_import__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -80,6 +81,16 @@ class RegistryStub(object):
                 '/cairn.v1.Registry/Verify',
                 request_serializer=cairn_dot_v1_dot_cairn__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=cairn_dot_v1_dot_cairn__pb2.VerifyEvent.FromString,
+                _registered_method=True)
+        self.Scan = channel.unary_stream(
+                '/cairn.v1.Registry/Scan',
+                request_serializer=cairn_dot_v1_dot_import__pb2.ScanRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_import__pb2.ScanEvent.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/cairn.v1.Registry/Export',
+                request_serializer=cairn_dot_v1_dot_import__pb2.ExportRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_cairn__pb2.PullEvent.FromString,
                 _registered_method=True)
         self.MirrorAdd = channel.unary_unary(
                 '/cairn.v1.Registry/MirrorAdd',
@@ -179,7 +190,7 @@ class RegistryServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Import(self, request, context):
-        """Brings a model in from elsewhere: a folder or a .gguf file. Needs the API token.
+        """Brings a model in from elsewhere: hf://ORG/NAME[@REV], a folder or a .gguf file. Needs the API token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -229,6 +240,20 @@ class RegistryServicer(object):
 
     def Verify(self, request, context):
         """Reads every byte and signature again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scan(self, request, context):
+        """What the files would do to whoever opens them: a message a file, the last is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """Writes a revision to a folder of the daemon's machine. Needs the API token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -397,6 +422,16 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Verify,
                     request_deserializer=cairn_dot_v1_dot_cairn__pb2.VerifyRequest.FromString,
                     response_serializer=cairn_dot_v1_dot_cairn__pb2.VerifyEvent.SerializeToString,
+            ),
+            'Scan': grpc.unary_stream_rpc_method_handler(
+                    servicer.Scan,
+                    request_deserializer=cairn_dot_v1_dot_import__pb2.ScanRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_import__pb2.ScanEvent.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=cairn_dot_v1_dot_import__pb2.ExportRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_cairn__pb2.PullEvent.SerializeToString,
             ),
             'MirrorAdd': grpc.unary_unary_rpc_method_handler(
                     servicer.MirrorAdd,
@@ -727,6 +762,60 @@ class Registry(object):
             '/cairn.v1.Registry/Verify',
             cairn_dot_v1_dot_cairn__pb2.VerifyRequest.SerializeToString,
             cairn_dot_v1_dot_cairn__pb2.VerifyEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.Registry/Scan',
+            cairn_dot_v1_dot_import__pb2.ScanRequest.SerializeToString,
+            cairn_dot_v1_dot_import__pb2.ScanEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.Registry/Export',
+            cairn_dot_v1_dot_import__pb2.ExportRequest.SerializeToString,
+            cairn_dot_v1_dot_cairn__pb2.PullEvent.FromString,
             options,
             channel_credentials,
             insecure,
