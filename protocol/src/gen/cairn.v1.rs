@@ -853,7 +853,7 @@ pub struct Published {
     /// What the scan found; only the gravest findings are in its summary.
     #[prost(message, optional, tag = "80")]
     pub scan: ::core::option::Option<Scanned>,
-    /// Of an import: where from, with the commit: "hf://org/name@<commit>".
+    /// Of an import: where from, with the commit: "hf://org/name@COMMIT".
     #[prost(string, tag = "81")]
     pub imported_from: ::prost::alloc::string::String,
     /// Of an import: the newest revision holds these very files already, and none was made.
