@@ -89,7 +89,7 @@ async fn an_old_head_takes_no_node_back() -> Result<()> {
     let (old, new, other) = (&b"the old"[..], &b"the new"[..], &b"another old"[..]);
     let first = author.head("m", (1, 1), None, old);
     let second = author.head("m", (1, 2), Some(first.id()), new);
-    let profile = author.profile("author");
+    let profile = author.profile_of("author", 1);
     let revisions = [author.revision("m", old), author.revision("m", new), author.revision("m", other)];
     let today = envelopes(&[&profile, &revisions[0], &revisions[1], &first, &second]);
     let honest = meet(&net, 1, Lies { heads: today.clone(), resolve: today, ..Lies::default() }).await?;

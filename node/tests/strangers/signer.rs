@@ -21,10 +21,15 @@ impl Signer {
     }
 
     pub fn profile(&self, handle: &str) -> Record {
+        self.profile_of(handle, 0)
+    }
+
+    /// The profile that begins this epoch, in which the same key goes on signing.
+    pub fn profile_of(&self, handle: &str, epoch: u64) -> Record {
         let profile = Profile {
             handle: handle.parse().unwrap(),
             display_name: String::new(),
-            epoch: 0,
+            epoch,
             recovery_key: None,
             previous: None,
             created_ms: 0,
