@@ -116,7 +116,7 @@ impl Registry {
             insert(transaction, realm, &record, Origin::Peer(&mut may_push_out, bytes_max))
         });
         let inserted = written.await?;
-        self.note_change(inserted == Inserted::New);
+        self.note_change(inserted != Inserted::Known);
         Ok(inserted)
     }
 
@@ -142,7 +142,7 @@ impl Registry {
             Ok(records.iter().map(|record| insert(transaction, realm, record, Origin::Here)).collect::<Vec<_>>())
         });
         let verdicts = verdicts.await?;
-        self.note_change(verdicts.iter().any(|verdict| matches!(verdict, Ok(Inserted::New))));
+        self.note_change(verdicts.iter().any(|verdict| matches!(verdict, Ok(Inserted::New | Inserted::Stale))));
         Ok(verdicts)
     }
 
@@ -157,7 +157,7 @@ impl Registry {
             Ok(records.iter().map(insert).collect::<Vec<_>>())
         });
         let verdicts = verdicts.await?;
-        self.note_change(verdicts.iter().any(|verdict| matches!(verdict, Ok(Inserted::New))));
+        self.note_change(verdicts.iter().any(|verdict| matches!(verdict, Ok(Inserted::New | Inserted::Stale))));
         Ok(verdicts)
     }
 
