@@ -1,6 +1,7 @@
 //! What a panic does. It is a bug: the process says so and aborts, rather than go on with a task missing, for nothing that
 //! was acknowledged is lost by that. Three kinds are survived: on the engine's threads, where a stage is reported lost;
-//! inside [`catch`], where a library reads a stranger's file; and on a damaged catalogue, which is told as an error.
+//! inside [`catch`], where a library reads a stranger's file; and on a damaged catalogue or
+//! search index, which is told as an error.
 //!
 //! Not for tests, where the test runner catches panics, and not a way to handle errors of our own.
 
@@ -16,8 +17,8 @@ thread_local! {
 pub fn abort_outside_the_engine() {
     let say = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        // It is told as an error, with the catalogue's name.
-        if cairn_registry::is_on_the_database() {
+        // It is told as an error, with the name of what is damaged.
+        if cairn_registry::is_guarded() {
             return;
         }
         say(panic);

@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cairn_client::{Client, api};
-use cairn_testnet::{Testnet, wait_until};
+use cairn_testnet::{Testnet, publish, pull, wait_until};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 const CAIRN: &str = env!("CARGO_BIN_EXE_cairn");
@@ -75,7 +75,8 @@ async fn a_killed_node_keeps_its_word() -> Result<()> {
     eprintln!("CAIRN_KILLS={kills} CAIRN_SEED={seed}");
     let mut campaign = Campaign::start(seed).await?;
     for round in 0..kills {
-        campaign.round().await.with_context(|| format!("round {round} of CAIRN_SEED={seed}"))?;
+        let ended = campaign.round().await.with_context(|| format!("round {round} of CAIRN_SEED={seed}"));
+        ended.inspect_err(|_| campaign.tell_the_log())?;
     }
     eprintln!("{kills} kills; acknowledged {:?}, cut short {:?}", campaign.acknowledged, campaign.lost);
     let sum = |counts: &BTreeMap<Act, u64>| counts.values().sum::<u64>();
@@ -124,6 +125,13 @@ impl Campaign {
         self.check().await.with_context(|| format!("after {act:?}, killed after {life:?}"))
     }
 
+    /// What the victim wrote lately: the home goes with the test.
+    fn tell_the_log(&self) {
+        let log = std::fs::read_to_string(self.net.node(VICTIM).home().join("stderr.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        eprintln!("the victim's log ends:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+    }
+
     /// Begins an act, and lets it go on for `life`. Whether the victim acknowledged it before.
     async fn act(&mut self, act: Act, life: Duration) -> Result<bool> {
         match act {
@@ -139,7 +147,8 @@ impl Campaign {
 
     async fn publish(&mut self, life: Duration) -> Result<bool> {
         let path = self.folder()?;
-        let done = within(life, publish(self.net.client(VICTIM).clone(), path)).await;
+        let client = self.net.client(VICTIM).clone();
+        let done = within(life, async move { publish(&client, &path, "own/a").await }).await;
         let Some(published) = done else { return Ok(false) };
         self.word.whole.insert(format!("own/a@{}", published.revision));
         self.word.published = published.number.max(self.word.published);
@@ -153,7 +162,8 @@ impl Campaign {
         // It has just come up, and has yet to hear who holds what.
         let client = self.net.client(VICTIM);
         wait_until("the victim knows it", || async { Ok(client.resolve(name.as_str()).await.is_ok()) }).await?;
-        let done = within(life, pull(client.clone(), ask)).await;
+        let client = client.clone();
+        let done = within(life, async move { pull(&client, ask).await }).await;
         if done.is_some() {
             self.word.whole.insert(name);
         }
@@ -296,28 +306,6 @@ fn write(path: &Path, seed: u64, bytes: usize) -> Result<()> {
     let mut data = vec![0; bytes];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut data);
     Ok(std::fs::write(path, data)?)
-}
-
-async fn publish(client: Client, path: PathBuf) -> Result<api::Published> {
-    let path = path.display().to_string();
-    let ask = api::PublishRequest { path, repo: "own/a".into(), ..api::PublishRequest::default() };
-    let mut events = client.publish(ask).await?;
-    while let Some(event) = events.next().await? {
-        if let Some(api::publish_event::Event::Done(done)) = event.event {
-            return Ok(done);
-        }
-    }
-    bail!("the publish ended without a result")
-}
-
-async fn pull(client: Client, ask: api::PullRequest) -> Result<api::Pulled> {
-    let mut events = client.pull(ask).await?;
-    while let Some(event) = events.next().await? {
-        if let Some(api::pull_event::Event::Done(done)) = event.event {
-            return Ok(done);
-        }
-    }
-    bail!("the pull ended without a result")
 }
 
 /// What an act came to within its time; nothing if death comes first. Then it is still under way: a call that is given up would be

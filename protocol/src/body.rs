@@ -10,7 +10,7 @@ use crate::limits::{
     BASE_MODELS_MAX, CARD_TEXT_BYTES_MAX, DATASETS_MAX, DISPLAY_NAME_BYTES_MAX, LANGUAGES_MAX, MEMBERS_MAX,
     MESSAGE_BYTES_MAX, NAMED_REPO_BYTES_MAX, ORIGINS_MAX, PARENTS_MAX, REVISION_BYTES_MAX, TAGS_MAX, WORD_BYTES_MAX,
 };
-use crate::name::{Handle, RefName, RepoId, RepoKind, RepoName};
+use crate::name::{Handle, RefName, RepoId, RepoKind, RepoName, RepoPath};
 use crate::record::{Record, RecordError, RecordKind};
 use crate::record_pb;
 use crate::{id::RealmId, key::Keypair};
@@ -298,6 +298,24 @@ impl Revision {
 }
 
 impl CardFacts {
+    /// The repos that the card names, each with what it is to them: what a fine-tune, adapter, merge or quantisation was made from (a
+    /// fine-tune where the card does not say), and its datasets.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &str)> {
+        let relation = match self.base_model_relation.as_str() {
+            "" => "finetune",
+            relation => relation,
+        };
+        let bases = self.base_models.iter().map(move |name| (relation, name.as_str()));
+        bases.chain(self.datasets.iter().map(|name| ("dataset", name.as_str())))
+    }
+
+    /// The repo that a name of [`CardFacts::named`] means, if it can be one's name; cards leave out that a dataset is one.
+    pub fn repo_named(relation: &str, name: &str) -> Option<RepoPath> {
+        let is_bare_dataset = relation == "dataset" && !name.starts_with("datasets/");
+        let path = if is_bare_dataset { format!("datasets/{name}") } else { name.to_owned() };
+        path.parse().ok()
+    }
+
     fn parse(pb: &record_pb::Revision) -> Result<Self, RecordError> {
         let word = |text: &String, field| bounded(text.clone(), WORD_BYTES_MAX, field);
         Ok(Self {

@@ -114,6 +114,7 @@ async fn import_any(
     intake: Transfer,
     advance: impl Fn(u64) + Send + Sync + Clone + 'static,
 ) -> Result<Imported, ImportError> {
+    blobs.room_for(0).map_err(BlobError::Io)?;
     if source.size > INLINE_MAX {
         if intake == Transfer::HardLink {
             return import_linked(blobs, source, advance).await;
@@ -130,6 +131,7 @@ async fn import_streamed(
     source: &Source,
     advance: impl Fn(u64) + Send + 'static,
 ) -> Result<Imported, ImportError> {
+    blobs.room_for(source.size).map_err(BlobError::Io)?;
     let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES_MAX);
     let reader = tokio::task::spawn_blocking({
         let source = source.clone();

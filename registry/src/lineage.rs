@@ -14,7 +14,7 @@ use std::{
 use cairn_protocol::{
     id::{PublisherKey, RealmId, RecordId, RevisionId},
     name::{RepoId, RepoPath},
-    record::{Body, Record, RecordKind, Revision},
+    record::{Body, CardFacts, Record, RecordKind, Revision},
 };
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 
@@ -144,7 +144,7 @@ impl Walk<'_> {
             let next = self.revision_of(&origin.repo, origin.revision)?;
             origins.insert(self.place(&origin.repo, origin.revision)?, (origin.relation.clone(), next));
         }
-        for (relation, name) in named(&body) {
+        for (relation, name) in body.card.named() {
             let (place, next) = self.place_named(name, relation)?;
             let is_itself = next.as_ref().is_some_and(|(named, _)| named == repo);
             if !is_itself && !origins.keys().any(|known| known.path == place.path) {
@@ -229,9 +229,7 @@ impl Walk<'_> {
     /// A repo as a card names it.
     fn place_named(&self, name: &str, relation: &str) -> Result<(Place, Option<(RepoId, RevisionId)>), CatalogError> {
         let unknown = Place { path: name.to_owned(), publisher: None, revision: None };
-        let is_dataset = relation == "dataset" && !name.starts_with("datasets/");
-        let path = if is_dataset { format!("datasets/{name}") } else { name.to_owned() };
-        let Ok(path) = path.parse::<RepoPath>() else { return Ok((unknown, None)) };
+        let Some(path) = CardFacts::repo_named(relation, name) else { return Ok((unknown, None)) };
         let whose = resolve::whose(self.transaction, self.realm, &path.publisher, &[]);
         let publisher = match whose {
             Ok((publisher, _)) => publisher,
@@ -276,16 +274,6 @@ impl Anchor {
     }
 }
 
-/// What a card names, each with how.
-fn named(body: &Revision) -> impl Iterator<Item = (&str, &str)> {
-    let relation = match body.card.base_model_relation.as_str() {
-        "" => "finetune",
-        relation => relation,
-    };
-    let bases = body.card.base_models.iter().map(move |name| (relation, name.as_str()));
-    bases.chain(body.card.datasets.iter().map(|name| ("dataset", name.as_str())))
-}
-
 /// Everything that a revision's record says it was made from.
 fn anchors(body: &Revision) -> Vec<(Anchor, String)> {
     let parents = body.parents.iter().map(|parent| (Anchor::Revision(*parent), "parent".to_owned()));
@@ -294,7 +282,7 @@ fn anchors(body: &Revision) -> Vec<(Anchor, String)> {
         .origins
         .iter()
         .filter_map(|origin| origin.revision.map(|revision| (Anchor::Revision(revision), origin.relation.clone())));
-    let names = named(body).map(|(relation, name)| (Anchor::named(name), relation.to_owned()));
+    let names = body.card.named().map(|(relation, name)| (Anchor::named(name), relation.to_owned()));
     parents.chain(repos).chain(revisions).chain(names).collect()
 }
 

@@ -131,6 +131,41 @@ async fn who_has_the_recovery_key_takes_the_name_back_from_a_thief_who_rotated_f
     house.registry.close().await;
 }
 
+/// Whatever is heard first: what does not fit yet is offered again, as peers do, and all nodes end with the same set and answer.
+#[tokio::test]
+async fn rotations_members_and_heads_end_alike_in_any_order() {
+    let first = head_for(0, 1, 1, None, &key(1));
+    let mut with_member = Profile::parse(&stated(1, 1, Some(&key(2)), &key(2)).envelope().payload).unwrap();
+    with_member.members = vec![key(5).public()];
+    let in_new = head_for(1, 1, 1, Some(&first), &key(2));
+    let by_member = Revision { publisher: Some(key(1).public()), ..statement("tiny", 7) }.sign(REALM, &key(5)).unwrap();
+    let records = [
+        first_profile(),
+        revision(&key(1), "tiny", 1),
+        first,
+        stated(1, 0, Some(&key(2)), &key(9)),
+        with_member.sign(REALM, &key(2)).unwrap(),
+        in_new.clone(),
+        by_member,
+        head_for(1, 2, 7, Some(&in_new), &key(5)),
+    ];
+    for shift in 0..records.len() {
+        for is_backwards in [false, true] {
+            let house = House::new().await;
+            let mut order: Vec<Record> = records[shift..].iter().chain(&records[..shift]).cloned().collect();
+            if is_backwards {
+                order.reverse();
+            }
+            for _ in 0..records.len() {
+                house.registry.insert_page(order.clone()).await.unwrap();
+            }
+            let live = house.registry.live_records().await.unwrap();
+            assert_eq!((live, main_of(&house.registry).await.unwrap()), (records.len() as u64, id(7)), "{shift}");
+            house.registry.close().await;
+        }
+    }
+}
+
 fn advisory(name: &str, number: u64, category: Category, subjects: Vec<Subject>) -> Advisory {
     Advisory {
         name: name.into(),

@@ -34,7 +34,7 @@ fn heard() -> Vec<Record> {
     let again = Revision { license: "mit".into(), ..statement("tiny", 1) }.sign(REALM, &owner).unwrap();
     let first = head("tiny", 1, 1, None).sign(REALM, &owner).unwrap();
     let second = head("tiny", 2, 2, Some(first.id())).sign(REALM, &owner).unwrap();
-    let mut heard = vec![profile(&owner, "acme", 0), profile(&owner, "acme2", 1), revision(&owner, "tiny", 1), again];
+    let mut heard = vec![profile(&owner, "acme", 1), profile(&owner, "acme2", 2), revision(&owner, "tiny", 1), again];
     heard.extend([revision(&owner, "tiny", 2), first, second]);
     heard.extend((2..90).map(|n| profile(&key(n), &format!("p{n}"), 0)));
     heard

@@ -15,4 +15,4 @@ pub use generation::{Generation, greedy};
 pub use memory::Memory;
 pub use metrics::metric;
 pub use models::{full_precision_model, minilm_model, random_adapter, real_model, tiny_model};
-pub use net::{PATIENCE, Testnet, wait_until};
+pub use net::{PATIENCE, Testnet, publish, pull, wait_until};

@@ -86,29 +86,12 @@ impl Testnet {
 
     /// Publishes through node `index` and returns what it acknowledged.
     pub async fn publish(&self, index: usize, path: &Path, repo: &str) -> Result<api::Published> {
-        let ask = api::PublishRequest {
-            path: path.display().to_string(),
-            repo: repo.into(),
-            ..api::PublishRequest::default()
-        };
-        let mut events = self.clients[index].publish(ask).await?;
-        while let Some(event) = events.next().await? {
-            if let Some(api::publish_event::Event::Done(done)) = event.event {
-                return Ok(done);
-            }
-        }
-        bail!("the publish ended without a result")
+        publish(&self.clients[index], path, repo).await
     }
 
     /// Pulls through node `index` and returns what it says.
     pub async fn pull(&self, index: usize, ask: api::PullRequest) -> Result<api::Pulled> {
-        let mut events = self.clients[index].pull(ask).await?;
-        while let Some(event) = events.next().await? {
-            if let Some(api::pull_event::Event::Done(done)) = event.event {
-                return Ok(done);
-            }
-        }
-        bail!("the pull ended without a result")
+        pull(&self.clients[index], ask).await
     }
 
     /// Verifies through node `index`.
@@ -145,6 +128,30 @@ impl Testnet {
     pub async fn stop(self) {
         self.mesh.stop().await;
     }
+}
+
+/// Publishes through a client and returns what was acknowledged.
+pub async fn publish(client: &Client, path: &Path, repo: &str) -> Result<api::Published> {
+    let path = path.display().to_string();
+    let ask = api::PublishRequest { path, repo: repo.into(), ..api::PublishRequest::default() };
+    let mut events = client.publish(ask).await?;
+    while let Some(event) = events.next().await? {
+        if let Some(api::publish_event::Event::Done(done)) = event.event {
+            return Ok(done);
+        }
+    }
+    bail!("the publish ended without a result")
+}
+
+/// Pulls through a client and returns what it says.
+pub async fn pull(client: &Client, ask: api::PullRequest) -> Result<api::Pulled> {
+    let mut events = client.pull(ask).await?;
+    while let Some(event) = events.next().await? {
+        if let Some(api::pull_event::Event::Done(done)) = event.event {
+            return Ok(done);
+        }
+    }
+    bail!("the pull ended without a result")
 }
 
 /// Looks until `holds` does; an error of the last look, or the time, ends it.

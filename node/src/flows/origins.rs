@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use cairn_protocol::{
     id::RevisionId,
     limits::ORIGINS_MAX,
-    name::{RepoId, RepoPath},
-    record::Origin,
+    name::RepoId,
+    record::{CardFacts, Origin},
     refusal::Refusal,
 };
 use cairn_registry::{Card, ResolveError};
@@ -25,7 +25,7 @@ pub(super) async fn of(node: &Node, made_from: &MadeFrom, card: Option<&Card>) -
             add(&mut origins, made_from.relation, repo, Some(*revision));
         }
     }
-    for (relation, name) in card.iter().flat_map(|card| named(card)) {
+    for (relation, name) in card.iter().flat_map(|card| card.facts.named()) {
         if let Some(repo) = known(node, relation, name).await? {
             add(&mut origins, relation, repo, None);
         }
@@ -37,20 +37,9 @@ fn add(origins: &mut BTreeMap<RepoId, Origin>, relation: &str, repo: RepoId, rev
     origins.entry(repo.clone()).or_insert(Origin { relation: relation.to_owned(), repo, revision });
 }
 
-fn named(card: &Card) -> impl Iterator<Item = (&str, &str)> {
-    let relation = match card.facts.base_model_relation.as_str() {
-        "" => "finetune",
-        relation => relation,
-    };
-    let bases = card.facts.base_models.iter().map(move |name| (relation, name.as_str()));
-    bases.chain(card.facts.datasets.iter().map(|name| ("dataset", name.as_str())))
-}
-
 /// The repo that a card names, if it is known here.
 async fn known(node: &Node, relation: &str, name: &str) -> Result<Option<RepoId>, Refusal> {
-    let is_dataset = relation == "dataset" && !name.starts_with("datasets/");
-    let path = if is_dataset { format!("datasets/{name}") } else { name.to_owned() };
-    let Ok(path) = path.parse::<RepoPath>() else { return Ok(None) };
+    let Some(path) = CardFacts::repo_named(relation, name) else { return Ok(None) };
     let publisher = match node.registry.resolve_publisher(&path.publisher, &names::own_keys(node)?).await {
         Ok((publisher, _)) => publisher,
         Err(ResolveError::Catalog(error)) => return Err(catalog(error)),

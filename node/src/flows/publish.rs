@@ -224,7 +224,7 @@ async fn signer_for(node: &Node, path: &RepoPath, publisher: PublisherKey) -> Re
 impl Signer {
     /// What a record says of whose it is: nothing where its signer is the publisher itself.
     fn named(&self) -> Option<PublisherKey> {
-        (self.key.public() != self.publisher).then_some(self.publisher)
+        publishers::named(self.publisher, &self.key)
     }
 }
 
@@ -364,12 +364,8 @@ pub(super) fn bad(what: &str, error: &dyn std::fmt::Display) -> Refusal {
 
 pub(super) fn publish_refusal(node: &Node, what: &str, error: PublishError) -> Refusal {
     let why = error.to_string();
-    // The blob store does not say why it could not write.
-    let is_store = matches!(error, PublishError::Blobs(_) | PublishError::Import(ImportError::Blobs(_)));
-    let is_full = why.contains("No space left") || why.contains("os error 28") || is_store && disk::is_full(node);
-    if is_full {
-        let why = format!("the disk of {} is full", node.home.root().display());
-        return Refusal::new(Reason::DiskFull, what, why).try_this("making room there, then the same again");
+    if let Some(refusal) = no_room(node, what, &error) {
+        return refusal;
     }
     let (reason, advice) = match &error {
         PublishError::Folder(FolderError::Io { error, .. })
@@ -392,6 +388,23 @@ pub(super) fn publish_refusal(node: &Node, what: &str, error: PublishError) -> R
         }
     };
     Refusal::new(reason, what, why).try_this(advice)
+}
+
+/// Whether it was for want of room, which the blob store does not always say.
+fn no_room(node: &Node, what: &str, error: &PublishError) -> Option<Refusal> {
+    let why = match error {
+        PublishError::Blobs(error) | PublishError::Import(ImportError::Blobs(error)) if error.is_disk_full() => {
+            error.to_string()
+        }
+        PublishError::Blobs(_) | PublishError::Import(ImportError::Blobs(_)) if disk::is_full(node) => {
+            format!("the disk of {} is full", node.home.root().display())
+        }
+        PublishError::Catalog(error) | PublishError::Insert(InsertError::Catalog(error)) if error.is_disk_full() => {
+            error.to_string()
+        }
+        _ => return None,
+    };
+    Some(Refusal::new(Reason::DiskFull, what, why).try_this("making room, then the same again"))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 pub(crate) mod guard;
 pub(crate) mod intake;
+mod room;
 pub(crate) mod stage_cache;
 
 use std::{
@@ -27,10 +28,13 @@ use iroh_blobs::{
     store::fs::{FsStore, options::Options},
 };
 
-pub use self::guard::{Stalled, TempPin};
 use self::{
     guard::{COLLECT_EVERY, COLLECT_OVERDUE, Guard, raw},
     intake::Intake,
+};
+pub use self::{
+    guard::{Stalled, TempPin},
+    room::DISK_RESERVE,
 };
 use crate::{
     catalog::{Catalog, CatalogError, keys, tables},
@@ -62,7 +66,7 @@ pub enum BlobError {
         /// What the store found.
         detail: String,
     },
-    /// The blob store failed.
+    /// The blob store failed, or has no room ([`BlobError::is_disk_full`]).
     #[error("the blob store failed: {0}")]
     Io(#[from] io::Error),
     /// Garbage collection, which is the only way to remove a blob, does not run.
@@ -77,6 +81,17 @@ pub enum BlobError {
     /// The catalogue, which keeps the stage cache, failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+}
+
+impl BlobError {
+    /// Whether the disk is full, which people can mend.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Io(error) => error.kind() == io::ErrorKind::StorageFull,
+            Self::Catalog(error) => error.is_disk_full(),
+            _ => false,
+        }
+    }
 }
 
 /// A handle to the blob store. Clones share it.
@@ -210,6 +225,7 @@ impl Blobs {
     pub async fn add(&self, bytes: impl Into<Bytes>) -> Result<TempPin, BlobError> {
         let (blobs, bytes) = (self.clone(), bytes.into());
         self.take_in(|_| async move {
+            blobs.room_for(bytes.len() as u64)?;
             let tag = blobs.store.add_bytes(bytes).temp_tag().await.map_err(other)?;
             Ok(blobs.guard.adopt(tag))
         })

@@ -6,7 +6,6 @@
 //! Invariant: a write that answered `Ok` is on disk (redb `Durability::Immediate`), and nothing outside this folder opens the
 //! file.
 
-pub(crate) mod guarded;
 pub(crate) mod keys;
 pub(crate) mod migrate;
 pub(crate) mod tables;
@@ -22,6 +21,10 @@ use cairn_protocol::id::BlobHash;
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 
 use self::worker::Worker;
+use crate::damage::guarded;
+
+/// What a panic of the database's library is about.
+const WHAT: &str = "the catalogue's database";
 
 /// Pages of the file that are held in memory; the system's own cache holds more of them.
 const CACHE_BYTES: usize = 256 << 20;
@@ -85,11 +88,12 @@ struct Workers {
 impl Catalog {
     /// Opens or makes the file and migrates it to the present schema. Blocks: call it from a blocking thread.
     pub(crate) fn open(path: &Path) -> Result<Self, migrate::MigrateError> {
-        let database = guarded::guarded(|| {
+        let database = guarded(WHAT, || {
             let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(CatalogError::from)?;
             migrate::migrate(&database)?;
             Ok::<_, migrate::MigrateError>(database)
-        })??;
+        })
+        .map_err(CatalogError::Damaged)??;
         let database = Arc::new(database);
         let workers = Workers {
             writer: Worker::start("catalog-writer", database.clone())?,

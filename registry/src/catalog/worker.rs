@@ -13,7 +13,8 @@ use std::{
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{CatalogError, guarded::guarded};
+use super::{CatalogError, WHAT};
+use crate::damage::guarded;
 
 /// Pieces of work that may wait for one thread. Each is a closure of some hundred bytes; 256 of them ride out a page of
 /// records arriving from several peers at once, and more would only hide that the disk is too slow.
@@ -33,7 +34,7 @@ impl Place {
         let (reply, answer) = oneshot::channel();
         self.0.send(Box::new(move |database| {
             // The asker may have gone; the work was still done.
-            let _ = reply.send(guarded(|| work(database)));
+            let _ = reply.send(guarded(WHAT, || work(database)).map_err(CatalogError::Damaged));
         }));
         answer
     }

@@ -21,12 +21,16 @@ use super::{
     collect::{Walked, Wanted},
     schema::{Columns, Facts, VERSION, key_of},
 };
+use crate::damage::guarded;
 
 /// Memory of the writer: what it gathers before it writes a part of the index.
 const WRITER_BYTES: usize = 96 << 20;
 
 /// Threads that walk the parts of the index for one search.
 const WALKERS_MAX: usize = 4;
+
+/// What a panic of its library is about.
+pub(super) const WHAT: &str = "the search index";
 
 /// A file that is there while the index is open.
 const IN_USE: &str = "in-use";
@@ -41,6 +45,9 @@ pub(super) enum IndexFailure {
     Index(#[from] TantivyError),
     #[error("the search index's folder failed: {0}")]
     Io(#[from] io::Error),
+    /// Its library panicked on what a disk altered.
+    #[error("{0}")]
+    Damaged(String),
 }
 
 /// How far an index has come.
@@ -93,7 +100,8 @@ impl Opened {
         fs::create_dir_all(&root)?;
         remove_other_versions(&root)?;
         let folder = root.join(format!("{VERSION}-{}", realm.short()));
-        match Self::open_there(&folder) {
+        let opened = guarded(WHAT, || Self::open_there(&folder)).unwrap_or_else(|why| Err(IndexFailure::Damaged(why)));
+        match opened {
             Ok(opened) if opened.fits(numbers)? => return Ok(opened),
             Ok(_) => tracing::warn!("the search index is not of this catalogue; it is made anew"),
             Err(error) if folder.exists() => tracing::warn!(%error, "the search index does not open; it is made anew"),

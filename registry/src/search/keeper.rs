@@ -24,12 +24,13 @@ use tokio::sync::watch;
 
 use super::{
     Shared,
-    index::{Change, IndexFailure, Opened, Progress, Writer},
+    index::{Change, IndexFailure, Opened, Progress, WHAT, Writer},
     journal::{self, Row},
     schema::{Facts, key_of},
 };
 use crate::{
     catalog::{Catalog, CatalogError, keys, tables},
+    damage::guarded,
     listing, look,
 };
 
@@ -63,6 +64,8 @@ pub(super) struct Keeper {
 enum Stop {
     Closing,
     Failed(String),
+    /// The index has to be looked at whole.
+    Damaged(String),
 }
 
 impl From<CatalogError> for Stop {
@@ -76,7 +79,10 @@ impl From<CatalogError> for Stop {
 
 impl From<IndexFailure> for Stop {
     fn from(error: IndexFailure) -> Self {
-        Self::Failed(error.to_string())
+        match error {
+            IndexFailure::Damaged(why) => Self::Damaged(why),
+            error => Self::Failed(error.to_string()),
+        }
     }
 }
 
@@ -94,6 +100,10 @@ impl Keeper {
             match self.keep_up().await {
                 Err(Stop::Closing) => return,
                 Err(Stop::Failed(why)) => tracing::warn!(%why, "the search index does not keep up"),
+                Err(Stop::Damaged(why)) => {
+                    tracing::warn!(%why, "the search index is looked at whole");
+                    self.shared.doubts.send_replace(true);
+                }
                 Ok(()) => continue,
             }
             tokio::select! {
@@ -272,8 +282,9 @@ impl Keeper {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, IndexFailure> + Send + 'static,
 ) -> Result<T, Stop> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => Ok(result?),
+    match tokio::task::spawn_blocking(|| guarded(WHAT, work)).await {
+        Ok(Ok(result)) => Ok(result?),
+        Ok(Err(why)) => Err(Stop::Damaged(why)),
         Err(error) => Err(Stop::Failed(error.to_string())),
     }
 }

@@ -46,6 +46,7 @@ use self::{
 use crate::{
     Registry, ResolveError,
     catalog::{Catalog, CatalogError, keys, tables},
+    damage::guarded,
     listing::{self, RepoSummary},
     look, resolve,
 };
@@ -220,7 +221,9 @@ impl Registry {
         let (realm, mut settled) = (self.realm(), self.search_index().settled.subscribe());
         loop {
             settled.mark_unchanged();
-            let is_whole = self.search_index().is_whole.load(Ordering::Relaxed);
+            // One that is doubted may yet be made anew; it is known to be whole only after that.
+            let is_sound = !*self.search_index().doubts.borrow();
+            let is_whole = is_sound && self.search_index().is_whole.load(Ordering::Relaxed);
             let waiting = self.catalog().read(move |transaction| journal::length(transaction, realm)).await?;
             if is_whole && waiting == 0 {
                 return Ok(());
@@ -239,7 +242,8 @@ impl Registry {
         let _place = shared.walks.acquire().await.map_err(|_| CatalogError::Closed)?;
         let opened = shared.opened().map_err(SearchError::Index)?;
         let walk = tokio::task::spawn_blocking(move || {
-            opened.walk(compile::compile(&opened.columns, &query, &filters).as_ref(), &wanted)
+            let walk = || opened.walk(compile::compile(&opened.columns, &query, &filters).as_ref(), &wanted);
+            guarded(index::WHAT, walk).unwrap_or_else(|why| Err(index::IndexFailure::Damaged(why)))
         });
         let walked = match walk.await {
             Ok(Ok(walked)) => return Ok(walked),

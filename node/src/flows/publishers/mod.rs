@@ -31,8 +31,13 @@ pub(crate) struct Signer {
 impl Signer {
     /// What a record of its says of whose it is: nothing where its signer is the publisher itself.
     pub fn named(&self) -> Option<PublisherKey> {
-        (self.key.public() != self.publisher).then_some(self.publisher)
+        named(self.publisher, &self.key)
     }
+}
+
+/// What a record that this key signs for the publisher says of whose it is: nothing where they are the same.
+pub(super) fn named(publisher: PublisherKey, key: &Keypair) -> Option<PublisherKey> {
+    (key.public() != publisher).then_some(publisher)
 }
 
 /// Answers `Publisher`.

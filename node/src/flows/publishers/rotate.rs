@@ -77,7 +77,7 @@ async fn ender(
     known: &cairn_registry::PublisherState,
 ) -> Result<Keypair, Refusal> {
     if !request.recovery_file.is_empty() {
-        return read_key(&request.recovery_file);
+        return read_key(&request.recovery_file).await;
     }
     let signing = known.authority.now().1.signing_key;
     let own = node.home.signing_keys()?.into_iter().find(|key| key.public() == signing);
@@ -88,12 +88,12 @@ async fn ender(
     })
 }
 
-fn read_key(path: &str) -> Result<Keypair, Refusal> {
+async fn read_key(path: &str) -> Result<Keypair, Refusal> {
     if !Path::new(path).is_absolute() {
         let why = "the path must be absolute, for the daemon has another working folder";
         return Err(Refusal::new(Reason::BadInput, path, why).try_this("the whole path from /"));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| bad(path, &error))?;
+    let text = tokio::fs::read_to_string(path).await.map_err(|error| bad(path, &error))?;
     let mut seed = [0; 32];
     hex::decode_to_slice(text.trim(), &mut seed).map_err(|_| bad(path, &"a key's file has 64 hex digits"))?;
     Ok(Keypair::from_seed(seed))
