@@ -53,7 +53,11 @@ impl SmallDisk {
 
     /// Fills it until so many bytes are left.
     fn leave(&self, bytes: u64) -> Ballast {
-        let path = self.path().join("ballast");
+        self.fill("ballast", bytes)
+    }
+
+    fn fill(&self, name: &str, bytes: u64) -> Ballast {
+        let path = self.path().join(name);
         let mut file = fs::File::create(&path).unwrap();
         let mut filled = self.free().saturating_sub(bytes);
         let piece = vec![7; 64 << 10];
@@ -168,13 +172,14 @@ fn a_disk_that_another_fills_while_it_is_written_to_loses_nothing() {
     let mut dice = StdRng::seed_from_u64(seed);
     let mut daemon = Daemon::start_in(tempfile::tempdir_in(disk.path()).unwrap(), &[]);
     let (mut acknowledged, mut refused) = (Vec::new(), 0);
-    for round in 0..12 {
+    for round in 0..16 {
         let path = random_file(work.path(), &mut dice, if round % 3 == 0 { 200 << 10 } else { 4 << 20 });
-        let after = std::time::Duration::from_millis(dice.random_range(0..60));
-        let ballast = std::thread::scope(|scope| {
+        let after = std::time::Duration::from_millis(dice.random_range(0..50));
+        let most = disk.leave(cairn_registry::DISK_RESERVE + (6 << 20));
+        let rest = std::thread::scope(|scope| {
             let filling = scope.spawn(|| {
                 std::thread::sleep(after);
-                disk.leave(0)
+                disk.fill("rest", 0)
             });
             // What the store says when it stops at a failed write is no answer either.
             let output = daemon.cairn(&["publish", path.to_str().unwrap(), &format!("acme/m{round}"), "--json"]);
@@ -188,11 +193,12 @@ fn a_disk_that_another_fills_while_it_is_written_to_loses_nothing() {
         daemon.signal(rustix::process::Signal::KILL);
         let (_, log, home) = daemon.wait();
         assert!(!log.contains("panicked"), "{log}");
-        drop(ballast);
+        drop((most, rest));
         daemon = Daemon::start_in(home, &[]);
         check_acknowledged(&daemon, &acknowledged);
     }
     eprintln!("{} acknowledged, {refused} refused", acknowledged.len());
+    assert!(refused > 0 && !acknowledged.is_empty(), "the disk was never filled in between");
 }
 
 #[test]
