@@ -20,10 +20,6 @@ impl Signer {
         format!("{}/{name}", self.key.public())
     }
 
-    pub fn profile(&self, handle: &str) -> Record {
-        self.profile_of(handle, 0)
-    }
-
     /// The profile that begins this epoch, in which the same key goes on signing.
     pub fn profile_of(&self, handle: &str, epoch: u64) -> Record {
         let profile = Profile {
