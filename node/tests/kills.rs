@@ -1,5 +1,5 @@
 //! One node killed with SIGKILL at random moments of what a mirror does all day: publishing, pulling, mirroring, letting go, moving refs,
-//! signing, rotating keys. After each death: every acknowledged record is there, every kept revision whole, nothing half-visible.
+//! signing, rotating keys, taking in bundles. After each death: every acknowledged record is there, every kept revision whole, nothing half-visible.
 //!
 //! `CAIRN_KILLS` is how many deaths (50), `CAIRN_SEED` repeats a run; both are printed.
 
@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cairn_client::{Client, api};
 use cairn_testnet::{Testnet, publish, pull, wait_until};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -36,9 +36,11 @@ enum Act {
     Tag,
     Advise,
     Rotate,
+    Apply,
 }
 
-const ACTS: [Act; 7] = [Act::Publish, Act::Pull, Act::Mirror, Act::LetGo, Act::Tag, Act::Advise, Act::Rotate];
+const ACTS: [Act; 8] =
+    [Act::Publish, Act::Pull, Act::Mirror, Act::LetGo, Act::Tag, Act::Advise, Act::Rotate, Act::Apply];
 
 /// What the victim has acknowledged, and must keep.
 #[derive(Default)]
@@ -142,6 +144,7 @@ impl Campaign {
             Act::Tag => self.tag(life).await,
             Act::Advise => self.advise(life).await,
             Act::Rotate => self.rotate(life).await,
+            Act::Apply => self.apply(life).await,
         }
     }
 
@@ -227,6 +230,36 @@ impl Campaign {
         let done = within(life, async move { Ok(client.key_rotate(ask).await?) }).await;
         let Some(publisher) = done.and_then(|rotated| rotated.publisher) else { return Ok(false) };
         self.word.epoch = publisher.epoch;
+        Ok(true)
+    }
+
+    /// Takes in a bundle of the publisher's, of one repo or all: whole once it is acknowledged.
+    async fn apply(&mut self, life: Duration) -> Result<bool> {
+        let mut inside = self.others.clone();
+        let mut repos = Vec::new();
+        if self.dice.random_ratio(2, 3) {
+            inside = vec![inside.swap_remove(self.dice.random_range(0..inside.len()))];
+            repos = inside.iter().map(|(repo, revision)| format!("{repo}@{revision}")).collect();
+        }
+        let path = self.work.path().join("bundle.cairn").display().to_string();
+        let create = api::BundleCreateRequest { repos, path: path.clone(), ..api::BundleCreateRequest::default() };
+        let mut created = self.net.client(0).bundle_create(create).await?;
+        while created.next().await?.is_some() {}
+        let client = self.net.client(VICTIM).clone();
+        let done = within(life, async move {
+            let ask = api::BundleApplyRequest { path, ..api::BundleApplyRequest::default() };
+            let mut events = client.bundle_apply(futures::stream::once(async { ask })).await?;
+            while let Some(event) = events.next().await? {
+                if let Some(api::bundle_apply_event::Event::Done(_)) = event.event {
+                    return Ok(());
+                }
+            }
+            bail!("it ended without a result")
+        });
+        if done.await.is_none() {
+            return Ok(false);
+        }
+        self.word.whole.extend(inside.iter().map(|(repo, revision)| format!("{repo}@{revision}")));
         Ok(true)
     }
 

@@ -261,7 +261,7 @@ pub(crate) fn let_go(
 }
 
 /// A node that keeps a revision stays with the heads that stand for it now, should second heads of their numbers turn up.
-fn adopt_heads(
+pub(crate) fn adopt_heads(
     transaction: &WriteTransaction,
     realm: RealmId,
     revision: RevisionId,

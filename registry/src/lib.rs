@@ -39,6 +39,7 @@ mod advisories;
 mod attestations;
 pub mod authority;
 mod blobs;
+mod bundle;
 mod card;
 mod catalog;
 mod commit;
@@ -73,6 +74,10 @@ mod verify;
 pub use advisories::{About, Judgement, Notice, Policy, Weight};
 pub use attestations::Attested;
 pub use blobs::{BlobError, Blobs, DISK_RESERVE, Stalled, TempPin, stage_cache::StageBlob};
+pub use bundle::{
+    Applied, BundleError, CreateError, Manner, Selection, Shown, ShownRevision, Summary, SummaryError, Totals, Wish,
+    show_bundle,
+};
 pub use card::{CARD_BYTES_MAX, Card, CardProblem};
 pub use catalog::{CatalogError, migrate::MigrateError};
 pub use commit::{Committed, NextHead, PublishError};

@@ -11,6 +11,7 @@ use prost_types::FileDescriptorSet;
 const RECORD: &str = "cairn/record/v1/record.proto";
 const PEER: &str = "cairn/peer/v1/peer.proto";
 const API: &str = "cairn/v1/cairn.proto";
+const BUNDLE: &str = "cairn/v1/bundle.proto";
 const CATALOGUE: &str = "cairn/v1/catalogue.proto";
 const HISTORY: &str = "cairn/v1/history.proto";
 const IMPORT: &str = "cairn/v1/import.proto";
@@ -20,8 +21,8 @@ const STATUS: &str = "google/rpc/status.proto";
 
 /// Reads the `.proto` files under `root` (the workspace) and returns every generated file as (path from `root`, contents).
 pub fn generate(root: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-    let all = descriptors(root, &[RECORD, PEER, PEER_TASK, API, CATALOGUE, HISTORY, IMPORT, TASKS, STATUS])?;
-    let api = descriptors(root, &[API, CATALOGUE, HISTORY, IMPORT, TASKS])?;
+    let all = descriptors(root, &[RECORD, PEER, PEER_TASK, API, BUNDLE, CATALOGUE, HISTORY, IMPORT, TASKS, STATUS])?;
+    let api = descriptors(root, &[API, BUNDLE, CATALOGUE, HISTORY, IMPORT, TASKS])?;
     let mut files = vec![("protocol/src/gen/cairn.v1.bin".to_owned(), without_comments(api.clone()).encode_to_vec())];
     collect(&mut files, "protocol/src/gen", |out| Ok(prost_build::Config::new().out_dir(out).compile_fds(all)?))?;
     collect(&mut files, "node/src/doors/gen", |out| Ok(stubs(out, Side::Server).compile_fds(api.clone())?))?;
@@ -32,7 +33,7 @@ pub fn generate(root: &Path) -> Result<Vec<(String, Vec<u8>)>> {
 
 /// What the three packages of ours look like, without comments: kept of every release, since numbers are never reused.
 pub fn shapes(root: &Path) -> Result<FileDescriptorSet> {
-    descriptors(root, &[RECORD, PEER, PEER_TASK, API, CATALOGUE, HISTORY, IMPORT, TASKS]).map(without_comments)
+    descriptors(root, &[RECORD, PEER, PEER_TASK, API, BUNDLE, CATALOGUE, HISTORY, IMPORT, TASKS]).map(without_comments)
 }
 
 fn descriptors(root: &Path, protos: &[&str]) -> Result<FileDescriptorSet> {

@@ -101,6 +101,21 @@ def test_a_pulled_folder_equals_the_published_one(node, model, tmp_path):
     assert all(isinstance(one, cairn.Progress) for one in seen)
 
 
+def test_a_bundle_is_written_and_applied_again_for_nothing(node, model, tmp_path):
+    seen = []
+    made = node.bundle_create(tmp_path / "one.cairn", ["acme/tiny"], progress=seen.append)
+    assert made.file_bytes == (tmp_path / "one.cairn").stat().st_size and made.revisions == 1 and made.blobs > 1
+    assert all(one.phase == "bundle" and one.bytes_done <= one.bytes_total for one in seen)
+    applied = node.bundle_apply(tmp_path / "one.cairn")
+    assert (applied.records, applied.new_records, applied.new_blobs) == (made.records, 0, 0)
+    (tmp_path / "summary").write_bytes(node.bundle_summary())
+    rest = node.bundle_create(tmp_path / "rest.cairn", catalogue=True, since=tmp_path / "summary")
+    assert (rest.records, rest.blobs) == (0, 0)
+    (tmp_path / "one.cairn").write_bytes(b"no bundle")
+    with pytest.raises(cairn.BadInput):
+        node.bundle_apply(tmp_path / "one.cairn")
+
+
 def test_a_file_is_read_in_pieces_and_from_an_offset(node, model):
     whole = (CHECKOUT / "models/tiny/model.safetensors").read_bytes()
     assert b"".join(node.read("acme/tiny", "model.safetensors")) == whole

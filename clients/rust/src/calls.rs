@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cairn_protocol::api;
 use cairn_protocol::refusal::{Reason, Refusal};
+use futures::Stream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -204,6 +205,27 @@ impl Client {
     /// Decides on a handle or an adviser. Needs the token.
     pub async fn trust_set(&self, ask: api::TrustSetRequest) -> Result<api::TrustSetResponse, Refusal> {
         answer(self.registry.clone().trust_set(self.request(ask)).await)
+    }
+
+    /// Writes repos into one file of the daemon's machine, or streams it. Needs the token.
+    pub async fn bundle_create(
+        &self,
+        ask: api::BundleCreateRequest,
+    ) -> Result<Events<api::BundleCreateEvent>, Refusal> {
+        stream(self.registry.clone().bundle_create(self.request(ask)).await)
+    }
+
+    /// Takes in a bundle: the first message names a file of the daemon's machine, or they bring it in pieces. Needs the token.
+    pub async fn bundle_apply(
+        &self,
+        asks: impl Stream<Item = api::BundleApplyRequest> + Send + 'static,
+    ) -> Result<Events<api::BundleApplyEvent>, Refusal> {
+        stream(self.registry.clone().bundle_apply(self.request(asks)).await)
+    }
+
+    /// What the daemon's node holds, in pieces. Needs the token.
+    pub async fn bundle_summary(&self) -> Result<Events<api::BundleSummaryPiece>, Refusal> {
+        stream(self.registry.clone().bundle_summary(self.request(api::BundleSummaryRequest {})).await)
     }
 
     /// What the files would do to whoever opens them: an event a file, then the whole. Needs the token for a path.

@@ -11,6 +11,7 @@ mod bench;
 mod bench_catalog;
 mod bench_embed;
 mod bench_sync;
+mod bundle;
 mod catalog;
 mod daemon;
 mod demo;
@@ -119,6 +120,8 @@ enum Command {
     Pull(pull::PullArgs),
     /// Write a repo to a folder, or to the cache of the Hub's own clients
     Export(export::ExportArgs),
+    /// Carry repos in one file to where no network leads
+    Bundle(bundle::BundleArgs),
     /// Tell what the files of a repo or folder would do to whoever opens them
     Scan(scan::ScanArgs),
     /// Keep copies of others' repos
@@ -226,6 +229,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Quantise(args) => publish::quantise(global, args).await,
         Command::Pull(args) => pull::run(global, args).await,
         Command::Export(args) => export::export(global, args).await,
+        Command::Bundle(args) => bundle::run(global, args).await,
         Command::Scan(args) => scan::scan(global, args).await,
         Command::Mirror(args) => mirror::run(global, args).await,
         Command::Ls(args) => catalog::ls(global, args).await,

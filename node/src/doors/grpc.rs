@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use cairn_protocol::api;
 use cairn_protocol::refusal::{Reason, Refusal};
+use futures::TryStreamExt;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::InterceptorLayer;
 use tonic::transport::server::TlsConnectInfo;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Auth;
 use super::call::{Calls, Events, Needs};
@@ -117,6 +118,9 @@ impl Registry for Calls {
     type VerifyStream = Events<api::VerifyEvent>;
     type ScanStream = Events<api::ScanEvent>;
     type ExportStream = Events<api::PullEvent>;
+    type BundleCreateStream = Events<api::BundleCreateEvent>;
+    type BundleApplyStream = Events<api::BundleApplyEvent>;
+    type BundleSummaryStream = Events<api::BundleSummaryPiece>;
 
     async fn publish(&self, request: Request<api::PublishRequest>) -> Result<Response<Self::PublishStream>, Status> {
         self.stream(request, Needs::Token("publish"), flows::publish::publish)
@@ -263,6 +267,34 @@ impl Registry for Calls {
     ) -> Result<Response<api::TrustSetResponse>, Status> {
         self.once(request, Needs::Token("trust"), async |node, ask| flows::trust::set(&node, ask).await).await
     }
+
+    async fn bundle_create(
+        &self,
+        request: Request<api::BundleCreateRequest>,
+    ) -> Result<Response<Self::BundleCreateStream>, Status> {
+        self.stream(request, Needs::Token("bundle create"), flows::bundle::create)
+    }
+
+    async fn bundle_apply(
+        &self,
+        request: Request<Streaming<api::BundleApplyRequest>>,
+    ) -> Result<Response<Self::BundleApplyStream>, Status> {
+        self.stream(request, Needs::Token("bundle apply"), |node, requests, events| {
+            flows::bundle::apply(node, requests.map_err(|status| broken(&status)), events)
+        })
+    }
+
+    async fn bundle_summary(
+        &self,
+        request: Request<api::BundleSummaryRequest>,
+    ) -> Result<Response<Self::BundleSummaryStream>, Status> {
+        self.stream(request, Needs::Token("bundle summary"), flows::bundle::summary)
+    }
+}
+
+/// A client that streams its request broke off.
+fn broken(status: &Status) -> Refusal {
+    Refusal::new(Reason::Unavailable, "what the client sends", status.message()).try_this("the same again")
 }
 
 #[tonic::async_trait]

@@ -9,6 +9,7 @@ mod agree;
 pub mod announce;
 pub(crate) mod attest;
 pub mod bring;
+pub mod bundle;
 mod card;
 mod catch_up;
 pub mod diff;

@@ -15,7 +15,7 @@ from cairn.statements import (
     Advisory, Attestation, Difference, Edge, FileChange, Lineage, Measurement, PastRevision, Place, Publisher, TensorChange,
 )
 from cairn.types import (
-    Adapter, Capacity, Card, CardProblem, DeathOutcome, File, Found, FoundRepo, Gpu, Grants, Likely, Model, Peer, Plan, Progress, Published, Pulled, Recovery, Ref,
+    Adapter, Bundled, Capacity, Card, CardProblem, DeathOutcome, File, Found, FoundRepo, Gpu, Grants, Likely, Model, Peer, Plan, Progress, Published, Pulled, Recovery, Ref,
     RejectedNode, Repo, RepoDetails, Resolved, Result, Scanned, ScannedFile, StagePlan, StageReport, Started, Status, Token, Verified,
 )
 
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter", "Advisory", "Attestation", "Difference", "Edge", "FileChange", "Lineage", "Measurement", "PastRevision", "Place",
-    "Publisher", "TensorChange", "BadInput", "CairnError", "Capacity", "Card", "CardProblem", "Client", "DeathOutcome", "Embeddings", "Failed", "File", "Found", "FoundRepo", "Generation", "Gpu",
+    "Publisher", "TensorChange", "BadInput", "Bundled", "CairnError", "Capacity", "Card", "CardProblem", "Client", "DeathOutcome", "Embeddings", "Failed", "File", "Found", "FoundRepo", "Generation", "Gpu",
     "Grants", "Likely", "Lost", "Model", "NotFound", "Peer", "Plan", "Progress", "Published", "Pulled", "Recovery", "Ref", "Refused",
     "RejectedNode", "Repo", "RepoDetails", "Resolved", "Scanned", "ScannedFile", "Result", "StagePlan", "StageReport", "Started", "Status",
     "Token", "Unavailable", "Verified", "connect",

@@ -15,8 +15,9 @@ from cairn.embedding import Embeddings, cut, together
 from cairn.generation import Generation
 from cairn.progress import Bar, Report
 from cairn.types import (
-    Capacity, Found, FoundRepo, Peer, Plan, Progress, Published, Pulled, Repo, RepoDetails, Resolved, Scanned, Status, Verified,
+    Bundled, Capacity, Found, FoundRepo, Peer, Plan, Progress, Published, Pulled, Repo, RepoDetails, Resolved, Scanned, Status, Verified,
 )
+from cairn.v1 import bundle_pb2 as bundles
 from cairn.v1 import cairn_pb2 as pb
 from cairn.v1 import cairn_pb2_grpc as stubs
 from cairn.statements import (
@@ -202,6 +203,38 @@ class Client:
             repo=repo, to=os.path.abspath(to), hub_cache=hub_cache, include=_texts("include", include), link=link,
         )
         return Pulled._of(self._follow(self._registry.Export, request, progress))
+
+    def bundle_create(
+        self,
+        path: str | os.PathLike[str],
+        repos: Sequence[str] = (),
+        *,
+        catalogue: bool = False,
+        since: str | os.PathLike[str] | None = None,
+        records_only: bool = False,
+        progress: Report = None,
+    ) -> Bundled:
+        """Writes repos into the file `path` of the daemon's machine, for a node that no network leads to.
+
+        Without `repos`: all of which a revision is kept there, or, with `catalogue`, every record besides. `since` is a file with what
+        the other side has, as its `bundle_summary` told it: that is left out.
+        """
+        request = bundles.BundleCreateRequest(
+            repos=_texts("repos", repos), path=os.path.abspath(path), since=os.path.abspath(since) if since is not None else "",
+            records_only=records_only, catalogue=catalogue,
+        )
+        return Bundled._of(self._follow(self._registry.BundleCreate, request, progress))
+
+    def bundle_apply(
+        self, path: str | os.PathLike[str], *, keep_going: bool = False, progress: Report = None
+    ) -> Bundled:
+        """Verifies a bundle of the daemon's machine and takes it in: all of it, or, with `keep_going`, all but what is refused."""
+        request = bundles.BundleApplyRequest(path=os.path.abspath(path), keep_going=keep_going)
+        return Bundled._of(self._follow(self._registry.BundleApply, iter([request]), progress))
+
+    def bundle_summary(self) -> bytes:
+        """What the node holds, for `bundle_create(since=...)` on another."""
+        return b"".join(event.piece for event in self._events(self._registry.BundleSummary, bundles.BundleSummaryRequest()))
 
     def quantise(
         self, source: str, repo: str, to: str, *, tag: str = "", message: str = "", progress: Report = None

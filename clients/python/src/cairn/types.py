@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Iterable
 
 from cairn.statements import Advisory, Attestation
+from cairn.v1 import bundle_pb2 as bundles
 from cairn.v1 import cairn_pb2 as pb
 from cairn.v1 import catalogue_pb2 as catalogue
 from cairn.v1 import import_pb2 as imports
@@ -21,7 +22,7 @@ _ADAPTER_BYTES = 33
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long call is: `phase` is hash, download, fetch, export, verify or load."""
+    """How far a long call is: `phase` is hash, download, fetch, export, verify, load or bundle."""
 
     phase: str
     bytes_done: int
@@ -29,7 +30,9 @@ class Progress:
     item: str
 
     @classmethod
-    def _of(cls, m: pb.Progress) -> Progress:
+    def _of(cls, m: pb.Progress | bundles.BundleProgress) -> Progress:
+        if isinstance(m, bundles.BundleProgress):
+            return cls("bundle", m.bytes_done, m.bytes_total, "")
         return cls(m.phase, m.bytes_done, m.bytes_total, m.item)
 
 
@@ -312,6 +315,29 @@ class Scanned:
     @classmethod
     def _of(cls, m: imports.Scanned, files: Iterable[imports.ScannedFile]) -> Scanned:
         return cls(m.verdict, m.summary, tuple(ScannedFile._of(file) for file in files), m.repo, m.revision)
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """What is in a bundle, and, after it was applied, what of it was not here."""
+
+    records: int
+    revisions: int
+    blobs: int
+    bytes: int
+    """Of blobs."""
+    new_records: int
+    new_blobs: int
+    new_bytes: int
+    refused: tuple[str, ...]
+    """Records that were left out, with the reason; only where that was asked for."""
+    file_bytes: int
+
+    @classmethod
+    def _of(cls, m: bundles.Bundled) -> Bundled:
+        return cls(
+            m.records, m.revisions, m.blobs, m.bytes, m.new_records, m.new_blobs, m.new_bytes, tuple(m.refused), m.file_bytes
+        )
 
 
 @dataclass(frozen=True)

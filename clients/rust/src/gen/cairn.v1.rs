@@ -749,6 +749,88 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("cairn.v1.Registry", "TrustSet"));
             self.inner.unary(req, path, codec).await
         }
+        /// Repos in one file, written for nodes that no network leads to, and taken in there. Need the API token.
+        pub async fn bundle_create(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::BundleCreateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<::cairn_protocol::api::BundleCreateEvent>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/BundleCreate",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cairn.v1.Registry", "BundleCreate"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        pub async fn bundle_apply(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = ::cairn_protocol::api::BundleApplyRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<::cairn_protocol::api::BundleApplyEvent>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/BundleApply",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cairn.v1.Registry", "BundleApply"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// What this node holds, for a bundle that holds only what it lacks.
+        pub async fn bundle_summary(
+            &mut self,
+            request: impl tonic::IntoRequest<::cairn_protocol::api::BundleSummaryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<::cairn_protocol::api::BundleSummaryPiece>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cairn.v1.Registry/BundleSummary",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cairn.v1.Registry", "BundleSummary"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated client implementations.

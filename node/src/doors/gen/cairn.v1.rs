@@ -275,6 +275,58 @@ pub mod registry_server {
             tonic::Response<::cairn_protocol::api::TrustSetResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the BundleCreate method.
+        type BundleCreateStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    ::cairn_protocol::api::BundleCreateEvent,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Repos in one file, written for nodes that no network leads to, and taken in there. Need the API token.
+        async fn bundle_create(
+            &self,
+            request: tonic::Request<::cairn_protocol::api::BundleCreateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::BundleCreateStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the BundleApply method.
+        type BundleApplyStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    ::cairn_protocol::api::BundleApplyEvent,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn bundle_apply(
+            &self,
+            request: tonic::Request<
+                tonic::Streaming<::cairn_protocol::api::BundleApplyRequest>,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<Self::BundleApplyStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the BundleSummary method.
+        type BundleSummaryStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    ::cairn_protocol::api::BundleSummaryPiece,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What this node holds, for a bundle that holds only what it lacks.
+        async fn bundle_summary(
+            &self,
+            request: tonic::Request<::cairn_protocol::api::BundleSummaryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::BundleSummaryStream>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct RegistryServer<T> {
@@ -1660,6 +1712,153 @@ pub mod registry_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cairn.v1.Registry/BundleCreate" => {
+                    #[allow(non_camel_case_types)]
+                    struct BundleCreateSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::ServerStreamingService<
+                        ::cairn_protocol::api::BundleCreateRequest,
+                    > for BundleCreateSvc<T> {
+                        type Response = ::cairn_protocol::api::BundleCreateEvent;
+                        type ResponseStream = T::BundleCreateStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::cairn_protocol::api::BundleCreateRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::bundle_create(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BundleCreateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cairn.v1.Registry/BundleApply" => {
+                    #[allow(non_camel_case_types)]
+                    struct BundleApplySvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::StreamingService<
+                        ::cairn_protocol::api::BundleApplyRequest,
+                    > for BundleApplySvc<T> {
+                        type Response = ::cairn_protocol::api::BundleApplyEvent;
+                        type ResponseStream = T::BundleApplyStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<::cairn_protocol::api::BundleApplyRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::bundle_apply(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BundleApplySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cairn.v1.Registry/BundleSummary" => {
+                    #[allow(non_camel_case_types)]
+                    struct BundleSummarySvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::ServerStreamingService<
+                        ::cairn_protocol::api::BundleSummaryRequest,
+                    > for BundleSummarySvc<T> {
+                        type Response = ::cairn_protocol::api::BundleSummaryPiece;
+                        type ResponseStream = T::BundleSummaryStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::cairn_protocol::api::BundleSummaryRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::bundle_summary(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BundleSummarySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -1,3 +1,4 @@
+from cairn.v1 import bundle_pb2 as _bundle_pb2
 from cairn.v1 import catalogue_pb2 as _catalogue_pb2
 from cairn.v1 import history_pb2 as _history_pb2
 from cairn.v1 import import_pb2 as _import_pb2

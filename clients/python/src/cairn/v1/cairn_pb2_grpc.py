@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from cairn.v1 import bundle_pb2 as cairn_dot_v1_dot_bundle__pb2
 from cairn.v1 import cairn_pb2 as cairn_dot_v1_dot_cairn__pb2
 from cairn.v1 import catalogue_pb2 as cairn_dot_v1_dot_catalogue__pb2
 from cairn.v1 import history_pb2 as cairn_dot_v1_dot_history__pb2
@@ -176,6 +177,21 @@ class RegistryStub(object):
                 '/cairn.v1.Registry/TrustSet',
                 request_serializer=cairn_dot_v1_dot_history__pb2.TrustSetRequest.SerializeToString,
                 response_deserializer=cairn_dot_v1_dot_history__pb2.TrustSetResponse.FromString,
+                _registered_method=True)
+        self.BundleCreate = channel.unary_stream(
+                '/cairn.v1.Registry/BundleCreate',
+                request_serializer=cairn_dot_v1_dot_bundle__pb2.BundleCreateRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_bundle__pb2.BundleCreateEvent.FromString,
+                _registered_method=True)
+        self.BundleApply = channel.stream_stream(
+                '/cairn.v1.Registry/BundleApply',
+                request_serializer=cairn_dot_v1_dot_bundle__pb2.BundleApplyRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_bundle__pb2.BundleApplyEvent.FromString,
+                _registered_method=True)
+        self.BundleSummary = channel.unary_stream(
+                '/cairn.v1.Registry/BundleSummary',
+                request_serializer=cairn_dot_v1_dot_bundle__pb2.BundleSummaryRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_bundle__pb2.BundleSummaryPiece.FromString,
                 _registered_method=True)
 
 
@@ -375,6 +391,26 @@ class RegistryServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BundleCreate(self, request, context):
+        """Repos in one file, written for nodes that no network leads to, and taken in there. Need the API token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BundleApply(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BundleSummary(self, request, context):
+        """What this node holds, for a bundle that holds only what it lacks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -517,6 +553,21 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.TrustSet,
                     request_deserializer=cairn_dot_v1_dot_history__pb2.TrustSetRequest.FromString,
                     response_serializer=cairn_dot_v1_dot_history__pb2.TrustSetResponse.SerializeToString,
+            ),
+            'BundleCreate': grpc.unary_stream_rpc_method_handler(
+                    servicer.BundleCreate,
+                    request_deserializer=cairn_dot_v1_dot_bundle__pb2.BundleCreateRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_bundle__pb2.BundleCreateEvent.SerializeToString,
+            ),
+            'BundleApply': grpc.stream_stream_rpc_method_handler(
+                    servicer.BundleApply,
+                    request_deserializer=cairn_dot_v1_dot_bundle__pb2.BundleApplyRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_bundle__pb2.BundleApplyEvent.SerializeToString,
+            ),
+            'BundleSummary': grpc.unary_stream_rpc_method_handler(
+                    servicer.BundleSummary,
+                    request_deserializer=cairn_dot_v1_dot_bundle__pb2.BundleSummaryRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_bundle__pb2.BundleSummaryPiece.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1275,6 +1326,87 @@ class Registry(object):
             '/cairn.v1.Registry/TrustSet',
             cairn_dot_v1_dot_history__pb2.TrustSetRequest.SerializeToString,
             cairn_dot_v1_dot_history__pb2.TrustSetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BundleCreate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.Registry/BundleCreate',
+            cairn_dot_v1_dot_bundle__pb2.BundleCreateRequest.SerializeToString,
+            cairn_dot_v1_dot_bundle__pb2.BundleCreateEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BundleApply(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cairn.v1.Registry/BundleApply',
+            cairn_dot_v1_dot_bundle__pb2.BundleApplyRequest.SerializeToString,
+            cairn_dot_v1_dot_bundle__pb2.BundleApplyEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BundleSummary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.Registry/BundleSummary',
+            cairn_dot_v1_dot_bundle__pb2.BundleSummaryRequest.SerializeToString,
+            cairn_dot_v1_dot_bundle__pb2.BundleSummaryPiece.FromString,
             options,
             channel_credentials,
             insecure,
