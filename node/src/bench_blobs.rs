@@ -24,6 +24,7 @@ use serde::Serialize;
 use crate::data::{
     DataHandle,
     fetch::{Fetch, FetchReport, Source},
+    rate::Rates,
 };
 
 /// Bytes written or read at once.
@@ -116,7 +117,8 @@ impl Peer {
         let registry = Registry::open(&home, RealmId::PUBLIC).await.map_err(failed("a store"))?;
         let identity = Keypair::generate(rand::random());
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let data = DataHandle::bind(listen, RealmId::PUBLIC, &identity, registry.blobs(), Vec::new()).await?;
+        let data = DataHandle::bind(listen, RealmId::PUBLIC, &identity, registry.blobs(), Rates::default(), Vec::new())
+            .await?;
         Ok(Peer { registry, data, identity, import: Duration::ZERO, _prepared: None })
     }
 

@@ -17,6 +17,8 @@ use cairn_protocol::refusal::{Reason, Refusal};
 
 use cairn_registry::Policy;
 
+use crate::data::rate::{Rates, parse_rate};
+
 pub use sources::{Flags, Settings, Source};
 
 /// Everything a node is told before it starts.
@@ -68,6 +70,8 @@ pub struct Config {
     pub mirror_standby_s: u64,
     /// Seconds after which a copy too many is let go.
     pub mirror_surplus_s: u64,
+    /// How fast bytes of blobs go.
+    pub rates: Rates,
     /// What is done about advisories of those whose word counts.
     pub advisories: Policy,
     /// Certificate and key of the gRPC door, PEM files.
@@ -170,6 +174,13 @@ impl Config {
             mirror_lease_s: settings.parse("mirror_lease_s", parse_display)?,
             mirror_standby_s: settings.parse("mirror_standby_s", parse_display)?,
             mirror_surplus_s: settings.parse("mirror_surplus_s", parse_display)?,
+            rates: Rates {
+                up: settings.parse("rate_up", parse_rate)?,
+                down: settings.parse("rate_down", parse_rate)?,
+                up_per_peer: settings.parse("rate_up_per_peer", parse_rate)?,
+                down_per_source: settings.parse("rate_down_per_source", parse_rate)?,
+                hours: settings.parse_list("rate_hours", parse_display)?,
+            },
             advisories: Policy {
                 refuse: settings.parse_list("advisories_refuse", parse_display)?.into_iter().collect(),
                 warn: settings.parse_list("advisories_warn", parse_display)?.into_iter().collect(),

@@ -1,6 +1,7 @@
 //! Bytes under attack and under SIGKILL: altered on a provider's disk, half pulled, half published.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cairn_client::api;
@@ -75,6 +76,38 @@ async fn a_puller_killed_half_way_goes_on_from_what_it_has() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_faster_than_the_rates_that_were_set() -> Result<()> {
+    let configs = ["rate_up = \"2MiB\"\n", "", "", "rate_down = \"1MiB\"\n"];
+    let net = Testnet::start_configured(CAIRN, 4, &[], &configs).await?;
+    let work = tempfile::tempdir()?;
+    let size = 3 << 20;
+    net.publish(0, &random_file(work.path(), "weights.bin", size)?, REPO).await?;
+    for puller in 1..=3 {
+        net.knows(puller, REPO).await?;
+    }
+    // Two at once, of one publisher; each may fetch from the other what that has.
+    let started = Instant::now();
+    let (one, two) = tokio::try_join!(net.pull(1, pull_ask(None)), net.pull(2, pull_ask(None)))?;
+    let publisher = &net.node(0).ready().node_id;
+    let from = one.bytes_from.iter().chain(&two.bytes_from).filter(|from| from.node == *publisher);
+    let sent = from.map(|from| from.bytes).sum();
+    ensure_no_faster(sent, 2 << 20, started.elapsed())?;
+    let started = Instant::now();
+    let three = net.pull(3, pull_ask(None)).await?;
+    ensure_no_faster(three.bytes_fetched, 1 << 20, started.elapsed())?;
+    net.stop().await;
+    Ok(())
+}
+
+/// A quarter of a second's worth may go at once, of proofs too.
+fn ensure_no_faster(bytes: u64, rate: u64, took: Duration) -> Result<()> {
+    let least = Duration::from_secs_f64((bytes as f64 - rate as f64 / 4.0).max(0.0) / rate as f64);
+    eprintln!("{bytes} bytes in {took:?}, at the rate not under {least:?}");
+    ensure!(took >= least, "{bytes} bytes in {took:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_before_a_kill_is_whole_after_it() -> Result<()> {
     let mut net = Testnet::start(CAIRN, 1, &[]).await?;
     let work = tempfile::tempdir()?;
@@ -86,7 +119,7 @@ async fn what_was_acknowledged_before_a_kill_is_whole_after_it() -> Result<()> {
         let killed_after_ms = (round * 7 % 90) as u64;
         let published = tokio::select! {
             done = net.publish(0, &path, &repo) => done.ok(),
-            () = tokio::time::sleep(std::time::Duration::from_millis(killed_after_ms)) => None,
+            () = tokio::time::sleep(Duration::from_millis(killed_after_ms)) => None,
         };
         net.node_mut(0).kill().await?;
         if let Some(done) = published {

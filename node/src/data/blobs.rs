@@ -33,7 +33,10 @@ use iroh_blobs::{
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::patient::Patient;
+use super::{
+    patient::Patient,
+    rate::{Flow, Limits, Paced, Way},
+};
 
 /// Connections that fetch blobs here, of all peers: each costs a few windows of memory.
 const CONNECTIONS_MAX: usize = 256;
@@ -72,6 +75,7 @@ pub struct BlobDoor {
     events: EventSender,
     gate: Arc<Gate>,
     still_max: Duration,
+    limits: Limits,
 }
 
 struct Gate {
@@ -96,6 +100,8 @@ struct Guest {
     connections: usize,
     requests: usize,
     allowance: Option<(f64, Instant)>,
+    /// What all its streams send.
+    flow: Arc<Flow>,
 }
 
 impl fmt::Debug for BlobDoor {
@@ -106,20 +112,21 @@ impl fmt::Debug for BlobDoor {
 
 impl BlobDoor {
     /// The door, and the task that answers the library's questions for it; whoever owns the endpoint runs that.
-    pub fn new(blobs: &Blobs, realm: RealmId) -> (BlobDoor, impl Future<Output = ()> + Send + use<>) {
-        BlobDoor::with_patience(blobs, realm, STILL_MAX)
+    pub fn new(blobs: &Blobs, realm: RealmId, limits: Limits) -> (BlobDoor, impl Future<Output = ()> + Send + use<>) {
+        BlobDoor::with_patience(blobs, realm, limits, STILL_MAX)
     }
 
     fn with_patience(
         blobs: &Blobs,
         realm: RealmId,
+        limits: Limits,
         still_max: Duration,
     ) -> (BlobDoor, impl Future<Output = ()> + Send + use<>) {
         let (events, messages) = EventSender::channel(MESSAGES_MAX, mask());
         let (surroundings, guests) = (OnceLock::new(), Mutex::default());
         let gate = Arc::new(Gate { blobs: blobs.clone(), realm, surroundings, guests });
         let store: &Store = blobs.store();
-        let door = BlobDoor { store: store.clone(), events, gate: gate.clone(), still_max };
+        let door = BlobDoor { store: store.clone(), events, gate: gate.clone(), still_max, limits };
         (door, answer(gate, messages))
     }
 
@@ -150,7 +157,9 @@ impl BlobDoor {
                 },
                 Some(_) = streams.join_next() => continue,
             };
-            let (writer, reader) = (Patient::new(writer, self.still_max), Patient::new(reader, self.still_max));
+            let pace = self.limits.pace(Way::Up, self.gate.flow(connection_id));
+            let writer = Paced::new(Patient::new(writer, self.still_max), pace);
+            let reader = Patient::new(reader, self.still_max);
             let pair = StreamPair::new(connection_id, reader, writer, self.events.clone());
             // What went wrong in it, the library has logged.
             streams.spawn(provider::handle_stream(pair, self.store.clone()).map(drop));
@@ -212,6 +221,13 @@ impl Gate {
                 return;
             }
         }
+    }
+
+    /// Where the bytes of this connection's peer are counted.
+    fn flow(&self, connection: u64) -> Arc<Flow> {
+        let guests = self.guests();
+        let guest = guests.connections.get(&connection).and_then(|peer| guests.peers.get(peer));
+        guest.map(|guest| guest.flow.clone()).unwrap_or_default()
     }
 
     fn guests(&self) -> MutexGuard<'_, Guests> {
@@ -431,7 +447,8 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let registry = cairn_registry::Registry::open(folder.path(), RealmId::PUBLIC).await.unwrap();
             let patience = Duration::from_millis(500);
-            let (door, answering) = BlobDoor::with_patience(registry.blobs(), RealmId::PUBLIC, patience);
+            let (door, answering) =
+                BlobDoor::with_patience(registry.blobs(), RealmId::PUBLIC, Limits::default(), patience);
             let gate = door.gate.clone();
             let (host, guest) = (bound(seed).await, bound(seed + 1).await);
             let address = iroh::EndpointAddr::new(host.id()).with_ip_addr(host.bound_sockets()[0]);

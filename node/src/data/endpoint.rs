@@ -31,6 +31,7 @@ use super::{
     blobs::{BlobDoor, Surroundings},
     connections::Connections,
     link,
+    rate::{Flow, Limits, Pace, Rates, Way},
     stage_door::StageDoor,
     task_door::TaskDoor,
 };
@@ -96,6 +97,7 @@ struct Inner {
     router: Router,
     door: BlobDoor,
     connections: Connections,
+    limits: Limits,
     /// Guards the map for look-ups; never held across an await. Each place has a lock of its own for dialling.
     pool: Mutex<BTreeMap<NodeId, Arc<Place>>>,
     stop: CancellationToken,
@@ -109,6 +111,8 @@ struct Place {
     connection: tokio::sync::Mutex<Option<Connection>>,
     /// When it was last asked for.
     used: Mutex<Option<Instant>>,
+    /// What all requests to it brought.
+    flow: Arc<Flow>,
 }
 
 impl fmt::Debug for DataHandle {
@@ -127,7 +131,8 @@ pub async fn start(
     let task_door: Box<dyn DynProtocolHandler> = Box::new(TaskDoor::new(stages.clone()));
     let stage_door: Box<dyn DynProtocolHandler> = Box::new(StageDoor::new(stages));
     let protocols = vec![(link::STAGE_ALPN.to_vec(), stage_door), (link::TASK_ALPN.to_vec(), task_door)];
-    Ok(DataHandle::bind(config.data_listen, config.realm, identity, registry.blobs(), protocols).await?)
+    let (listen, realm, rates) = (config.data_listen, config.realm, config.rates.clone());
+    Ok(DataHandle::bind(listen, realm, identity, registry.blobs(), rates, protocols).await?)
 }
 
 impl DataHandle {
@@ -137,6 +142,7 @@ impl DataHandle {
         realm: RealmId,
         identity: &Keypair,
         blobs: &Blobs,
+        rates: Rates,
         protocols: Vec<Protocol>,
     ) -> Result<DataHandle, DataError> {
         let failed = |why: String| DataError::Listen { address: listen, why };
@@ -151,14 +157,16 @@ impl DataHandle {
             .bind()
             .await
             .map_err(|error| failed(format!("{error:#}")))?;
-        let (door, answering) = BlobDoor::new(blobs, realm);
+        let limits = Limits::new(rates);
+        let (door, answering) = BlobDoor::new(blobs, realm, limits.clone());
         let mut router = Router::builder(endpoint.clone()).accept(iroh_blobs::ALPN, door.clone());
         for (alpn, handler) in protocols {
             router = router.accept(alpn, handler);
         }
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(stop.clone().run_until_cancelled_owned(answering));
-        let inner = Inner { endpoint, router: router.spawn(), door, connections, pool: Mutex::default(), stop, tasks };
+        let (router, pool) = (router.spawn(), Mutex::default());
+        let inner = Inner { endpoint, router, door, connections, limits, pool, stop, tasks };
         Ok(DataHandle { inner: Arc::new(inner) })
     }
 
@@ -238,6 +246,11 @@ impl DataHandle {
         let new = self.connect(node, addresses, iroh_blobs::ALPN).await?;
         *connection = Some(new.clone());
         Ok(new)
+    }
+
+    /// How fast a request to this peer may be read.
+    pub(crate) fn pace_from(&self, node: NodeId) -> Pace {
+        self.inner.limits.pace(Way::Down, self.place(node).flow.clone())
     }
 
     /// Makes the next want dial anew: the peer may be gone although the connection does not say so yet. Requests under way

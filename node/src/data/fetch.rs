@@ -46,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     endpoint::{DataError, DataHandle},
+    rate::{Pace, PacedConnection},
     schedule::{Effect, Failure, FlightId, GROUP_BYTES, Input, Outcome, Schedule},
 };
 use crate::{
@@ -345,6 +346,7 @@ struct Flying {
     source: usize,
     range: Range<u64>,
     bytes: Arc<AtomicU64>,
+    pace: Pace,
     cancel: CancellationToken,
 }
 
@@ -400,6 +402,7 @@ impl Running<'_> {
                 Effect::Start { flight, source, range } => {
                     let bytes = Arc::new(AtomicU64::new(0));
                     let cancel = CancellationToken::new();
+                    let pace = self.fetch.data.pace_from(self.sources[source].node);
                     let request = Request {
                         data: self.fetch.data.clone(),
                         blobs: self.fetch.blobs.clone(),
@@ -407,13 +410,14 @@ impl Running<'_> {
                         hash: self.fetch.hash,
                         range: range.clone(),
                         bytes: bytes.clone(),
+                        pace: pace.clone(),
                     };
                     let cancelled = cancel.clone();
                     self.flying.spawn(async move {
                         let result = cancelled.run_until_cancelled(request.run()).await;
                         Landed { flight, result: result.unwrap_or(Err(Trouble::Cancelled)) }
                     });
-                    self.flights.insert(flight, Flying { source, range, bytes, cancel });
+                    self.flights.insert(flight, Flying { source, range, bytes, pace, cancel });
                 }
                 Effect::Cancel { flight } => {
                     if let Some(flying) = self.flights.get(&flight) {
@@ -431,6 +435,9 @@ impl Running<'_> {
             let bytes = flying.bytes.load(Ordering::Relaxed);
             under_way += bytes;
             self.schedule.step(now_ms, Input::Progress { flight: *flight, bytes }, effects);
+            if flying.pace.is_held() {
+                self.schedule.step(now_ms, Input::Held { flight: *flight }, effects);
+            }
         }
         let here = self.report.bytes_local + self.report.bytes_fetched + under_way;
         self.told = self.told.max(here.min(self.report.bytes_needed));
@@ -541,6 +548,7 @@ struct Request {
     range: Range<u64>,
     /// Verified bytes so far.
     bytes: Arc<AtomicU64>,
+    pace: Pace,
 }
 
 impl Request {
@@ -554,7 +562,8 @@ impl Request {
         })?;
         let hash = Hash::from_bytes(*self.hash.as_bytes());
         let request = GetRequest::blob_ranges(hash, ChunkRanges::bytes(self.range.clone()));
-        let mut getting = std::pin::pin!(self.blobs.store().remote().execute_get(connection.clone(), request).stream());
+        let paced = PacedConnection { connection: connection.clone(), pace: self.pace };
+        let mut getting = std::pin::pin!(self.blobs.store().remote().execute_get(paced, request).stream());
         while let Some(item) = getting.next().await {
             match item {
                 GetProgressItem::Progress(bytes) => self.bytes.store(bytes, Ordering::Relaxed),

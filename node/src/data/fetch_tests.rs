@@ -14,6 +14,7 @@ use iroh::{
 };
 
 use super::*;
+use crate::data::rate::Rates;
 
 const MIB: u64 = 1 << 20;
 
@@ -36,7 +37,8 @@ impl Peer {
         let registry = Registry::open(folder.path(), realm).await.unwrap();
         let identity = Keypair::from_seed([seed; 32]);
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let data = DataHandle::bind(listen, realm, &identity, registry.blobs(), vec![]).await.unwrap();
+        let data =
+            DataHandle::bind(listen, realm, &identity, registry.blobs(), Rates::default(), vec![]).await.unwrap();
         Peer { registry, data, identity, _folder: folder, prepared: None }
     }
 
@@ -47,7 +49,8 @@ impl Peer {
         self.registry.close().await;
         let registry = Registry::open(self._folder.path(), realm).await.unwrap();
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let data = DataHandle::bind(listen, realm, &self.identity, registry.blobs(), vec![]).await.unwrap();
+        let data =
+            DataHandle::bind(listen, realm, &self.identity, registry.blobs(), Rates::default(), vec![]).await.unwrap();
         Peer { registry, data, prepared: None, ..self }
     }
 

@@ -8,6 +8,7 @@
 //! | [`endpoint`] | the socket, its router, connections to peers |
 //! | [`blobs`] `patient` | serving blobs: to whom, how much at once, and how long a peer may take |
 //! | [`fetch`] `schedule` | one blob's ranges from several peers at once, verified on arrival |
+//! | [`rate`] | how fast, out and in, in all and for one peer |
 //! | [`link`] [`stage_door`] `silent` | streams between stages |
 //! | [`task_door`] | the accepting end of tasks |
 
@@ -17,6 +18,7 @@ pub mod endpoint;
 pub mod fetch;
 pub mod link;
 mod patient;
+pub mod rate;
 mod schedule;
 mod silent;
 pub mod stage_door;

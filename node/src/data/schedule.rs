@@ -77,6 +77,11 @@ pub enum Input {
         /// In all.
         bytes: u64,
     },
+    /// This node's own rates have the piece wait: its source is not to blame.
+    Held {
+        /// Which piece.
+        flight: FlightId,
+    },
     /// All of it arrived.
     Done {
         /// Which piece.
@@ -275,6 +280,12 @@ impl Schedule {
         }
     }
 
+    fn held(&mut self, now_ms: u64, flight: FlightId) {
+        if let Some(flight) = self.flights.get_mut(&flight) {
+            flight.moved_ms = now_ms;
+        }
+    }
+
     fn done(&mut self, now_ms: u64, id: FlightId) {
         let Some(flight) = self.flights.remove(&id) else { return };
         let bytes = flight.piece.range.end - flight.piece.range.start;
@@ -415,6 +426,7 @@ impl Machine for Schedule {
     fn step(&mut self, now_ms: u64, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Progress { flight, bytes } => return self.progress(now_ms, flight, bytes),
+            Input::Held { flight } => return self.held(now_ms, flight),
             Input::Done { flight } => self.done(now_ms, flight),
             Input::Failed { flight, failure, left, holdings } => self.failed(now_ms, flight, failure, left, holdings),
         }

@@ -248,6 +248,21 @@ fn a_slow_source_gets_its_piece_back_when_the_fast_one_lies_about_it() {
 }
 
 #[test]
+fn a_piece_that_our_own_rates_hold_has_not_stalled() {
+    let (mut schedule, mut effects) = (Schedule::new(vec![0..GROUP_BYTES], 1), Vec::new());
+    schedule.wake(0, &mut effects);
+    let [Effect::Start { flight, .. }] = effects[..] else { panic!("{effects:?}") };
+    effects.clear();
+    for now_ms in (0..60_000).step_by(1000) {
+        schedule.step(now_ms, Input::Held { flight }, &mut effects);
+        schedule.wake(now_ms, &mut effects);
+    }
+    assert!(effects.is_empty(), "{effects:?}");
+    schedule.wake(59_000 + STALL_MS, &mut effects);
+    assert_eq!(effects, [Effect::Cancel { flight }], "held no more");
+}
+
+#[test]
 fn a_lone_source_that_stalls_once_is_asked_again() {
     let mut schedule = Schedule::new(vec![0..MIB], 1);
     let mut effects = Vec::new();
