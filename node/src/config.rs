@@ -17,7 +17,7 @@ use cairn_protocol::refusal::{Reason, Refusal};
 
 use cairn_registry::Policy;
 
-use crate::data::rate::{Rates, parse_rate};
+use crate::data::rate::{Rates, parse_far, parse_rate};
 
 pub use sources::{Flags, Settings, Source};
 
@@ -179,6 +179,7 @@ impl Config {
                 down: settings.parse("rate_down", parse_rate)?,
                 up_per_peer: settings.parse("rate_up_per_peer", parse_rate)?,
                 down_per_source: settings.parse("rate_down_per_source", parse_rate)?,
+                far_always: settings.parse("far_sources", parse_far)?,
                 hours: settings.parse_list("rate_hours", parse_display)?,
             },
             advisories: Policy {

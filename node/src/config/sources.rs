@@ -67,6 +67,11 @@ pub const KEYS: &[Key] = &[
     key("rate_up_per_peer", "0", "most bytes of blobs a second to one peer"),
     key("rate_down_per_source", "0", "most bytes of blobs a second from one source"),
     key("rate_hours", "", "hours (UTC) with another total each way, e.g. 08:00-18:00=5MiB,22:00-06:00=0"),
+    key(
+        "far_sources",
+        "when_needed",
+        "whether sources of other networks are asked while near ones suffice: when_needed, always",
+    ),
     key("advisories_refuse", "malware,legal,yanked", "what is under such advisories is not fetched, run or mirrored"),
     key("advisories_warn", "license,deprecated", "advisories that a person is told of"),
     key("api", "", "the daemon that clients of this home talk to"),

@@ -31,7 +31,7 @@ use super::{
     blobs::{BlobDoor, Surroundings},
     connections::Connections,
     link,
-    rate::{Flow, Limits, Pace, Rates, Way},
+    rate::{Flow, Limits, Pace, Rates, Way, is_near},
     stage_door::StageDoor,
     task_door::TaskDoor,
 };
@@ -246,6 +246,11 @@ impl DataHandle {
         let new = self.connect(node, addresses, iroh_blobs::ALPN).await?;
         *connection = Some(new.clone());
         Ok(new)
+    }
+
+    /// Whether a source with these addresses is left alone while near ones suffice.
+    pub(crate) fn spares(&self, addresses: &[SocketAddr]) -> bool {
+        !self.inner.limits.far_always() && !is_near(addresses, &self.addresses())
     }
 
     /// How fast a request to this peer may be read.

@@ -297,7 +297,8 @@ impl Fetch<'_> {
             return Err(FetchError::NoSource { hash: self.hash });
         }
         let sources = &sources[..sources.len().min(SOURCES_MAX)];
-        let schedule = Schedule::new(whole_groups(&missing, self.size), sources.len());
+        let far: Vec<bool> = sources.iter().map(|source| self.data.spares(&source.addresses)).collect();
+        let schedule = Schedule::new(whole_groups(&missing, self.size), sources.len()).sparing(&far);
         Running {
             fetch: self,
             sources,

@@ -7,6 +7,7 @@
 
 use std::{
     io,
+    net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -42,6 +43,8 @@ pub struct Rates {
     pub up_per_peer: Option<u64>,
     /// From one source.
     pub down_per_source: Option<u64>,
+    /// Whether sources of other networks are asked too while near ones suffice.
+    pub far_always: bool,
     /// Hours at which each direction's total is this instead; the first that fits counts.
     pub hours: Vec<RateHours>,
 }
@@ -81,6 +84,30 @@ impl Rates {
 pub fn parse_rate(text: &str) -> Result<Option<u64>, String> {
     let bytes = parse_bytes(text.strip_suffix("/s").unwrap_or(text))?;
     Ok((bytes > 0).then_some(bytes))
+}
+
+/// `when_needed` or `always`: whether far sources are asked while near ones suffice.
+pub fn parse_far(text: &str) -> Result<bool, String> {
+    match text {
+        "when_needed" => Ok(false),
+        "always" => Ok(true),
+        _ => Err("far sources are asked when_needed or always".to_owned()),
+    }
+}
+
+/// Whether a node with `theirs` is on this host or in a private network of `ours`: the same address, or one that shares the first 24 bits (IPv4)
+/// or 64 (IPv6). Loopback, which every advert has, says something only where there is nothing else.
+pub fn is_near(theirs: &[SocketAddr], ours: &[SocketAddr]) -> bool {
+    let outside = |address: &&SocketAddr| !address.ip().is_loopback();
+    let shares_network = |one: IpAddr, other: IpAddr| match (one, other) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.is_private() || a.is_link_local()) && a.octets()[..3] == b.octets()[..3],
+        (IpAddr::V6(a), IpAddr::V6(b)) => {
+            (a.is_unique_local() || a.is_unicast_link_local()) && a.octets()[..8] == b.octets()[..8]
+        }
+        _ => false,
+    };
+    let is_near = |one: IpAddr| ours.iter().any(|own| own.ip() == one || shares_network(one, own.ip()));
+    theirs.iter().filter(outside).count() == 0 || theirs.iter().filter(outside).any(|address| is_near(address.ip()))
 }
 
 impl FromStr for RateHours {
@@ -151,6 +178,11 @@ impl Limits {
     /// With nothing gone yet.
     pub fn new(rates: Rates) -> Limits {
         Limits { rates: Arc::new(rates), up: Arc::default(), down: Arc::default() }
+    }
+
+    /// Whether far sources are asked while near ones suffice.
+    pub fn far_always(&self) -> bool {
+        self.rates.far_always
     }
 
     /// For one stream of a peer, whose own part is `one`.

@@ -59,6 +59,16 @@ fn hours_set_both_totals_and_leave_a_peers_own() {
 }
 
 #[test]
+fn a_node_is_near_on_this_host_and_in_a_private_network_of_ours() {
+    let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
+    let ours = addresses(&["192.168.7.4:4178", "203.0.113.9:4178", "[fd00:1::4]:4178", "127.0.0.1:4178"]);
+    let near = |theirs: &[&str]| is_near(&addresses(theirs), &ours);
+    assert!(near(&["192.168.7.200:1", "127.0.0.1:1"]) && near(&["[fd00:1::9]:1"]), "the same network");
+    assert!(near(&["203.0.113.9:9"]) && near(&["127.0.0.1:9"]), "the same host");
+    assert!(!near(&["192.168.8.4:1", "127.0.0.1:1"]) && !near(&["203.0.113.10:1"]) && !near(&["[fd00:2::4]:1"]));
+}
+
+#[test]
 fn what_is_no_rate_says_how_one_looks() {
     assert!("08:00-18:00".parse::<RateHours>().unwrap_err().contains("08:00-18:00=5MiB"));
     assert!("8-18=1MiB".parse::<RateHours>().is_err());

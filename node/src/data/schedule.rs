@@ -28,6 +28,10 @@ const PIECE_BYTES_FIRST: u64 = 4 << 20;
 const FLIGHTS_PER_SOURCE: usize = 4;
 /// Pieces under way for one blob: they share one disk.
 const FLIGHTS_MAX: usize = 16;
+/// What near sources together must give for far ones to be left alone.
+const NEAR_BYTES_PER_S: f64 = 8e6;
+/// For so long they are given the time to show it.
+const NEAR_ALONE_MS: u64 = 2_000;
 /// A piece that makes no progress for so long has stalled.
 const STALL_MS: u64 = 5_000;
 /// Failures in a row after which a source is not asked again.
@@ -142,6 +146,8 @@ pub struct Schedule {
 
 #[derive(Debug, Default)]
 struct Candidate {
+    /// Left alone while near ones suffice.
+    is_far: bool,
     is_dropped: bool,
     strikes: u32,
     busy: u32,
@@ -186,6 +192,14 @@ impl Schedule {
         }
     }
 
+    /// Leaves these sources (by index) alone while the others hold what is wanted and together give [`NEAR_BYTES_PER_S`].
+    pub fn sparing(mut self, far: &[bool]) -> Schedule {
+        for (source, is_far) in self.sources.iter_mut().zip(far) {
+            source.is_far = *is_far;
+        }
+        self
+    }
+
     /// Where the work stands.
     pub fn outcome(&self) -> Outcome {
         match (self.queue.is_empty(), self.flights.is_empty()) {
@@ -223,13 +237,14 @@ impl Schedule {
             }
         }
         let is_lone = self.sources.iter().filter(|source| !source.is_dropped).count() == 1;
+        let near_suffices = self.near_suffices(now_ms);
         for room in 1..=FLIGHTS_PER_SOURCE {
             for source in 0..self.sources.len() {
                 // A source that has delivered nothing yet gets one piece, unless it is the only one: it may be dead.
                 let is_tried = is_lone || self.sources[source].bytes_per_s > 0.0;
                 let room = if is_tried { room } else { 1 };
                 while self.sources[source].is_free(now_ms, room) && self.flights.len() < FLIGHTS_MAX {
-                    let Some(piece) = self.take(source) else { break };
+                    let Some(piece) = self.take(source, near_suffices) else { break };
                     self.launch(now_ms, source, piece, effects);
                 }
             }
@@ -246,10 +261,11 @@ impl Schedule {
     }
 
     /// Cuts the next piece for this source out of the queue.
-    fn take(&mut self, source: usize) -> Option<Piece> {
+    fn take(&mut self, source: usize, near_suffices: bool) -> Option<Piece> {
         let bytes_max = self.piece_bytes(source);
         let candidate = &self.sources[source];
-        let found = self.queue.iter().enumerate();
+        let spares = |piece: &Piece| near_suffices && candidate.is_far && self.has_near_taker(piece);
+        let found = self.queue.iter().enumerate().filter(|(_, piece)| !spares(piece));
         let (at, overlap) = found.filter_map(|(at, piece)| Some((at, candidate.overlap(source, piece)?))).next()?;
         let whole = self.queue.remove(at)?;
         let end = overlap.end.min(overlap.start + bytes_max);
@@ -258,6 +274,17 @@ impl Schedule {
             self.queue.insert(at, Piece { range, ..whole.clone() });
         }
         Some(Piece { range: overlap.start..end, ..whole })
+    }
+
+    /// Whether near sources are as fast as one needs; the first pieces are too small to tell.
+    fn near_suffices(&self, now_ms: u64) -> bool {
+        let near = self.sources.iter().filter(|source| !source.is_far && !source.is_dropped);
+        now_ms < NEAR_ALONE_MS || near.map(|source| source.bytes_per_s).sum::<f64>() >= NEAR_BYTES_PER_S
+    }
+
+    fn has_near_taker(&self, piece: &Piece) -> bool {
+        let mut near = self.sources.iter().enumerate().filter(|(_, source)| !source.is_far && !source.is_dropped);
+        near.any(|(at, source)| source.overlap(at, piece).is_some())
     }
 
     /// About a second's worth, and not so much that the others stand idle.

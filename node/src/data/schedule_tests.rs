@@ -247,6 +247,31 @@ fn a_slow_source_gets_its_piece_back_when_the_fast_one_lies_about_it() {
     assert_eq!(sim.joined(), [0..8 * MIB]);
 }
 
+/// Bytes by source.
+fn by_source(sim: &Sim) -> Vec<u64> {
+    let mut sums = vec![0; sim.sources.len()];
+    sim.got.iter().for_each(|(source, range)| sums[*source] += range.end - range.start);
+    sums
+}
+
+#[test]
+fn a_far_source_is_left_alone_while_near_ones_suffice() {
+    let mut sim = Sim::new(vec![0..64 * MIB], &[Behaviour::Serves(20_000), Behaviour::Serves(90_000)]);
+    sim.schedule = sim.schedule.sparing(&[false, true]);
+    assert_eq!(sim.run(), Outcome::Done);
+    assert_eq!(by_source(&sim), [64 * MIB, 0]);
+}
+
+#[test]
+fn a_far_source_helps_near_ones_that_are_slow_gone_or_hold_only_a_part() {
+    for near in [Behaviour::Serves(500), Behaviour::Down, Behaviour::Silent, Behaviour::Has(0..8 * MIB)] {
+        let mut sim = Sim::new(vec![0..64 * MIB], &[near, Behaviour::Serves(50_000)]);
+        sim.schedule = sim.schedule.sparing(&[false, true]);
+        assert_eq!(sim.run(), Outcome::Done);
+        assert!(by_source(&sim)[1] > 32 * MIB, "{:?}", by_source(&sim));
+    }
+}
+
 #[test]
 fn a_piece_that_our_own_rates_hold_has_not_stalled() {
     let (mut schedule, mut effects) = (Schedule::new(vec![0..GROUP_BYTES], 1), Vec::new());
