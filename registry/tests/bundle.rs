@@ -202,6 +202,27 @@ async fn bytes_that_no_record_asks_for_are_refused() {
     assert!(is_untouched(&b.registry).await);
 }
 
+#[tokio::test]
+async fn a_blob_that_no_manifest_before_needs_is_refused() {
+    let (a, other, b) = (small(&key(1)).await, published(&key(2)).await, House::new().await);
+    let (ours, theirs) = (written(&a, all()).await, written(&other, all()).await);
+    let smuggled = [&ours[..first_segment(&ours)], &theirs[first_segment(&theirs)..]].concat();
+    for refused in [apply(&b, &smuggled).await.map(drop), show_bundle(&smuggled[..], |_| {}).await.map(drop)] {
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("no manifest before needs"), "{refused}");
+    }
+    assert!(is_untouched(&b.registry).await);
+}
+
+/// Where records and manifests end.
+fn first_segment(bundle: &[u8]) -> usize {
+    let mut at = 76;
+    while bundle[at] < 3 {
+        at += 5 + u32::from_le_bytes(bundle[at + 1..at + 5].try_into().unwrap()) as usize;
+    }
+    at
+}
+
 fn split_records(bundle: &[u8]) -> (Vec<&[u8]>, &[u8]) {
     let (mut records, mut rest) = (Vec::new(), &bundle[76..]);
     while rest[0] == 1 {
