@@ -62,7 +62,7 @@ pub struct Node {
     /// What models are for, as their files say.
     pub(crate) known_tasks: flows::tasks::KnownTasks,
     /// How mirroring stands.
-    pub mirror: flows::mirror::Board,
+    pub mirror: Arc<flows::mirror::Board>,
     /// Cancelled when flows must end.
     pub shutdown: CancellationToken,
     /// Everything that runs beside a call; awaited on stop.
@@ -133,7 +133,7 @@ impl Node {
             stages,
             capacity,
             known_tasks: flows::tasks::KnownTasks::default(),
-            mirror: flows::mirror::Board::default(),
+            mirror: Arc::default(),
             shutdown,
             tasks: TaskTracker::new(),
             counters: Counters::default(),
@@ -142,7 +142,13 @@ impl Node {
         });
         node.stages.attach(&node);
         node.data.attach(&node);
-        let heard = flows::records::run(node.registry.clone(), node.net.clone(), inbox, node.shutdown.clone());
+        let heard = flows::records::run(
+            node.registry.clone(),
+            node.net.clone(),
+            node.mirror.clone(),
+            inbox,
+            node.shutdown.clone(),
+        );
         node.tasks.spawn(heard);
         node.tasks.spawn(flows::mirror::run(node.clone()));
         node.tasks.spawn(stages::advertise(node.clone()));

@@ -5,6 +5,8 @@
 //! sends forged ones pays; one that sends what only a later version knows does not, it is counted; no signature is checked
 //! on an async worker.
 
+use std::sync::Arc;
+
 use cairn_protocol::{
     id::{BlobHash, NodeId, PublisherKey, RecordId, RevisionId},
     limits::{HEADS_PAGE_BYTES_MAX, HOLDING_RANGES_MAX, HOLDS_MAX, KEEPS_MAX},
@@ -21,7 +23,10 @@ use cairn_registry::{InsertError, Inserted, Registry, sync::SyncError};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::{catch_up::catch_up, mirror::copies};
+use super::{
+    catch_up::catch_up,
+    mirror::{Board, copies},
+};
 use crate::net::{GossipedRecord, InboundQuestion, Inbox, NetHandle, Severity, Verdict, refused};
 
 /// Questions answered at the same time: they only read, and the catalogue is one file.
@@ -37,11 +42,11 @@ pub(super) const PAGE_RECORDS_MAX: usize = 1024;
 
 /// Runs until `stop`, or until the network has stopped. Dropping it stops it too; every record is either whole in the
 /// catalogue or not there.
-pub async fn run(registry: Registry, net: NetHandle, inbox: Inbox, stop: CancellationToken) {
+pub async fn run(registry: Registry, net: NetHandle, mirror: Arc<Board>, inbox: Inbox, stop: CancellationToken) {
     let Inbox { questions, records, arrivals } = inbox;
     let mut loops = JoinSet::new();
     loops.spawn(judge_gossip(registry.clone(), net.clone(), records));
-    loops.spawn(answer_questions(registry.clone(), net.clone(), questions));
+    loops.spawn(answer_questions(registry.clone(), net.clone(), mirror, questions));
     loops.spawn(catch_up(registry, net, arrivals));
     tokio::select! {
         () = stop.cancelled() => {}
@@ -174,13 +179,18 @@ fn is_false(error: &RecordError) -> bool {
     !matches!(error, RecordError::UnknownKind(_) | RecordError::UnknownVersion(_))
 }
 
-async fn answer_questions(registry: Registry, net: NetHandle, mut questions: mpsc::Receiver<InboundQuestion>) {
+async fn answer_questions(
+    registry: Registry,
+    net: NetHandle,
+    mirror: Arc<Board>,
+    mut questions: mpsc::Receiver<InboundQuestion>,
+) {
     let mut answering = JoinSet::new();
     loop {
         tokio::select! {
             question = questions.recv(), if answering.len() < ANSWERING_MAX => {
                 let Some(question) = question else { return };
-                answering.spawn(answer_one(registry.clone(), net.clone(), question));
+                answering.spawn(answer_one(registry.clone(), net.clone(), mirror.clone(), question));
             }
             Some(_) = answering.join_next() => {}
         }
@@ -188,10 +198,10 @@ async fn answer_questions(registry: Registry, net: NetHandle, mut questions: mps
 }
 
 /// Whoever compares sets in words that make no sense pays; other questions may be of a later version.
-async fn answer_one(registry: Registry, net: NetHandle, asked: InboundQuestion) {
+async fn answer_one(registry: Registry, net: NetHandle, mirror: Arc<Board>, asked: InboundQuestion) {
     let InboundQuestion { from, question, reply } = asked;
     let is_comparison = matches!(question.ask, Some(Ask::Reconcile(_)));
-    let said = answer(&registry, question).await;
+    let said = answer(&registry, &mirror, question).await;
     let is_senseless = matches!(&said, Say::Refused(refused) if refused.reason == Reason::BadInput.code());
     if is_comparison && is_senseless {
         net.report(from, Severity::Fault, "it compares what it has in words that make no sense").await;
@@ -200,14 +210,14 @@ async fn answer_one(registry: Registry, net: NetHandle, asked: InboundQuestion) 
 }
 
 /// Answers from the catalogue and the blob store; anything that fails is a refusal.
-async fn answer(registry: &Registry, question: Question) -> Say {
+async fn answer(registry: &Registry, mirror: &Board, question: Question) -> Say {
     let answered = match question.ask {
         Some(Ask::Resolve(resolve)) => answer_resolve(registry, resolve).await,
         Some(Ask::Heads(heads)) => answer_heads(registry, heads).await,
         Some(Ask::Holds(holds)) => answer_holds(registry, holds).await,
         Some(Ask::Reconcile(set)) => answer_reconcile(registry, set).await,
         Some(Ask::Fetch(fetch)) => answer_fetch(registry, fetch).await,
-        Some(Ask::Keeps(keeps)) => answer_keeps(registry, keeps).await,
+        Some(Ask::Keeps(keeps)) => answer_keeps(registry, mirror, keeps).await,
         Some(Ask::Hello(_)) | None => Err((Reason::Unsupported, "not a question for the catalogue".to_owned())),
     };
     answered.unwrap_or_else(|(reason, why)| refused(reason, why))
@@ -291,8 +301,8 @@ async fn answer_holds(registry: &Registry, holds: Holds) -> Answered {
     Ok(Say::Held(Held { holdings }))
 }
 
-/// What this node keeps whole of these, and whether for a person or by a policy.
-async fn answer_keeps(registry: &Registry, keeps: Keeps) -> Answered {
+/// What this node keeps whole of these, and whether it may let it go when others keep enough.
+async fn answer_keeps(registry: &Registry, mirror: &Board, keeps: Keeps) -> Answered {
     if keeps.revisions.len() > KEEPS_MAX {
         return Err((Reason::Limit, format!("at most {KEEPS_MAX} revisions in one question")));
     }
@@ -304,8 +314,8 @@ async fn answer_keeps(registry: &Registry, keeps: Keeps) -> Answered {
     for revision in revisions {
         states.push(match registry.keeps_whole(revision).await {
             false => copies::NOT_KEPT,
-            true if mirrored.contains(&revision) => copies::KEPT_MIRRORED,
-            true => copies::KEPT_WANTED,
+            true if mirrored.contains(&revision) && !mirror.stays(revision) => copies::KEPT_FOR_NOW,
+            true => copies::KEPT_ANYWAY,
         });
     }
     Ok(Say::Kept(Kept { states }))

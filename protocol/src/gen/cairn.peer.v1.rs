@@ -266,7 +266,8 @@ pub struct Keeps {
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub revisions: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
-/// One byte for each revision asked for, in that order: 0 not (all) here, 1 kept by a mirror's policy alone, 2 kept since a person wanted it.
+/// One byte for each revision asked for, in that order: 0 not (all) here, 1 kept, and may be let
+/// go when others keep enough copies, 2 kept whatever others do.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Kept {
     #[prost(bytes = "vec", tag = "1")]

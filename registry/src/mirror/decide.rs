@@ -3,7 +3,7 @@
 //! Nodes that mirror agree without asking each other: for every revision, all of them put themselves in the same order (rendezvous
 //! hashing, Thaler and Ravishankar 1998, "Using name-based mappings to increase hit rates"). Copies that are missing are
 //! fetched by the first in that order who hold none; those behind stand by, and step in when a deficit lasts. Of copies that are too
-//! many, the last in the order of those that policies keep goes, and the others look again when it has gone. Nobody fetches because the order
+//! many, the last in the order of those that may go goes, and the others look again when it has gone. Nobody fetches because the order
 //! changed: what lies somewhere, stays.
 //!
 //! Invariant: a copy is let go only while enough others are known to hold the revision whole, never fewer than one, and never when a
@@ -59,8 +59,8 @@ pub enum Here {
 pub struct Holder {
     /// Which.
     pub node: NodeId,
-    /// Whether a policy alone keeps it there, so that it may be let go there.
-    pub is_mirrored: bool,
+    /// Whether it may be let go there: a policy alone keeps it, and not whatever others do.
+    pub may_go: bool,
 }
 
 /// Who else is there.
@@ -104,6 +104,8 @@ pub struct Decision {
     pub why: Why,
     /// Others who have to hold it before this node may let it go.
     pub copies_needed: usize,
+    /// Whether a copy here may go when enough others hold it: not if a person wanted it, or the policy wants it here.
+    pub may_go: bool,
 }
 
 /// What is done.
@@ -229,8 +231,9 @@ impl Decider {
                 path: candidate.path.clone(),
                 pattern: policy.pattern.to_string(),
                 action,
-                why,
                 copies_needed: view.copies_needed(),
+                may_go: !matches!(why, Why::Person | Why::CopyHere),
+                why,
             });
         }
         let named: BTreeSet<RevisionId> = governed.iter().map(|(candidate, _)| candidate.revision).collect();
@@ -340,12 +343,15 @@ impl<'a> View<'a> {
         others.filter(|node| rank(revision, **node) < mine).count()
     }
 
-    /// Whether every other holder that may let it go comes before this node.
     fn am_last_holder(&self) -> bool {
-        let revision = self.candidate.revision;
-        let mine = rank(revision, self.mesh.me);
-        self.holders.iter().all(|holder| !holder.is_mirrored || rank(revision, holder.node) < mine)
+        is_last(self.candidate.revision, self.mesh.me, self.holders)
     }
+}
+
+/// Whether every other holder that may let the revision go comes before this node.
+pub fn is_last(revision: RevisionId, me: NodeId, holders: &[Holder]) -> bool {
+    let mine = rank(revision, me);
+    holders.iter().all(|holder| !holder.may_go || rank(revision, holder.node) < mine)
 }
 
 /// A node's place in the order of a revision's mirrors; smaller comes first.

@@ -48,7 +48,7 @@ fn decide_as(
 ) -> Vec<(Action, Why)> {
     let others: Vec<NodeId> = (1..=mirrors).filter(|n| *n != me).map(node).collect();
     let holders = held.iter().map(|(revision, nodes)| {
-        let nodes = nodes.iter().filter(|n| **n != me).map(|n| Holder { node: node(*n), is_mirrored: true }).collect();
+        let nodes = nodes.iter().filter(|n| **n != me).map(|n| Holder { node: node(*n), may_go: true }).collect();
         (RevisionId::from([*revision; 32]), nodes)
     });
     let holders: BTreeMap<_, _> = holders.collect();
@@ -193,13 +193,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Nodes that all decide at once, see each other rightly and act at once come to the wanted copies, keep to their quotas where
-    /// copies suffice, and never lose the last copy.
+    /// copies suffice, and never lose the last copy. Some (`firm`) keep a copy whatever others do.
     #[test]
     fn mirrors_converge_on_the_wanted_copies(
         mirrors in 1..7u8,
         wanted in 1..5u32,
         held in proptest::collection::vec(proptest::collection::btree_set(0..7u8, 0..7), 1..12),
         quotas in proptest::collection::vec(proptest::option::of(0..12u64), 7),
+        firm in proptest::collection::btree_set(1..7u8, 0..3),
     ) {
         // Node 0 publishes: it holds everything and never lets go.
         let mut held: Vec<BTreeSet<u8>> = held;
@@ -213,7 +214,8 @@ proptest! {
             let before = held.clone();
             for me in 1..=mirrors {
                 let quota_bytes = quotas[me as usize - 1].map(|revisions| revisions * 100);
-                let policies = [policy("acme/*", Rules { quota_bytes, ..copies(wanted) })];
+                let rules = if firm.contains(&me) { Rules::default() } else { Rules { quota_bytes, ..copies(wanted) } };
+                let policies = [policy("acme/*", rules)];
                 let candidates: Vec<Candidate> = (0..before.len())
                     .map(|n| {
                         let here = if before[n].contains(&me) { Here::Mirrored } else { Here::Lacking };
@@ -225,7 +227,7 @@ proptest! {
                     .enumerate()
                     .map(|(n, nodes)| {
                         let others = nodes.iter().filter(|n| **n != me);
-                        let others = others.map(|n| Holder { node: node(*n), is_mirrored: *n != 0 });
+                        let others = others.map(|n| Holder { node: node(*n), may_go: *n != 0 && !firm.contains(n) });
                         (RevisionId::from([n as u8; 32]), others.collect())
                     })
                     .collect();
@@ -241,10 +243,11 @@ proptest! {
                 }
             }
         }
+        let firm = firm.iter().filter(|n| **n <= mirrors).count();
         let has_quota = quotas[..mirrors as usize].iter().any(Option::is_some);
         for nodes in &held {
             prop_assert!(nodes.contains(&0));
-            let expected = (wanted as usize).min(mirrors as usize + 1);
+            let expected = (wanted as usize).min(mirrors as usize + 1).max(firm + 1);
             if has_quota {
                 prop_assert!(nodes.len() <= expected.max(1), "{nodes:?}");
             } else {

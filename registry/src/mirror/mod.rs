@@ -17,7 +17,7 @@ use cairn_protocol::{
 use globset::{GlobBuilder, GlobMatcher};
 use redb::WriteTransaction;
 
-pub use decide::{Action, Candidate, Decider, Decision, Here, Holder, Mesh, Patience, Why};
+pub use decide::{Action, Candidate, Decider, Decision, Here, Holder, Mesh, Patience, Why, is_last};
 pub use policy::{Hours, Policy, Rules, RulesError};
 
 use crate::{

@@ -21,10 +21,10 @@ use crate::{data::fetch::Source, shell::Node};
 
 /// In an answer: not (all) here.
 pub(in crate::flows) const NOT_KEPT: u8 = 0;
-/// In an answer: kept by a mirror's policy alone.
-pub(in crate::flows) const KEPT_MIRRORED: u8 = 1;
-/// In an answer: kept since a person wanted it.
-pub(in crate::flows) const KEPT_WANTED: u8 = 2;
+/// In an answer: kept, and may be let go when others keep enough copies.
+pub(in crate::flows) const KEPT_FOR_NOW: u8 = 1;
+/// In an answer: kept whatever others do.
+pub(in crate::flows) const KEPT_ANYWAY: u8 = 2;
 
 /// Peers that are asked in one round.
 const ASKED_MAX: usize = 32;
@@ -41,7 +41,7 @@ pub(super) struct Copies {
 #[derive(Debug)]
 struct Heard {
     at_ms: u64,
-    is_mirrored: bool,
+    may_go: bool,
 }
 
 impl Copies {
@@ -58,12 +58,11 @@ impl Copies {
 
     /// One node's answer about one revision.
     pub(super) fn hear(&mut self, now_ms: u64, node: NodeId, revision: RevisionId, state: u8) {
-        match state {
-            KEPT_MIRRORED | KEPT_WANTED => {
-                let heard = Heard { at_ms: now_ms, is_mirrored: state == KEPT_MIRRORED };
-                self.heard.entry(revision).or_default().insert(node, heard);
+        match holder(node, state) {
+            Some(Holder { may_go, .. }) => {
+                self.heard.entry(revision).or_default().insert(node, Heard { at_ms: now_ms, may_go });
             }
-            _ => {
+            None => {
                 if let Some(nodes) = self.heard.get_mut(&revision) {
                     nodes.remove(&node);
                 }
@@ -83,10 +82,15 @@ impl Copies {
             wanted.contains(revision) && !nodes.is_empty()
         });
         let holders = |nodes: &BTreeMap<NodeId, Heard>| {
-            nodes.iter().map(|(node, heard)| Holder { node: *node, is_mirrored: heard.is_mirrored }).collect()
+            nodes.iter().map(|(node, heard)| Holder { node: *node, may_go: heard.may_go }).collect()
         };
         self.heard.iter().map(|(revision, nodes)| (*revision, holders(nodes))).collect()
     }
+}
+
+/// What a node's answer about a revision makes of it.
+pub(super) fn holder(node: NodeId, state: u8) -> Option<Holder> {
+    matches!(state, KEPT_FOR_NOW | KEPT_ANYWAY).then_some(Holder { node, may_go: state == KEPT_FOR_NOW })
 }
 
 /// Asks connected peers what they keep of these: who said what about which. A peer that does not answer has said nothing.
@@ -114,18 +118,18 @@ async fn ask_one(node: &Node, peer: NodeId, revisions: &[RevisionId]) -> Vec<(No
 
 /// How many of these nodes deliver a piece of the revision that was drawn by lot, so that a word alone is no copy. Empty
 /// revisions need no proof.
-pub(super) async fn proven(node: &Node, revision: RevisionId, nodes: &[NodeId]) -> usize {
+pub(super) async fn proven(node: &Node, revision: RevisionId, keepers: &[Holder]) -> usize {
     let Ok(Some(manifest)) = node.registry.manifest(revision).await else { return 0 };
     let bytes: u64 = manifest.files.iter().map(|file| file.size).sum();
     let mut proving = Vec::new();
-    for peer in nodes {
+    for keeper in keepers {
         let mut offset = if bytes > 0 { rand::random_range(0..bytes) } else { 0 };
         let drawn = manifest.files.iter().find(|file| {
             let is_here = offset < file.size;
             offset -= if is_here { 0 } else { file.size };
             is_here
         });
-        proving.push(delivers(node, *peer, drawn.map(|file| file.blake3), offset).boxed());
+        proving.push(delivers(node, keeper.node, drawn.map(|file| file.blake3), offset).boxed());
     }
     stream::iter(proving).buffer_unordered(ASKED_MAX).filter(|proven| std::future::ready(*proven)).count().await
 }
@@ -146,8 +150,8 @@ mod tests {
         let (node, other) = (NodeId::from([1; 32]), NodeId::from([2; 32]));
         let revision = RevisionId::from([7; 32]);
         let mut copies = Copies::default();
-        copies.hear(0, node, revision, KEPT_MIRRORED);
-        copies.hear(50, other, revision, KEPT_WANTED);
+        copies.hear(0, node, revision, KEPT_FOR_NOW);
+        copies.hear(50, other, revision, KEPT_ANYWAY);
         let count =
             |copies: &mut Copies, now_ms| copies.holders(now_ms, 100, &[revision].into()).values().map(Vec::len).sum();
         let before: usize = count(&mut copies, 99);
@@ -169,13 +173,13 @@ mod tests {
     }
 
     #[test]
-    fn whether_a_policy_or_a_person_keeps_it_is_told() {
+    fn whether_a_copy_may_go_is_told() {
         let mut copies = Copies::default();
         let revision = RevisionId::from([7; 32]);
-        copies.hear(0, NodeId::from([1; 32]), revision, KEPT_MIRRORED);
-        copies.hear(0, NodeId::from([2; 32]), revision, KEPT_WANTED);
+        copies.hear(0, NodeId::from([1; 32]), revision, KEPT_FOR_NOW);
+        copies.hear(0, NodeId::from([2; 32]), revision, KEPT_ANYWAY);
         let holders = copies.holders(0, 1, &[revision].into()).remove(&revision).unwrap();
-        assert_eq!(holders.iter().map(|holder| holder.is_mirrored).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(holders.iter().map(|holder| holder.may_go).collect::<Vec<_>>(), [true, false]);
         assert!(copies.holders(0, 1, &BTreeSet::new()).is_empty(), "nobody wants it");
     }
 }

@@ -24,7 +24,8 @@ use cairn_protocol::{
 use cairn_registry::{
     CatalogError, PinClass,
     mirror::{
-        Action, Candidate, Decider, Decision, Here, Mesh, Patience, Pattern, PatternError, Policy, Rules, RulesError,
+        Action, Candidate, Decider, Decision, Here, Holder, Mesh, Patience, Pattern, PatternError, Policy, Rules,
+        RulesError, is_last,
     },
 };
 use tokio::{
@@ -67,6 +68,11 @@ impl Board {
     /// Something happened to what is kept: look at everything again.
     pub fn look_again(&self) {
         self.again.notify_one();
+    }
+
+    /// Whether this node keeps a copy of the revision whatever others do, by the last look.
+    pub(super) fn stays(&self, revision: RevisionId) -> bool {
+        self.watch().stays(revision)
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {
@@ -285,6 +291,7 @@ fn decide(
         pattern: decision.pattern.clone(),
         why: decision.why.to_string(),
         copies_elsewhere: holders.get(&decision.revision).map_or(0, Vec::len) as u32,
+        may_go: decision.may_go,
         call: match decision.action {
             Action::Keep | Action::LetGo => Call::Hold,
             Action::Fetch => Call::Fetch,
@@ -301,7 +308,8 @@ fn minute_of_day() -> u16 {
     (since.as_secs() / 60 % (24 * 60)) as u16
 }
 
-/// Unpins what is to go, if enough others say now that they keep it, and show a piece of it.
+/// Unpins what is to go, if enough others say now that they keep it, and show a piece of it, and if by what they say it is still
+/// this node's turn.
 async fn let_go(node: &Arc<Node>, decisions: &[Decision]) -> Result<(), CatalogError> {
     let going = decisions.iter().filter(|decision| decision.action == Action::LetGo);
     let going: Vec<(RevisionId, usize)> = going.map(|decision| (decision.revision, decision.copies_needed)).collect();
@@ -311,9 +319,10 @@ async fn let_go(node: &Arc<Node>, decisions: &[Decision]) -> Result<(), CatalogE
     let heard = hear(node, &going.iter().map(|(revision, _)| *revision).collect::<Vec<_>>()).await;
     let mut sure = Vec::new();
     for (revision, needed) in going {
-        let keeps = heard.iter().filter(|(_, of, state)| *of == revision && *state != copies::NOT_KEPT);
-        let keepers: Vec<NodeId> = keeps.map(|(peer, ..)| *peer).collect();
-        if keepers.len() >= needed && copies::proven(node, revision, &keepers).await >= needed {
+        let answers = heard.iter().filter(|(_, of, _)| *of == revision);
+        let keepers: Vec<Holder> = answers.filter_map(|(peer, _, state)| copies::holder(*peer, *state)).collect();
+        let may_go = keepers.len() >= needed && is_last(revision, node.identity.node_id(), &keepers);
+        if may_go && copies::proven(node, revision, &keepers).await >= needed {
             sure.push(revision);
         }
     }

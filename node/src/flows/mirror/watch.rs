@@ -43,6 +43,8 @@ pub struct Named {
     pub why: String,
     /// Others that are known to hold it whole.
     pub copies_elsewhere: u32,
+    /// Whether a copy here may go when enough others hold it.
+    pub may_go: bool,
     /// What is to be done.
     pub call: Call,
 }
@@ -171,6 +173,11 @@ impl Watch {
         waiting.map(|want| want.due_ms.saturating_sub(now_ms).max(50)).min()
     }
 
+    /// Whether a copy of the revision stays here whatever others do; not known is no.
+    pub fn stays(&self, revision: RevisionId) -> bool {
+        self.wants.get(&revision).is_some_and(|want| !want.named.may_go)
+    }
+
     /// Everything wanted, by repo.
     pub fn standings(&self) -> Vec<Standing> {
         let standing = |(revision, want): (&RevisionId, &Want)| Standing {
@@ -219,7 +226,7 @@ mod tests {
 
     fn named(n: u8, call: Call) -> Named {
         let (path, pattern, why) = (format!("acme/{n}"), "acme/*".to_owned(), "asked for".to_owned());
-        Named { revision: id(n), path, pattern, why, copies_elsewhere: 0, call }
+        Named { revision: id(n), path, pattern, why, copies_elsewhere: 0, may_go: true, call }
     }
 
     fn wanted(ids: &[(u8, bool)]) -> Vec<Named> {

@@ -42,7 +42,7 @@ impl Node {
         let (net, inbox) = net::start(&identity, config, Statement::default()).await.expect("the network starts");
         let registry = Registry::open(home.path(), RealmId::PUBLIC).await.expect("the catalogue opens");
         let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
-        running.spawn(run(registry.clone(), net.clone(), inbox, stop.clone()));
+        running.spawn(run(registry.clone(), net.clone(), Arc::default(), inbox, stop.clone()));
         Node { net, registry, stop, running, _home: home }
     }
 
