@@ -99,6 +99,41 @@ async fn nothing_goes_faster_than_the_rates_that_were_set() -> Result<()> {
     Ok(())
 }
 
+/// A publisher whose line is the bound sends little more than one copy, however many fetch: they give to each other what they have
+/// so far. One comes late, when the others hold parts only.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_fetch_at_the_same_time_give_to_each_other() -> Result<()> {
+    let (rate, size) = (4 << 20, 40 << 20);
+    let net = Testnet::start_configured(CAIRN, 4, &[], &["rate_up = \"4MiB\"\n", "", "", ""]).await?;
+    let work = tempfile::tempdir()?;
+    net.publish(0, &random_file(work.path(), "weights.bin", size)?, REPO).await?;
+    for puller in 1..=3 {
+        net.knows(puller, REPO).await?;
+    }
+    let started = Instant::now();
+    let late = async {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        net.pull(3, pull_ask(None)).await
+    };
+    let pulled = tokio::try_join!(net.pull(1, pull_ask(None)), net.pull(2, pull_ask(None)), late)?;
+    let (took, publisher) = (started.elapsed(), &net.node(0).ready().node_id);
+    let from = [&pulled.0, &pulled.1, &pulled.2].map(|pulled| {
+        let from = pulled.bytes_from.iter().find(|from| from.node == *publisher);
+        from.map_or(0, |from| from.bytes)
+    });
+    let copies = from.iter().sum::<u64>() as f64 / size as f64;
+    eprintln!(
+        "3 copies in {took:?}, at the publisher's rate one takes {} s; it sent {copies:.2} copies: {from:?}",
+        size / rate
+    );
+    ensure!(copies < 2.0, "the publisher sent {copies:.2} copies: {from:?}");
+    for puller in 1..=3 {
+        ensure!(net.verify(puller, REPO).await?.ok);
+    }
+    net.stop().await;
+    Ok(())
+}
+
 /// A quarter of a second's worth may go at once, of proofs too.
 fn ensure_no_faster(bytes: u64, rate: u64, took: Duration) -> Result<()> {
     let least = Duration::from_secs_f64((bytes as f64 - rate as f64 / 4.0).max(0.0) / rate as f64);

@@ -73,7 +73,7 @@ mod verify;
 
 pub use advisories::{About, Judgement, Notice, Policy, Weight};
 pub use attestations::Attested;
-pub use blobs::{BlobError, Blobs, DISK_RESERVE, Stalled, TempPin, stage_cache::StageBlob};
+pub use blobs::{BlobError, Blobs, ComingNote, DISK_RESERVE, Stalled, TempPin, stage_cache::StageBlob};
 pub use bundle::{
     Applied, BundleError, CreateError, Manner, Selection, Shown, ShownRevision, Summary, SummaryError, Totals, Wish,
     show_bundle,

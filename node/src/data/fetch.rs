@@ -21,12 +21,10 @@ use std::{
 use bytes::Bytes;
 use cairn_protocol::{
     id::{BlobHash, NodeId},
-    limits::HOLDING_RANGES_MAX,
     machine::Machine,
-    peer_pb::{Answer, Holds, Question, answer::Say, question::Ask},
     refusal::{Reason, Refusal},
 };
-use cairn_registry::{BlobError, Blobs};
+use cairn_registry::{BlobError, Blobs, ComingNote};
 use futures::StreamExt;
 use iroh_blobs::{
     Hash,
@@ -46,8 +44,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     endpoint::{DataError, DataHandle},
+    ranges::{joined, total, whole_groups},
     rate::{Pace, PacedConnection},
-    schedule::{Effect, Failure, FlightId, GROUP_BYTES, Input, Outcome, Schedule},
+    schedule::{Effect, Failure, FlightId, Input, Outcome, Schedule},
+    scout::{self, Found, Scout, Word},
 };
 use crate::{
     net::{NetHandle, Severity},
@@ -59,8 +59,6 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(100);
 /// Bytes after which a blob under way is worth a flush: below, fetching again costs less.
 const KNOWN_AFTER_BYTES: u64 = 1 << 20;
-/// Time for a source to say what it holds after it failed.
-const HOLDS_DEADLINE: Duration = Duration::from_secs(2);
 /// Time for a source to prove a blob's size.
 const SIZE_DEADLINE: Duration = Duration::from_secs(5);
 /// Sources that one fetch uses: more would share one disk and one line here.
@@ -298,11 +296,14 @@ impl Fetch<'_> {
         }
         let sources = &sources[..sources.len().min(SOURCES_MAX)];
         let far: Vec<bool> = sources.iter().map(|source| self.data.spares(&source.addresses)).collect();
-        let schedule = Schedule::new(whole_groups(&missing, self.size), sources.len()).sparing(&far);
+        let schedule =
+            Schedule::new(whole_groups(&missing, self.size), sources.len()).sparing(&far).scattered(rand::random());
         Running {
             fetch: self,
-            sources,
+            sources: sources.to_vec(),
             schedule,
+            coming: self.blobs.note_coming(self.hash),
+            scout: Scout::new(self.net.cloned(), self.hash, self.size),
             flying: JoinSet::new(),
             flights: BTreeMap::new(),
             report,
@@ -313,27 +314,16 @@ impl Fetch<'_> {
         .run(ranges, progress)
         .await
     }
-
-    async fn holdings(&self, source: NodeId) -> Option<Vec<Range<u64>>> {
-        let question = Question { ask: Some(Ask::Holds(Holds { hashes: vec![self.hash.to_vec()] })) };
-        let answer = self.net?.ask(source, question, HOLDS_DEADLINE).await;
-        let Ok(Answer { say: Some(Say::Held(held)) }) = answer else { return None };
-        let Some(holding) = held.holdings.into_iter().find(|holding| holding.hash == self.hash.as_bytes()) else {
-            return Some(Vec::new());
-        };
-        if holding.complete {
-            return Some(std::iter::once(0..self.size).collect());
-        }
-        let pairs = holding.ranges.chunks_exact(2).take(HOLDING_RANGES_MAX / 2).filter(|pair| pair[0] < pair[1]);
-        Some(pairs.filter_map(|pair| inner_groups(&(pair[0]..pair[1]), self.size)).collect())
-    }
 }
 
 /// A fetch under way.
 struct Running<'a> {
     fetch: &'a Fetch<'a>,
-    sources: &'a [Source],
+    sources: Vec<Source>,
     schedule: Schedule,
+    scout: Scout,
+    /// Tells peers which bytes are under way.
+    coming: ComingNote,
     flying: JoinSet<Landed>,
     flights: BTreeMap<FlightId, Flying>,
     report: FetchReport,
@@ -376,6 +366,7 @@ impl Running<'_> {
             match self.schedule.outcome() {
                 Outcome::Pending => {}
                 Outcome::Done => break,
+                Outcome::Stuck if self.scout.hope(self.report.bytes_fetched, &self.sources) => {}
                 Outcome::Stuck => return Err(self.give_up()),
             }
             tokio::select! {
@@ -383,6 +374,7 @@ impl Running<'_> {
                     Ok(landed) => self.land(landed, &mut effects).await?,
                     Err(error) => return Err(self.local(error)),
                 },
+                found = self.scout.found() => self.take_news(found, &mut effects),
                 _ = looks.tick() => self.look(&mut effects, &progress),
             }
             self.make_known().await?;
@@ -398,6 +390,7 @@ impl Running<'_> {
     }
 
     fn perform(&mut self, effects: &mut Vec<Effect>) {
+        let has_news = !effects.is_empty();
         for effect in effects.drain(..) {
             match effect {
                 Effect::Start { flight, source, range } => {
@@ -427,6 +420,9 @@ impl Running<'_> {
                 }
             }
         }
+        if has_news {
+            self.coming.set(self.flights.values().map(|flying| flying.range.clone()).collect());
+        }
     }
 
     fn look(&mut self, effects: &mut Vec<Effect>, progress: &impl Fn(u64)) {
@@ -444,6 +440,29 @@ impl Running<'_> {
         self.told = self.told.max(here.min(self.report.bytes_needed));
         progress(self.told);
         self.schedule.wake(now_ms, effects);
+        let parts = self.schedule.parts().map(|source| self.sources[source].clone()).collect();
+        self.scout.look(now_ms, parts, &self.sources, SOURCES_MAX.saturating_sub(self.schedule.sources_live()));
+    }
+
+    /// What peers said they hold: more than before, or anything at all.
+    fn take_news(&mut self, found: Vec<Found>, effects: &mut Vec<Effect>) {
+        for Found { source, word } in found {
+            let known = self.sources.iter().position(|known| known.node == source.node);
+            if known.is_none() && (word == Word::default() || self.schedule.sources_live() >= SOURCES_MAX) {
+                continue;
+            }
+            let index = known.unwrap_or_else(|| {
+                tracing::debug!(source = %source.node.short(), blob = %self.fetch.hash.short(), "a source has come");
+                let is_far = self.fetch.data.spares(&source.addresses);
+                self.sources.push(source);
+                self.schedule.join(is_far)
+            });
+            self.schedule.step(
+                self.now_ms(),
+                Input::Holds { source: index, holdings: word.holdings, coming: word.coming },
+                effects,
+            );
+        }
     }
 
     /// Flushes the store's database once bytes have come. It batches for up to half a second, and a blob that it does not
@@ -477,7 +496,11 @@ impl Running<'_> {
             Err(Trouble::Cancelled) => (self.schedule.cancelled(flight).unwrap_or(Failure::Stalled), None),
             Err(Trouble::Remote(failure)) => (failure, None),
             Err(Trouble::Missing) => {
-                let holdings = self.fetch.holdings(node).await;
+                let word = match self.fetch.net {
+                    Some(net) => scout::word(net, node, self.fetch.hash, self.fetch.size).await,
+                    None => None,
+                };
+                let holdings = word.map(|word| word.holdings);
                 (blame(holdings.as_deref(), &flying.range), holdings)
             }
         };
@@ -608,41 +631,6 @@ fn trouble(error: &GetError, closed: Option<String>) -> Trouble {
         GetError::BadRequest { .. } | GetError::IrpcSend { .. } => Trouble::Local(error.to_string()),
         _ => Trouble::Missing,
     }
-}
-
-/// Grows ranges to whole groups (or the blob's end) and joins what then touches.
-fn whole_groups(ranges: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
-    let grown: Vec<Range<u64>> = ranges
-        .iter()
-        .map(|range| range.start / GROUP_BYTES * GROUP_BYTES..range.end.next_multiple_of(GROUP_BYTES).min(size))
-        .collect();
-    joined(&grown, size)
-}
-
-/// The whole groups inside a range.
-fn inner_groups(range: &Range<u64>, size: u64) -> Option<Range<u64>> {
-    let start = range.start.checked_next_multiple_of(GROUP_BYTES)?;
-    let end = if range.end >= size { size } else { range.end / GROUP_BYTES * GROUP_BYTES };
-    (start < end).then_some(start..end)
-}
-
-/// Sorts, cuts at `size`, joins what touches.
-fn joined(ranges: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
-    let mut sorted: Vec<Range<u64>> = ranges.iter().map(|range| range.start..range.end.min(size)).collect();
-    sorted.retain(|range| !range.is_empty());
-    sorted.sort_by_key(|range| range.start);
-    let mut joined: Vec<Range<u64>> = Vec::new();
-    for range in sorted {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => joined.push(range),
-        }
-    }
-    joined
-}
-
-fn total(ranges: &[Range<u64>]) -> u64 {
-    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
 #[cfg(test)]

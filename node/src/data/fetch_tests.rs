@@ -351,14 +351,3 @@ async fn a_revision_that_overstates_a_size_is_told_so() {
     puller.stop().await;
     provider.stop().await;
 }
-
-#[test]
-fn ranges_grow_to_groups_and_holdings_shrink_to_them() {
-    let group = GROUP_BYTES;
-    assert_eq!(whole_groups(&[5..10, 20..group + 1], 10 * group), [0..2 * group]);
-    assert_eq!(whole_groups(&[9 * group + 5..9 * group + 6], 9 * group + 7), [9 * group..9 * group + 7]);
-    assert_eq!(inner_groups(&(1024..3 * group + 1024), 9 * group), Some(group..3 * group));
-    assert_eq!(inner_groups(&(1024..group), 9 * group), None);
-    assert_eq!(inner_groups(&(8 * group..8 * group + 9), 8 * group + 9), Some(8 * group..8 * group + 9));
-    assert_eq!(inner_groups(&(u64::MAX - 1..u64::MAX), 9), None);
-}

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | [`endpoint`] | the socket, its router, connections to peers |
 //! | [`blobs`] `patient` | serving blobs: to whom, how much at once, and how long a peer may take |
-//! | [`fetch`] `schedule` | one blob's ranges from several peers at once, verified on arrival |
+//! | [`fetch`] `schedule` `ranges` | one blob's ranges from several peers at once, verified on arrival |
+//! | `scout` | who else has come by parts of it meanwhile |
 //! | [`rate`] | how fast, out and in, in all and for one peer |
 //! | [`link`] [`stage_door`] `silent` | streams between stages |
 //! | [`task_door`] | the accepting end of tasks |
@@ -18,8 +19,10 @@ pub mod endpoint;
 pub mod fetch;
 pub mod link;
 mod patient;
+mod ranges;
 pub mod rate;
 mod schedule;
+mod scout;
 mod silent;
 pub mod stage_door;
 pub mod task_door;

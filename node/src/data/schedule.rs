@@ -1,10 +1,11 @@
 //! Who fetches which bytes of one blob: a pure decider. It knows sources by number, pieces by byte range, and time as an
 //! argument; connections and bytes are [`super::fetch`]'s.
 //!
-//! What is wanted lies in a queue. Each source that has room gets a piece: about a second's worth of its own speed, at
+//! What is wanted lies in a queue. Each source that has room gets pieces: together about a second's worth of its own speed, each at
 //! most [`PIECE_BYTES_MAX`], and never so much that nothing is left for the others. A piece that fails goes back, to be
 //! tried elsewhere; a source that fails too often is dropped; a source that dawdles over the last pieces loses them to one
-//! that is idle and faster.
+//! that is idle and faster. Sources that hold a part, as others do who fetch the same blob now, may come and hold more with time;
+//! whoever has all of it is asked for what none of them has.
 //!
 //! Invariant: at every moment the queue and the flights together are exactly what is still missing, and every failure
 //! brings the end nearer: a piece remembers who failed at it, a source has few strikes.
@@ -15,15 +16,16 @@ use std::{
 };
 
 use cairn_protocol::machine::Machine;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-/// BLAKE3 proofs are kept for groups of 16 KiB, so pieces begin and end there (or at the blob's end).
-pub const GROUP_BYTES: u64 = 16 * 1024;
+use super::ranges::{GROUP_BYTES, first_outside, joined, total};
+
 /// Largest piece: what a failure can waste, and what one source can hold up.
 pub const PIECE_BYTES_MAX: u64 = 16 << 20;
 /// Smallest piece, where there is that much: below this a request's round trip costs more than its bytes.
-const PIECE_BYTES_MIN: u64 = 1 << 20;
+const PIECE_BYTES_MIN: u64 = 256 << 10;
 /// First piece of a source whose speed is not known.
-const PIECE_BYTES_FIRST: u64 = 4 << 20;
+const PIECE_BYTES_FIRST: u64 = 1 << 20;
 /// Pieces under way from one source: enough to hide round trips.
 const FLIGHTS_PER_SOURCE: usize = 4;
 /// Pieces under way for one blob: they share one disk.
@@ -32,6 +34,10 @@ const FLIGHTS_MAX: usize = 16;
 const NEAR_BYTES_PER_S: f64 = 8e6;
 /// For so long they are given the time to show it.
 const NEAR_ALONE_MS: u64 = 2_000;
+/// Whoever holds a part and is so many times as fast as one that has all, is left to deliver it.
+const QUICK: f64 = 2.0;
+/// What others say they fetch is left to them, unless nothing comes for so long.
+const COMING_PATIENCE_MS: u64 = 2_000;
 /// A piece that makes no progress for so long has stalled.
 const STALL_MS: u64 = 5_000;
 /// Failures in a row after which a source is not asked again.
@@ -80,6 +86,15 @@ pub enum Input {
         flight: FlightId,
         /// In all.
         bytes: u64,
+    },
+    /// What a source holds and fetches now: whole groups, sorted.
+    Holds {
+        /// Index of the source.
+        source: usize,
+        /// Here.
+        holdings: Vec<Range<u64>>,
+        /// Under way to it.
+        coming: Vec<Range<u64>>,
     },
     /// This node's own rates have the piece wait: its source is not to blame.
     Held {
@@ -137,11 +152,27 @@ pub enum Outcome {
 /// The decider of one blob.
 #[derive(Debug)]
 pub struct Schedule {
+    /// All that was wanted: a source that lacks some of it holds a part.
+    wanted: Vec<Range<u64>>,
     sources: Vec<Candidate>,
     queue: VecDeque<Piece>,
     flights: BTreeMap<FlightId, Flight>,
     next_flight: FlightId,
     stole_ms: u64,
+    /// When bytes came last.
+    moved_ms: u64,
+    /// Set for good once nothing came for long: nobody who only says that it fetches something holds this one up twice.
+    is_impatient: bool,
+    dice: StdRng,
+}
+
+/// What is the same for all sources in one step.
+struct Scene {
+    near_suffices: bool,
+    /// What those have or fetch who don't have all.
+    common: Vec<Range<u64>>,
+    /// Of these, what the quick ones have or fetch.
+    quick: Vec<Range<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -156,6 +187,8 @@ struct Candidate {
     /// Smoothed, of all its pieces together; 0 while unknown.
     bytes_per_s: f64,
     holdings: Option<Vec<Range<u64>>>,
+    /// What it is fetching itself.
+    coming: Vec<Range<u64>>,
     failure: Option<(Failure, Range<u64>)>,
 }
 
@@ -182,13 +215,17 @@ struct Flight {
 impl Schedule {
     /// For `wanted` (whole groups, sorted, not touching) and so many sources, best first.
     pub fn new(wanted: Vec<Range<u64>>, sources: usize) -> Schedule {
-        let queue = wanted.into_iter().filter(|range| !range.is_empty());
+        let queue = wanted.iter().filter(|range| !range.is_empty()).cloned();
         Schedule {
             sources: (0..sources).map(|_| Candidate::default()).collect(),
             queue: queue.map(|range| Piece { range, tried: BTreeSet::new(), avoided: BTreeSet::new() }).collect(),
+            wanted,
             flights: BTreeMap::new(),
             next_flight: 0,
             stole_ms: 0,
+            moved_ms: 0,
+            is_impatient: false,
+            dice: StdRng::seed_from_u64(0),
         }
     }
 
@@ -198,6 +235,44 @@ impl Schedule {
             source.is_far = *is_far;
         }
         self
+    }
+
+    /// Begins at a place drawn by lot instead of at the front: those who fetch the same at the same time then soon have something for
+    /// each other.
+    pub fn scattered(mut self, seed: u64) -> Schedule {
+        self.dice = StdRng::seed_from_u64(seed);
+        self.jump(&[]);
+        self
+    }
+
+    /// Brings what lies at `offset` and behind it to the front.
+    fn begin_at(&mut self, offset: u64) {
+        let offset = offset / GROUP_BYTES * GROUP_BYTES;
+        let Some(at) = self.queue.iter().position(|piece| piece.range.contains(&offset)) else { return };
+        let before = self.queue[at].range.start..offset;
+        self.queue[at].range.start = offset;
+        self.queue.rotate_left(at);
+        if !before.is_empty() {
+            let piece = Piece { range: before, ..self.queue[0].clone() };
+            self.queue.push_back(piece);
+        }
+    }
+
+    /// One more source, which holds nothing yet: its index.
+    pub fn join(&mut self, is_far: bool) -> usize {
+        self.sources.push(Candidate { is_far, holdings: Some(Vec::new()), ..Candidate::default() });
+        self.sources.len() - 1
+    }
+
+    /// Sources that hold a part and may hold more by now.
+    pub fn parts(&self) -> impl Iterator<Item = usize> {
+        let sources = self.sources.iter().enumerate();
+        sources.filter(|(_, source)| !source.is_dropped && source.is_part(&self.wanted)).map(|(index, _)| index)
+    }
+
+    /// Sources that may still be asked.
+    pub fn sources_live(&self) -> usize {
+        self.sources.iter().filter(|source| !source.is_dropped).count()
     }
 
     /// Where the work stands.
@@ -236,15 +311,17 @@ impl Schedule {
                 piece.avoided.clear();
             }
         }
-        let is_lone = self.sources.iter().filter(|source| !source.is_dropped).count() == 1;
-        let near_suffices = self.near_suffices(now_ms);
+        let is_lone = self.sources_live() == 1;
+        let is_idle = self.parts().next().is_some() && now_ms >= self.moved_ms + COMING_PATIENCE_MS;
+        self.is_impatient |= is_idle && !self.queue.is_empty();
+        let scene = self.scene(now_ms);
         for room in 1..=FLIGHTS_PER_SOURCE {
             for source in 0..self.sources.len() {
                 // A source that has delivered nothing yet gets one piece, unless it is the only one: it may be dead.
                 let is_tried = is_lone || self.sources[source].bytes_per_s > 0.0;
                 let room = if is_tried { room } else { 1 };
                 while self.sources[source].is_free(now_ms, room) && self.flights.len() < FLIGHTS_MAX {
-                    let Some(piece) = self.take(source, near_suffices) else { break };
+                    let Some(piece) = self.take(source, &scene) else { break };
                     self.launch(now_ms, source, piece, effects);
                 }
             }
@@ -260,20 +337,77 @@ impl Schedule {
         self.flights.insert(flight, flown);
     }
 
-    /// Cuts the next piece for this source out of the queue.
-    fn take(&mut self, source: usize, near_suffices: bool) -> Option<Piece> {
+    /// Cuts the next piece for this source out of the queue: of one that has all, what those who hold a part neither have nor fetch;
+    /// then what no quick one of them has or fetches.
+    fn take(&mut self, source: usize, scene: &Scene) -> Option<Piece> {
+        if scene.common.is_empty() || self.sources[source].is_part(&self.wanted) {
+            return self.cut(source, scene, &[]);
+        }
+        let front = self.queue.front()?.range.start;
+        if scene.common.iter().any(|held| held.contains(&front)) {
+            // Two that follow each other would fetch the same from here on.
+            self.jump(&scene.common);
+        }
+        self.cut(source, scene, &scene.common).or_else(|| self.cut(source, scene, &scene.quick))
+    }
+
+    /// What is the same for all sources in one step.
+    fn scene(&self, now_ms: u64) -> Scene {
+        let parts: Vec<&Candidate> = self.parts().map(|source| &self.sources[source]).collect();
+        let all = |parts: &mut dyn Iterator<Item = &&Candidate>| {
+            let ranges = parts.flat_map(|part| part.holdings.iter().flatten().chain(&part.coming));
+            joined(&ranges.cloned().collect::<Vec<_>>(), u64::MAX)
+        };
+        let whole = self.sources.iter().filter(|source| !source.is_dropped && !source.is_part(&self.wanted));
+        let fastest = whole.map(|source| source.bytes_per_s).fold(0.0, f64::max);
+        let is_quick = |part: &&&Candidate| match part.bytes_per_s > 0.0 {
+            _ if self.is_impatient => false,
+            true => part.bytes_per_s > QUICK * fastest,
+            false => part.strikes == 0 && part.holdings.as_ref().is_some_and(|holdings| !holdings.is_empty()),
+        };
+        Scene {
+            near_suffices: self.near_suffices(now_ms),
+            common: all(&mut parts.iter()),
+            quick: all(&mut parts.iter().filter(is_quick)),
+        }
+    }
+
+    /// Goes on at another place, drawn from what lies outside of `others`.
+    fn jump(&mut self, others: &[Range<u64>]) {
+        let mut free = Vec::new();
+        for piece in &self.queue {
+            let mut range = piece.range.clone();
+            while let Some(part) = first_outside(&range, others) {
+                range.start = part.end;
+                free.push(part);
+            }
+        }
+        let mut at = self.dice.random_range(0..total(&free).max(1));
+        for part in free {
+            let bytes = part.end - part.start;
+            if at < bytes {
+                // A small one is not cut up further.
+                return self.begin_at(if bytes > PIECE_BYTES_MAX { part.start + at } else { part.start });
+            }
+            at -= bytes;
+        }
+    }
+
+    /// Cuts the first piece that this source has and that does not lie in `others`.
+    fn cut(&mut self, source: usize, scene: &Scene, others: &[Range<u64>]) -> Option<Piece> {
         let bytes_max = self.piece_bytes(source);
         let candidate = &self.sources[source];
-        let spares = |piece: &Piece| near_suffices && candidate.is_far && self.has_near_taker(piece);
+        let spares = |piece: &Piece| scene.near_suffices && candidate.is_far && self.has_near_taker(piece);
         let found = self.queue.iter().enumerate().filter(|(_, piece)| !spares(piece));
-        let (at, overlap) = found.filter_map(|(at, piece)| Some((at, candidate.overlap(source, piece)?))).next()?;
+        let mut parts = found.filter_map(|(at, piece)| Some((at, candidate.overlap(source, piece)?)));
+        let (at, part) = parts.find_map(|(at, part)| Some((at, first_outside(&part, others)?)))?;
         let whole = self.queue.remove(at)?;
-        let end = overlap.end.min(overlap.start + bytes_max);
-        let rest = [whole.range.start..overlap.start, end..whole.range.end];
+        let end = part.end.min(part.start + bytes_max);
+        let rest = [whole.range.start..part.start, end..whole.range.end];
         for range in rest.into_iter().rev().filter(|range| !range.is_empty()) {
             self.queue.insert(at, Piece { range, ..whole.clone() });
         }
-        Some(Piece { range: overlap.start..end, ..whole })
+        Some(Piece { range: part.start..end, ..whole })
     }
 
     /// Whether near sources are as fast as one needs; the first pieces are too small to tell.
@@ -287,12 +421,12 @@ impl Schedule {
         near.any(|(at, source)| source.overlap(at, piece).is_some())
     }
 
-    /// About a second's worth, and not so much that the others stand idle.
+    /// All of a source's pieces together are about a second's worth, and not so much that the others stand idle.
     fn piece_bytes(&self, source: usize) -> u64 {
         let speed = self.sources[source].bytes_per_s;
-        let by_speed = if speed > 0.0 { speed as u64 } else { PIECE_BYTES_FIRST };
+        let by_speed = if speed > 0.0 { speed as u64 / FLIGHTS_PER_SOURCE as u64 } else { PIECE_BYTES_FIRST };
         let queued: u64 = self.queue.iter().map(|piece| piece.range.end - piece.range.start).sum();
-        let live = self.sources.iter().filter(|source| !source.is_dropped).count().max(1) as u64;
+        let live = self.sources_live().max(1) as u64;
         let share = queued / (live * FLIGHTS_PER_SOURCE as u64);
         let bytes = by_speed.min(share.max(PIECE_BYTES_MIN)).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX);
         bytes.next_multiple_of(GROUP_BYTES)
@@ -304,6 +438,7 @@ impl Schedule {
         {
             flight.bytes = bytes;
             flight.moved_ms = now_ms;
+            self.moved_ms = now_ms;
         }
     }
 
@@ -315,6 +450,7 @@ impl Schedule {
 
     fn done(&mut self, now_ms: u64, id: FlightId) {
         let Some(flight) = self.flights.remove(&id) else { return };
+        self.moved_ms = now_ms;
         let bytes = flight.piece.range.end - flight.piece.range.start;
         let source = &mut self.sources[flight.source];
         // Its other pieces share the way, so what one piece got is that part of the source's speed.
@@ -336,11 +472,15 @@ impl Schedule {
         let Some(flight) = self.flights.remove(&id) else { return };
         let source = &mut self.sources[flight.source];
         source.flights -= 1;
-        source.holdings = holdings.or(source.holdings.take());
         let mut piece = flight.piece;
-        source.blame(now_ms, &failure, left.first().unwrap_or(&piece.range));
+        // It did not say that it has this, and says now what it has.
+        let is_excused = failure == Failure::Absent && holdings.is_some() && !source.has(&piece.range);
+        source.blame(now_ms, &failure, left.first().unwrap_or(&piece.range), is_excused);
+        source.holdings = holdings.or(source.holdings.take());
         match failure {
             Failure::Busy => false,
+            // Its holdings keep it from being asked again, until they grow.
+            Failure::Absent if source.holdings.is_some() => false,
             Failure::Lost(_) | Failure::Stalled | Failure::TooSlow => piece.avoided.insert(flight.source),
             _ => piece.tried.insert(flight.source),
         };
@@ -401,8 +541,19 @@ impl Candidate {
         parts.into_iter().find(|part| !part.is_empty())
     }
 
+    /// Whether it is known to lack some of what is wanted.
+    fn is_part(&self, wanted: &[Range<u64>]) -> bool {
+        self.holdings.is_some() && !wanted.iter().all(|range| self.has(range))
+    }
+
+    /// Whether it said that it has all of the range.
+    fn has(&self, range: &Range<u64>) -> bool {
+        let holdings = self.holdings.iter().flatten();
+        holdings.into_iter().any(|held| held.start <= range.start && range.end <= held.end)
+    }
+
     /// Takes note of a failure.
-    fn blame(&mut self, now_ms: u64, failure: &Failure, range: &Range<u64>) {
+    fn blame(&mut self, now_ms: u64, failure: &Failure, range: &Range<u64>, is_excused: bool) {
         let weight = |failure: &Failure| match failure {
             Failure::False => 4,
             Failure::Damaged => 3,
@@ -421,7 +572,7 @@ impl Candidate {
                 self.is_dropped |= self.busy > BUSY_MAX;
             }
             Failure::TooSlow => {}
-            Failure::Absent if self.holdings.is_some() => {}
+            _ if is_excused => {}
             _ => self.strikes += 1,
         }
         self.is_dropped |= self.strikes >= STRIKES_MAX;
@@ -455,6 +606,10 @@ impl Machine for Schedule {
             Input::Progress { flight, bytes } => return self.progress(now_ms, flight, bytes),
             Input::Held { flight } => return self.held(now_ms, flight),
             Input::Done { flight } => self.done(now_ms, flight),
+            Input::Holds { source, holdings, coming } => {
+                let source = &mut self.sources[source];
+                (source.holdings, source.coming) = (Some(holdings), coming);
+            }
             Input::Failed { flight, failure, left, holdings } => self.failed(now_ms, flight, failure, left, holdings),
         }
         self.assign(now_ms, effects);
@@ -471,10 +626,16 @@ impl Machine for Schedule {
         let pauses = self.sources.iter().filter(|source| !source.is_dropped && source.paused_until_ms > 0);
         let pauses = pauses.map(|source| source.paused_until_ms).filter(|_| !self.queue.is_empty());
         let steal = (self.queue.is_empty() && !self.flights.is_empty()).then_some(self.stole_ms + STEAL_INTERVAL_MS);
-        stalls.chain(pauses).chain(steal).min()
+        let patience =
+            self.parts().next().filter(|_| !self.queue.is_empty()).map(|_| self.moved_ms + COMING_PATIENCE_MS);
+        stalls.chain(pauses).chain(steal).chain(patience).min()
     }
 }
 
 #[cfg(test)]
 #[path = "schedule_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "swarm_tests.rs"]
+mod swarm_tests;

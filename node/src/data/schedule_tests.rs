@@ -289,7 +289,7 @@ fn a_piece_that_our_own_rates_hold_has_not_stalled() {
 
 #[test]
 fn a_lone_source_that_stalls_once_is_asked_again() {
-    let mut schedule = Schedule::new(vec![0..MIB], 1);
+    let mut schedule = Schedule::new(vec![0..PIECE_BYTES_MIN], 1);
     let mut effects = Vec::new();
     schedule.wake(0, &mut effects);
     assert_eq!(effects.len(), 1);
@@ -298,7 +298,75 @@ fn a_lone_source_that_stalls_once_is_asked_again() {
     schedule.wake(STALL_MS, &mut effects);
     assert_eq!(effects, [Effect::Cancel { flight: 0 }]);
     effects.clear();
-    let input = Input::Failed { flight: 0, failure: Failure::Stalled, left: vec![0..MIB], holdings: None };
+    let input = Input::Failed { flight: 0, failure: Failure::Stalled, left: vec![0..PIECE_BYTES_MIN], holdings: None };
     schedule.step(STALL_MS + 1, input, &mut effects);
-    assert_eq!(effects, [Effect::Start { flight: 1, source: 0, range: 0..MIB }]);
+    assert_eq!(effects, [Effect::Start { flight: 1, source: 0, range: 0..PIECE_BYTES_MIN }]);
+}
+
+#[test]
+fn a_fetch_may_begin_anywhere_and_gets_all() {
+    let starts = (0..20).map(|seed| {
+        let wanted = vec![0..8 * MIB, 16 * MIB..64 * MIB];
+        let mut sim = Sim::new(wanted.clone(), &[Behaviour::Serves(10_000)]);
+        sim.schedule = Schedule::new(wanted.clone(), 1).scattered(seed);
+        assert_eq!(sim.run(), Outcome::Done);
+        assert_eq!(sim.joined(), wanted, "seed {seed}");
+        sim.got[0].1.start
+    });
+    assert!(starts.collect::<BTreeSet<_>>().len() > 10);
+}
+
+#[test]
+fn a_source_that_comes_by_parts_is_asked_for_them_and_the_whole_one_for_the_rest() {
+    let mut sim = Sim::new(vec![0..64 * MIB], &[Behaviour::Serves(10_000), Behaviour::Serves(10_000)]);
+    sim.schedule = Schedule::new(vec![0..64 * MIB], 1);
+    let (joined, mut effects) = (sim.schedule.join(false), Vec::new());
+    assert_eq!((joined, sim.schedule.parts().collect::<Vec<_>>()), (1, vec![1]));
+    sim.schedule.step(
+        0,
+        Input::Holds { source: 1, holdings: vec![0..24 * MIB, 40 * MIB..64 * MIB], coming: vec![] },
+        &mut effects,
+    );
+    for effect in effects {
+        sim.perform(effect, &mut Vec::new());
+    }
+    assert_eq!(sim.run(), Outcome::Done);
+    assert_eq!(sim.joined(), [0..64 * MIB]);
+    let scarce = sim.got.iter().filter(|(_, range)| range.end > 24 * MIB && range.start < 40 * MIB);
+    assert!(scarce.into_iter().all(|(source, _)| *source == 0), "{:?}", sim.got);
+    let first = sim.got.iter().find(|(source, _)| *source == 0).map(|(_, range)| range.start);
+    assert!(first.is_some_and(|start| (24 * MIB..40 * MIB).contains(&start)), "what nobody else has comes first");
+}
+
+#[test]
+fn a_source_that_keeps_promising_what_it_does_not_deliver_is_dropped() {
+    let mut schedule = Schedule::new(vec![0..PIECE_BYTES_MIN], 0);
+    let source = schedule.join(false);
+    for round in 0..STRIKES_MAX {
+        assert_eq!(schedule.outcome(), Outcome::Stuck, "before round {round}");
+        let mut effects = Vec::new();
+        schedule.step(0, Input::Holds { source, holdings: vec![0..PIECE_BYTES_MIN], coming: vec![] }, &mut effects);
+        let [Effect::Start { flight, .. }] = effects[..] else { panic!("{effects:?}") };
+        let failed =
+            Input::Failed { flight, failure: Failure::Absent, left: vec![0..PIECE_BYTES_MIN], holdings: Some(vec![]) };
+        schedule.step(0, failed, &mut Vec::new());
+    }
+    let mut effects = Vec::new();
+    schedule.step(0, Input::Holds { source, holdings: vec![0..PIECE_BYTES_MIN], coming: vec![] }, &mut effects);
+    assert!(effects.is_empty() && schedule.outcome() == Outcome::Stuck);
+}
+
+#[test]
+fn one_who_says_that_it_fetches_everything_and_never_has_it_costs_one_wait() {
+    let mut sim = Sim::new(vec![0..64 * MIB], &[Behaviour::Serves(10_000), Behaviour::Serves(100_000)]);
+    sim.schedule = Schedule::new(vec![0..64 * MIB], 1);
+    let (source, mut effects) = (sim.schedule.join(false), Vec::new());
+    let boast = Input::Holds { source, holdings: vec![0..MIB], coming: vec![0..64 * MIB] };
+    sim.schedule.step(0, boast, &mut effects);
+    for effect in effects {
+        sim.perform(effect, &mut Vec::new());
+    }
+    assert_eq!(sim.run(), Outcome::Done);
+    assert_eq!(sim.from(1), MIB);
+    assert!(sim.now_ms < 64 * MIB / 10_000 + 2 * COMING_PATIENCE_MS, "took {} ms", sim.now_ms);
 }

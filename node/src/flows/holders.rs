@@ -9,7 +9,7 @@ use cairn_protocol::{
     id::{BlobHash, NodeId, RevisionId},
     limits::MANIFEST_BYTES_MAX,
     manifest::Manifest,
-    peer_pb::{Answer, Holds, Question, answer::Say, question::Ask},
+    peer_pb::{Answer, Holding, Holds, Question, answer::Say, question::Ask},
     refusal::{Reason, Refusal},
 };
 use cairn_registry::{BlobError, HoldError, Resolved};
@@ -171,7 +171,8 @@ async fn holds(node: &Node, peer: NodeId, hash: BlobHash) -> bool {
     let question = Question { ask: Some(Ask::Holds(Holds { hashes: vec![hash.to_vec()] })) };
     match node.net.ask(peer, question, ASK_DEADLINE).await {
         Ok(Answer { say: Some(Say::Held(held)) }) => {
-            held.holdings.iter().any(|holding| holding.hash == hash.as_bytes())
+            let has_some = |holding: &Holding| holding.complete || !holding.ranges.is_empty();
+            held.holdings.iter().any(|holding| holding.hash == hash.as_bytes() && has_some(holding))
         }
         _ => false,
     }

@@ -5,7 +5,7 @@
 //! sends forged ones pays; one that sends what only a later version knows does not, it is counted; no signature is checked
 //! on an async worker.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use cairn_protocol::{
     id::{BlobHash, NodeId, PublisherKey, RecordId, RevisionId},
@@ -321,17 +321,20 @@ async fn answer_keeps(registry: &Registry, mirror: &Board, keeps: Keeps) -> Answ
     Ok(Say::Kept(Kept { states }))
 }
 
-/// What is here of a blob; `None` if nothing is. Of many pieces, the first are told.
+/// What is here of a blob and what comes; `None` if nothing does. Of many pieces, the first are told.
 async fn holding(registry: &Registry, hash: BlobHash) -> Result<Option<Holding>, (Reason, String)> {
     if registry.blobs().has(hash).await.map_err(internal)? {
-        return Ok(Some(Holding { hash: hash.to_vec(), complete: true, ranges: Vec::new() }));
+        return Ok(Some(Holding { hash: hash.to_vec(), complete: true, ..Holding::default() }));
     }
     let held = registry.blobs().local_ranges(hash).await.map_err(internal)?;
-    if held.is_empty() {
+    let coming = registry.blobs().coming(hash);
+    if held.is_empty() && coming.is_empty() {
         return Ok(None);
     }
-    let ranges = held.iter().flat_map(|range| [range.start, range.end]).take(HOLDING_RANGES_MAX).collect();
-    Ok(Some(Holding { hash: hash.to_vec(), complete: false, ranges }))
+    let flat = |ranges: Vec<Range<u64>>| {
+        ranges.iter().flat_map(|range| [range.start, range.end]).take(HOLDING_RANGES_MAX).collect()
+    };
+    Ok(Some(Holding { hash: hash.to_vec(), complete: false, ranges: flat(held), coming: flat(coming) }))
 }
 
 fn internal(error: impl std::fmt::Display) -> (Reason, String) {

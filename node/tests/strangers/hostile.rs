@@ -388,7 +388,7 @@ impl Actor {
             }
             // It has everything.
             Ask::Holds(holds) => {
-                let all = holds.hashes.into_iter().map(|hash| Holding { hash, complete: true, ranges: Vec::new() });
+                let all = holds.hashes.into_iter().map(|hash| Holding { hash, complete: true, ..Holding::default() });
                 Say::Held(Held { holdings: all.collect() })
             }
             // Of a version that can't compare: its catalogue is read page by page.

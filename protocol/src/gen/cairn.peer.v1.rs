@@ -219,6 +219,9 @@ pub struct Holding {
     /// Byte ranges \[from, to) held of an incomplete blob, flattened pairs, at most 256 numbers.
     #[prost(uint64, repeated, tag = "3")]
     pub ranges: ::prost::alloc::vec::Vec<u64>,
+    /// Byte ranges under way to here, in the same form: whoever wants the blob too takes others meanwhile.
+    #[prost(uint64, repeated, tag = "4")]
+    pub coming: ::prost::alloc::vec::Vec<u64>,
 }
 /// What the asker has of the realm's live records, prefix by prefix of their ids.
 #[derive(Clone, PartialEq, ::prost::Message)]

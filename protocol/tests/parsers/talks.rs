@@ -18,7 +18,7 @@ fn holds(hashes: Vec<Vec<u8>>) -> Question {
 }
 
 fn held(ranges: Vec<u64>) -> Answer {
-    let holdings = vec![Holding { hash: vec![1; 32], complete: false, ranges }];
+    let holdings = vec![Holding { hash: vec![1; 32], complete: false, coming: ranges.clone(), ranges }];
     Answer { say: Some(answer::Say::Held(Held { holdings })) }
 }
 

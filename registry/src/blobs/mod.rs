@@ -5,6 +5,7 @@
 //!
 //! Invariant: bytes that [`Blobs::read`] returns hash to what was asked for; a blob that is pinned stays.
 
+mod coming;
 pub(crate) mod guard;
 pub(crate) mod intake;
 mod room;
@@ -29,10 +30,12 @@ use iroh_blobs::{
 };
 
 use self::{
+    coming::Coming,
     guard::{COLLECT_EVERY, COLLECT_OVERDUE, Guard, raw},
     intake::Intake,
 };
 pub use self::{
+    coming::ComingNote,
     guard::{Stalled, TempPin},
     room::DISK_RESERVE,
 };
@@ -101,6 +104,7 @@ pub struct Blobs {
     root: Arc<Path>,
     guard: Arc<Guard>,
     intake: Arc<Intake>,
+    coming: Arc<Coming>,
     catalog: Catalog,
     realm: RealmId,
 }
@@ -112,12 +116,22 @@ impl Blobs {
         let mut options = Options::new(root);
         options.gc = Some(guard.collector(&catalog));
         let store = FsStore::load_with_opts(root.join("blobs.db"), options).await.map_err(io::Error::other)?;
-        Ok(Self { store, root: root.into(), guard, intake: Arc::default(), catalog, realm })
+        Ok(Self { store, root: root.into(), guard, intake: Arc::default(), coming: Arc::default(), catalog, realm })
     }
 
     /// The library's store, for serving blobs and for fetching them.
     pub fn store(&self) -> &FsStore {
         &self.store
+    }
+
+    /// Notes what is under way of a blob while the note lives.
+    pub fn note_coming(&self, hash: BlobHash) -> ComingNote {
+        self.coming.begin(hash)
+    }
+
+    /// Bytes of a blob that fetches are bringing now, as they noted.
+    pub fn coming(&self, hash: BlobHash) -> Vec<Range<u64>> {
+        self.coming.of(hash)
     }
 
     /// Those of `hashes` that a pin of this run's realm keeps: a kept revision, the stage cache, or a temporary pin of this run. Only

@@ -243,7 +243,7 @@ async fn what_is_held_of_a_blob_is_told_and_a_bad_question_is_refused() {
         }
     };
     let Some(Say::Held(held)) = answer.say else { panic!("another answer") };
-    let whole = Holding { hash: pin.hash().to_vec(), complete: true, ranges: vec![] };
+    let whole = Holding { hash: pin.hash().to_vec(), complete: true, ..Holding::default() };
     assert_eq!(held.holdings, [whole]);
     let mut nameless = ask_for("model-1");
     if let Some(Ask::Resolve(resolve)) = &mut nameless.ask {
