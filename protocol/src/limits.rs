@@ -23,7 +23,7 @@ pub const CATALOG_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 pub const CATALOG_PAGE_DISPLACES_MAX: u64 = 16 * 1024;
 /// Hashes in one `Holds` question.
 pub const HOLDS_MAX: usize = 1024;
-/// Numbers (flattened pairs) of byte ranges told of one incomplete blob.
+/// Numbers (flattened pairs) of byte ranges told of one incomplete blob: of those held, and again of those under way.
 pub const HOLDING_RANGES_MAX: usize = 256;
 
 /// A part of a name: a folder name on every file system with room for a suffix.
