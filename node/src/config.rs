@@ -70,6 +70,8 @@ pub struct Config {
     pub mirror_standby_s: u64,
     /// Seconds after which a copy too many is let go.
     pub mirror_surplus_s: u64,
+    /// Most bytes that mirroring fetches a day; 0 is no limit.
+    pub mirror_bytes_per_day: u64,
     /// How fast bytes of blobs go.
     pub rates: Rates,
     /// What is done about advisories of those whose word counts.
@@ -174,6 +176,7 @@ impl Config {
             mirror_lease_s: settings.parse("mirror_lease_s", parse_display)?,
             mirror_standby_s: settings.parse("mirror_standby_s", parse_display)?,
             mirror_surplus_s: settings.parse("mirror_surplus_s", parse_display)?,
+            mirror_bytes_per_day: settings.parse("mirror_bytes_per_day", parse_bytes)?,
             rates: Rates {
                 up: settings.parse("rate_up", parse_rate)?,
                 down: settings.parse("rate_down", parse_rate)?,

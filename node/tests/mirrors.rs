@@ -117,3 +117,32 @@ async fn a_quota_and_a_size_bound_what_a_policy_takes_and_status_says_so() -> Re
     net.stop().await;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_is_fetched_than_a_day_may_bring_also_after_a_restart() -> Result<()> {
+    let mut net = Testnet::start_configured(CAIRN, 2, &[], &["", "mirror_bytes_per_day = \"350000\"\n"]).await?;
+    let work = tempfile::tempdir()?;
+    for name in ["a", "b", "c"] {
+        publish(&net, work.path(), name, 150_000).await?;
+    }
+    net.client(1).mirror_by("acme/*", api::MirrorRules::default()).await?;
+    wait_until("two are held, one waits for another day", || async {
+        let repos = net.client(1).mirror_list().await?.repos;
+        let waits = |repo: &&api::MirroredRepo| repo.state == "left" && repo.why.contains("today's 350000 bytes");
+        Ok(held(&net, 1).await?.len() == 2 && repos.iter().filter(waits).count() == 1)
+    })
+    .await?;
+    net.node_mut(1).kill().await?;
+    net.restart(1).await?;
+    net.knows(1, "acme/c").await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let list = net.client(1).mirror_list().await?;
+    ensure!(held(&net, 1).await?.len() == 2 && list.bytes_today >= 300_000, "{list:?}");
+    ensure!(list.bytes_today <= list.bytes_per_day && list.bytes_per_day == 350_000, "{list:?}");
+    // What a person asks for is not counted.
+    for name in ["a", "b", "c"] {
+        net.pull(1, api::PullRequest { repo: format!("acme/{name}"), ..api::PullRequest::default() }).await?;
+    }
+    net.stop().await;
+    Ok(())
+}

@@ -118,12 +118,18 @@ pub(super) async fn run(global: &Global, args: MirrorArgs) -> Outcome {
         MirrorCommand::Status => {
             let list = client.mirror_list().await?;
             let repos: Vec<_> = list.repos.iter().map(mirrored).collect();
-            output.result(&json!({"patterns": list.patterns, "repos": repos}), || {
-                list.repos.iter().map(row).collect::<Vec<_>>().join("\n")
+            let result = json!({
+                "patterns": list.patterns, "repos": repos, "bytes_per_day": list.bytes_per_day, "bytes_today": list.bytes_today,
             });
+            output.result(&result, || list.repos.iter().map(row).chain(budget(&list)).collect::<Vec<_>>().join("\n"));
         }
     }
     Ok(true)
+}
+
+fn budget(list: &api::MirrorListResponse) -> Option<String> {
+    let (spent, most) = (HumanBytes(list.bytes_today), HumanBytes(list.bytes_per_day));
+    (list.bytes_per_day > 0).then(|| format!("{spent} of {most} were fetched today"))
 }
 
 fn removed(pattern: &str, gone: &api::MirrorRemoveResponse) -> String {

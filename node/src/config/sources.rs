@@ -62,6 +62,7 @@ pub const KEYS: &[Key] = &[
     key("mirror_lease_s", "600", "seconds for which a mirror counts another node's copy after hearing of it"),
     key("mirror_standby_s", "60", "seconds that each mirror before this one has to fetch what is missing"),
     key("mirror_surplus_s", "600", "seconds after which a copy too many is let go"),
+    key("mirror_bytes_per_day", "0", "most bytes that mirroring fetches a day (UTC), e.g. 200GiB; 0 is no limit"),
     key("rate_up", "0", "most bytes of blobs a second to all peers, e.g. 20MiB; 0 is no limit"),
     key("rate_down", "0", "most bytes of blobs a second from all sources"),
     key("rate_up_per_peer", "0", "most bytes of blobs a second to one peer"),

@@ -214,7 +214,8 @@ async fn fetch_one(
     }
 }
 
-async fn bytes_missing(node: &Node, wanted: &[Wanted]) -> Result<u64, Refusal> {
+/// Bytes of what is wanted that are not here.
+pub(super) async fn bytes_missing(node: &Node, wanted: &[Wanted]) -> Result<u64, Refusal> {
     let mut bytes = 0;
     for want in wanted {
         let missing = node.registry.blobs().missing(want.hash, want.size, &want.ranges).await;

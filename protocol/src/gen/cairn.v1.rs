@@ -1396,6 +1396,12 @@ pub struct MirrorListResponse {
     pub repos: ::prost::alloc::vec::Vec<MirroredRepo>,
     #[prost(message, repeated, tag = "3")]
     pub policies: ::prost::alloc::vec::Vec<MirrorPolicy>,
+    /// Most bytes that mirroring fetches a day (UTC); 0 is no limit.
+    #[prost(uint64, tag = "4")]
+    pub bytes_per_day: u64,
+    /// Bytes that it fetched today, or is about to; counted only with a limit.
+    #[prost(uint64, tag = "5")]
+    pub bytes_today: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MirroredRepo {

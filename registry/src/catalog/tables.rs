@@ -118,6 +118,9 @@ pub(crate) const ATTESTATIONS: Bytes = TableDefinition::new("attestations-1");
 /// ([`crate::lineage`]). Since schema 9.
 pub(crate) const DESCENDANTS: Bytes = TableDefinition::new("descendants-1");
 
+/// Beginning of the keys in META, which end in a realm, of a day u64 ‖ bytes u64, little-endian: what mirroring brought that day.
+pub(crate) const MIRRORED_BYTES: &str = "mirrored-bytes-";
+
 /// Every table of bytes that the first schema had, for making them all at once: a read transaction refuses a table that was never made.
 pub(crate) const ALL: [Bytes; 15] = [
     RECORDS,

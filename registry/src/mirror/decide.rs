@@ -20,7 +20,10 @@ use cairn_protocol::{
     name::{RepoId, RepoPath},
 };
 
-use super::policy::{Hours, Policy};
+use super::{
+    budget::Budget,
+    policy::{Hours, Policy},
+};
 
 /// A revision that a ref stands for, as the decision sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +90,19 @@ impl Default for Patience {
     fn default() -> Self {
         Self { deficit_ms: 60_000, surplus_ms: 600_000 }
     }
+}
+
+/// When it is decided, and what this node may do now.
+#[derive(Debug, Clone)]
+pub struct Moment {
+    /// By this node's clock, from any beginning.
+    pub now_ms: u64,
+    /// Of the day, UTC.
+    pub minute: u16,
+    /// What it bears.
+    pub patience: Patience,
+    /// What may still come today; `None` is anything.
+    pub budget: Option<Budget>,
 }
 
 /// What is done about a revision.
@@ -172,6 +188,13 @@ pub enum Why {
     LastCopy,
     /// Fetches begin at other hours.
     Hours(Hours),
+    /// As many bytes as may come a day have come today.
+    Budget {
+        /// Bytes that came, or are to.
+        spent: u64,
+        /// Bytes that may come.
+        bytes_per_day: u64,
+    },
 }
 
 impl fmt::Display for Why {
@@ -191,6 +214,9 @@ impl fmt::Display for Why {
             Self::Quota { quota_bytes } => write!(f, "the policy's {quota_bytes} bytes are used up"),
             Self::LastCopy => f.write_str("the policy would let it go, and too few other copies are known"),
             Self::Hours(hours) => write!(f, "fetches begin at {hours} UTC"),
+            Self::Budget { spent, bytes_per_day } => {
+                write!(f, "{spent} of today's {bytes_per_day} bytes are spent; it waits for another day")
+            }
         }
     }
 }
@@ -206,12 +232,10 @@ pub struct Decider {
 type Governed<'a> = (&'a Candidate, &'a Policy);
 
 impl Decider {
-    /// One decision for every revision that a policy names. `minute` is that of the day, UTC.
+    /// One decision for every revision that a policy names.
     pub fn decide(
         &mut self,
-        now_ms: u64,
-        minute: u16,
-        patience: Patience,
+        mut moment: Moment,
         policies: &[Policy],
         candidates: &[Candidate],
         mesh: Mesh<'_>,
@@ -222,7 +246,8 @@ impl Decider {
         for (candidate, policy) in &governed {
             let view = View::of(candidate, policy, mesh);
             let taken = used.entry(policy.pattern.to_string()).or_default();
-            let (action, why) = self.judge(now_ms, minute, patience, &view, *taken);
+            let (action, why) = self.judge(&moment, &view, *taken);
+            moment.note(action, candidate);
             if matches!(action, Action::Keep | Action::Fetch) {
                 *taken = taken.saturating_add(candidate.bytes);
             }
@@ -242,7 +267,8 @@ impl Decider {
         decisions
     }
 
-    fn judge(&mut self, now_ms: u64, minute: u16, patience: Patience, view: &View<'_>, taken: u64) -> (Action, Why) {
+    fn judge(&mut self, moment: &Moment, view: &View<'_>, taken: u64) -> (Action, Why) {
+        let (now_ms, patience) = (moment.now_ms, moment.patience);
         let (candidate, rules) = (view.candidate, &view.policy.rules);
         if candidate.here == Here::Wanted {
             return (Action::Keep, Why::Person);
@@ -260,8 +286,8 @@ impl Decider {
             (None, true) => return self.stay(now_ms, patience, view),
             (None, false) => self.come(now_ms, patience, view),
         };
-        match rules.hours {
-            Some(hours) if action == Action::Fetch && !hours.contain(minute) => (Action::Wait, Why::Hours(hours)),
+        match action {
+            Action::Fetch => moment.hindrance(view).map_or((action, why), |hindrance| (Action::Wait, hindrance)),
             _ => (action, why),
         }
     }
@@ -309,6 +335,28 @@ impl Decider {
         }
         let is_ripe = now_ms >= since.saturating_add(patience_ms);
         (if is_ripe { Action::LetGo } else { Action::Keep }, why)
+    }
+}
+
+impl Moment {
+    /// Why a fetch may not begin now.
+    fn hindrance(&self, view: &View<'_>) -> Option<Why> {
+        if let Some(hours) = view.policy.rules.hours.filter(|hours| !hours.contain(self.minute)) {
+            return Some(Why::Hours(hours));
+        }
+        let budget = self.budget.as_ref()?;
+        let is_over = !budget.begun.contains(&view.candidate.revision) && !budget.allows(view.candidate.bytes);
+        is_over.then_some(Why::Budget { spent: budget.spent, bytes_per_day: budget.bytes_per_day })
+    }
+
+    /// What is to be fetched leaves less for the others.
+    fn note(&mut self, action: Action, candidate: &Candidate) {
+        if let Some(budget) = self.budget.as_mut()
+            && action == Action::Fetch
+            && !budget.begun.contains(&candidate.revision)
+        {
+            budget.spent = budget.spent.saturating_add(candidate.bytes);
+        }
     }
 }
 

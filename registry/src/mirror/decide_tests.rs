@@ -28,6 +28,10 @@ fn candidate(path: &str, n: u8, here: Here) -> Candidate {
     }
 }
 
+fn moment(now_ms: u64, minute: u16) -> Moment {
+    Moment { now_ms, minute, patience: PATIENCE, budget: None }
+}
+
 fn policy(pattern: &str, rules: Rules) -> Policy {
     Policy { pattern: pattern.parse().unwrap(), rules }
 }
@@ -53,7 +57,7 @@ fn decide_as(
     });
     let holders: BTreeMap<_, _> = holders.collect();
     let mesh = Mesh { me: node(me), mirrors: &others, holders: &holders };
-    let decisions = decider.decide(now_ms, 0, PATIENCE, policies, candidates, mesh);
+    let decisions = decider.decide(moment(now_ms, 0), policies, candidates, mesh);
     decisions.into_iter().map(|decision| (decision.action, decision.why)).collect()
 }
 
@@ -169,11 +173,36 @@ fn fetches_begin_within_their_hours() {
     let holders = BTreeMap::new();
     let mesh = Mesh { me: node(1), mirrors: &[], holders: &holders };
     let at = |minute: u16| -> Vec<Action> {
-        let decided = Decider::default().decide(0, minute, PATIENCE, &policies, &candidates, mesh);
+        let decided = Decider::default().decide(moment(0, minute), &policies, &candidates, mesh);
         decided.into_iter().map(|decision| decision.action).collect()
     };
     assert_eq!(at(12 * 60), [Action::Keep, Action::Wait]);
     assert_eq!(at(23 * 60), [Action::Keep, Action::Fetch]);
+}
+
+#[test]
+fn no_more_is_fetched_than_a_day_may_bring() {
+    let policies = [policy("acme/*", Rules::default())];
+    let candidates: Vec<_> = (1..=4).map(|n| candidate(&format!("acme/r{n}"), n, Here::Lacking)).collect();
+    let holders = BTreeMap::new();
+    let mesh = Mesh { me: node(1), mirrors: &[], holders: &holders };
+    let fetched = |bytes_per_day: u64, spent: u64, begun: &[u8]| -> Vec<bool> {
+        let begun = begun.iter().map(|n| RevisionId::from([*n; 32])).collect();
+        let moment = Moment { budget: Some(Budget { bytes_per_day, spent, begun }), ..moment(0, 0) };
+        let decided = Decider::default().decide(moment, &policies, &candidates, mesh);
+        for decision in decided.iter().filter(|decision| decision.action != Action::Fetch) {
+            assert!(matches!(decision.why, Why::Budget { .. }), "{decision:?}");
+        }
+        decided.iter().map(|decision| decision.action == Action::Fetch).collect()
+    };
+    assert_eq!(fetched(250, 0, &[]), [true, true, false, false]);
+    assert_eq!(fetched(250, 200, &[]), [false; 4]);
+    assert_eq!(fetched(250, 200, &[1, 2]), [true, true, false, false], "what is under way is spent already");
+    assert_eq!(
+        fetched(50, 0, &[]),
+        [true, false, false, false],
+        "what is more than a day's comes as the first of a day"
+    );
 }
 
 #[test]
@@ -233,7 +262,7 @@ proptest! {
                     .collect();
                 let others: Vec<NodeId> = (1..=mirrors).filter(|n| *n != me).map(node).collect();
                 let mesh = Mesh { me: node(me), mirrors: &others, holders: &holders };
-                for decision in deciders[me as usize].decide(now_ms, 0, PATIENCE, &policies, &candidates, mesh) {
+                for decision in deciders[me as usize].decide(moment(now_ms, 0), &policies, &candidates, mesh) {
                     let nodes = &mut held[decision.revision.as_bytes()[0] as usize];
                     match decision.action {
                         Action::Fetch => { nodes.insert(me); }

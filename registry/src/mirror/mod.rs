@@ -1,9 +1,10 @@
 //! What this node keeps of others' repos by policy: policies as they are stored, and what their ends let go.
 //!
-//! What follows from them is [`crate::mirror::decide`]'s, a pure decision; fetching, and hearing who holds what, are the node's.
+//! What follows from them is [`crate::mirror::decide`]'s, a pure decision; what may come a day is counted by [`crate::mirror::budget`]; fetching, and hearing who holds what, are the node's.
 //!
 //! Invariant: what a person wanted is never let go by a policy, nor by its end.
 
+pub mod budget;
 pub mod decide;
 pub mod policy;
 
@@ -17,7 +18,8 @@ use cairn_protocol::{
 use globset::{GlobBuilder, GlobMatcher};
 use redb::WriteTransaction;
 
-pub use decide::{Action, Candidate, Decider, Decision, Here, Holder, Mesh, Patience, Why, is_last};
+pub use budget::Budget;
+pub use decide::{Action, Candidate, Decider, Decision, Here, Holder, Mesh, Moment, Patience, Why, is_last};
 pub use policy::{Hours, Policy, Rules, RulesError};
 
 use crate::{

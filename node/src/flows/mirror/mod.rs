@@ -24,8 +24,8 @@ use cairn_protocol::{
 use cairn_registry::{
     CatalogError, PinClass,
     mirror::{
-        Action, Candidate, Decider, Decision, Here, Holder, Mesh, Patience, Pattern, PatternError, Policy, Rules,
-        RulesError, is_last,
+        Action, Budget, Candidate, Decider, Decision, Here, Holder, Mesh, Moment, Patience, Pattern, PatternError,
+        Policy, Rules, RulesError, is_last,
     },
 };
 use tokio::{
@@ -35,7 +35,7 @@ use tokio::{
 
 use super::{
     advisories, announce,
-    bring::{Selection, bring, select},
+    bring::{Selection, bring, bytes_missing, select},
     holders,
 };
 use crate::{data::fetch::FetchReport, net::PeerEvent, shell::Node};
@@ -138,6 +138,8 @@ pub async fn list(node: &Node, _request: api::MirrorListRequest) -> Result<api::
         patterns: policies.iter().map(|policy| policy.pattern.to_string()).collect(),
         repos,
         policies: policies.iter().map(told).collect(),
+        bytes_per_day: node.config.mirror_bytes_per_day,
+        bytes_today: node.registry.mirrored_bytes(today()).await.map_err(catalog)?,
     })
 }
 
@@ -224,7 +226,31 @@ async fn fetch(node: &Node, revision: RevisionId) -> Result<FetchReport, Refusal
     let manifest = holders::ensure_manifest(node, revision).await?;
     advisories::permit_revision(node, &manifest.repo, revision, Some(&manifest), &[]).await?;
     let wanted = select(&manifest, &Selection::default())?;
-    bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await
+    if node.config.mirror_bytes_per_day == 0 {
+        return bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await;
+    }
+    let (day, missing) = (today(), bytes_missing(node, &wanted).await?);
+    if !node.registry.spend_mirrored(day, missing, node.config.mirror_bytes_per_day).await.map_err(catalog)? {
+        return Err(Refusal::new(Reason::Limit, manifest.repo.name.as_str(), "today's bytes are spent")
+            .try_this("cairn mirror status"));
+    }
+    let brought = bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await;
+    let came = match &brought {
+        Ok(report) => report.bytes_fetched,
+        Err(_) => missing.saturating_sub(bytes_missing(node, &wanted).await?),
+    };
+    node.registry.unspend_mirrored(day, missing.saturating_sub(came)).await.map_err(catalog)?;
+    brought
+}
+
+/// What mirroring may still bring today; `None` is anything.
+async fn budget(node: &Node) -> Result<Option<Budget>, CatalogError> {
+    let bytes_per_day = node.config.mirror_bytes_per_day;
+    if bytes_per_day == 0 {
+        return Ok(None);
+    }
+    let begun = node.mirror.watch().fetching();
+    Ok(Some(Budget { bytes_per_day, spent: node.registry.mirrored_bytes(today()).await?, begun }))
 }
 
 /// Decides about everything that policies name, tells the machine, and lets go what is to go. Answers when to look again at the latest.
@@ -239,7 +265,8 @@ async fn look(node: &Arc<Node>) -> Result<Duration, CatalogError> {
         let due = node.mirror.minds().1.due(node.mirror.now_ms(), every.as_millis() as u64, &revisions);
         hear(node, &due).await;
     }
-    let (decisions, named) = decide(node, &policies, &candidates, &revisions);
+    let budget = budget(node).await?;
+    let (decisions, named) = decide(node, &policies, &candidates, &revisions, budget);
     node.mirror.watch().want(node.mirror.now_ms(), named, rand::random());
     let_go(node, &decisions).await?;
     Ok(every)
@@ -274,6 +301,7 @@ fn decide(
     policies: &[Policy],
     candidates: &[Candidate],
     revisions: &BTreeSet<RevisionId>,
+    budget: Option<Budget>,
 ) -> (Vec<Decision>, Vec<Named>) {
     let (config, now_ms) = (&node.config, node.mirror.now_ms());
     let peers = node.net.peers();
@@ -284,7 +312,8 @@ fn decide(
     let (decider, copies) = &mut *node.mirror.minds();
     let holders = copies.holders(now_ms, ms(config.mirror_lease_s), revisions);
     let mesh = Mesh { me: node.identity.node_id(), mirrors: &mirrors, holders: &holders };
-    let decisions = decider.decide(now_ms, minute_of_day(), patience, policies, candidates, mesh);
+    let moment = Moment { now_ms, minute: minute_of_day(), patience, budget };
+    let decisions = decider.decide(moment, policies, candidates, mesh);
     let named = decisions.iter().map(|decision| Named {
         revision: decision.revision,
         path: decision.path.to_string(),
@@ -304,8 +333,16 @@ fn decide(
 
 /// Of the day, UTC, by this machine's clock.
 fn minute_of_day() -> u16 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    (since.as_secs() / 60 % (24 * 60)) as u16
+    (seconds_since_1970() / 60 % (24 * 60)) as u16
+}
+
+/// Days since 1970, UTC, by this machine's clock.
+fn today() -> u64 {
+    seconds_since_1970() / (24 * 60 * 60)
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Unpins what is to go, if enough others say now that they keep it, and show a piece of it, and if by what they say it is still

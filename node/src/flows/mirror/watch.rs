@@ -4,7 +4,7 @@
 //! instant), is fetched, and after a failure waits twice as long each time. Invariant: only wanted revisions are ever begun, each at
 //! most once at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_protocol::id::{NodeId, RevisionId};
 
@@ -164,6 +164,12 @@ impl Watch {
         for want in self.wants.values_mut().filter(|want| want.state == State::Failed) {
             want.due_ms = want.due_ms.min(now_ms + dice % JITTER_MS);
         }
+    }
+
+    /// What is being fetched.
+    pub fn fetching(&self) -> BTreeSet<RevisionId> {
+        let fetching = self.wants.iter().filter(|(_, want)| want.state == State::Fetching);
+        fetching.map(|(revision, _)| *revision).collect()
     }
 
     /// How long nothing becomes due; `None` if nothing waits.

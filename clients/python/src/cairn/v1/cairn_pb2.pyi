@@ -520,14 +520,18 @@ class MirrorListRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class MirrorListResponse(_message.Message):
-    __slots__ = ("patterns", "repos", "policies")
+    __slots__ = ("patterns", "repos", "policies", "bytes_per_day", "bytes_today")
     PATTERNS_FIELD_NUMBER: _ClassVar[int]
     REPOS_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_DAY_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TODAY_FIELD_NUMBER: _ClassVar[int]
     patterns: _containers.RepeatedScalarFieldContainer[str]
     repos: _containers.RepeatedCompositeFieldContainer[MirroredRepo]
     policies: _containers.RepeatedCompositeFieldContainer[MirrorPolicy]
-    def __init__(self, patterns: _Optional[_Iterable[str]] = ..., repos: _Optional[_Iterable[_Union[MirroredRepo, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[MirrorPolicy, _Mapping]]] = ...) -> None: ...
+    bytes_per_day: int
+    bytes_today: int
+    def __init__(self, patterns: _Optional[_Iterable[str]] = ..., repos: _Optional[_Iterable[_Union[MirroredRepo, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[MirrorPolicy, _Mapping]]] = ..., bytes_per_day: _Optional[int] = ..., bytes_today: _Optional[int] = ...) -> None: ...
 
 class MirroredRepo(_message.Message):
     __slots__ = ("repo", "revision", "state", "why", "bytes_total", "bytes_held", "bytes_from", "pattern", "copies_elsewhere")
