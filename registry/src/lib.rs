@@ -61,6 +61,7 @@ pub mod mirror;
 mod paging;
 mod prepare;
 mod publishers;
+pub mod ranges;
 mod records;
 mod registry;
 mod resolve;

@@ -24,7 +24,10 @@ use cairn_protocol::{
     machine::Machine,
     refusal::{Reason, Refusal},
 };
-use cairn_registry::{BlobError, Blobs, ComingNote};
+use cairn_registry::{
+    BlobError, Blobs, ComingNote,
+    ranges::{joined, total},
+};
 use futures::StreamExt;
 use iroh_blobs::{
     Hash,
@@ -44,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     endpoint::{DataError, DataHandle},
-    ranges::{joined, total, whole_groups},
+    ranges::whole_groups,
     rate::{Pace, PacedConnection},
     schedule::{Effect, Failure, FlightId, Input, Outcome, Schedule},
     scout::{self, Found, Scout, Word},
@@ -440,8 +443,11 @@ impl Running<'_> {
         self.told = self.told.max(here.min(self.report.bytes_needed));
         progress(self.told);
         self.schedule.wake(now_ms, effects);
-        let parts = self.schedule.parts().map(|source| self.sources[source].clone()).collect();
-        self.scout.look(now_ms, parts, &self.sources, SOURCES_MAX.saturating_sub(self.schedule.sources_live()));
+        if self.scout.is_due(now_ms) {
+            let parts = self.schedule.parts().map(|source| self.sources[source].clone()).collect();
+            let room = SOURCES_MAX.saturating_sub(self.schedule.sources_live());
+            self.scout.look(now_ms, parts, &self.sources, room);
+        }
     }
 
     /// What peers said they hold: more than before, or anything at all.

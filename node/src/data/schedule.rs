@@ -16,9 +16,10 @@ use std::{
 };
 
 use cairn_protocol::machine::Machine;
+use cairn_registry::ranges::{joined, total, without};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::ranges::{GROUP_BYTES, first_outside, joined, total};
+use super::ranges::GROUP_BYTES;
 
 /// Largest piece: what a failure can waste, and what one source can hold up.
 pub const PIECE_BYTES_MAX: u64 = 16 << 20;
@@ -159,7 +160,7 @@ pub struct Schedule {
     flights: BTreeMap<FlightId, Flight>,
     next_flight: FlightId,
     stole_ms: u64,
-    /// When bytes came last.
+    /// When bytes came last, or this node's own rates held them.
     moved_ms: u64,
     /// Set for good once nothing came for long: nobody who only says that it fetches something holds this one up twice.
     is_impatient: bool,
@@ -374,14 +375,8 @@ impl Schedule {
 
     /// Goes on at another place, drawn from what lies outside of `others`.
     fn jump(&mut self, others: &[Range<u64>]) {
-        let mut free = Vec::new();
-        for piece in &self.queue {
-            let mut range = piece.range.clone();
-            while let Some(part) = first_outside(&range, others) {
-                range.start = part.end;
-                free.push(part);
-            }
-        }
+        let outside = |piece: &Piece| without(std::slice::from_ref(&piece.range), others);
+        let free: Vec<Range<u64>> = self.queue.iter().flat_map(outside).collect();
         let mut at = self.dice.random_range(0..total(&free).max(1));
         for part in free {
             let bytes = part.end - part.start;
@@ -400,7 +395,7 @@ impl Schedule {
         let spares = |piece: &Piece| scene.near_suffices && candidate.is_far && self.has_near_taker(piece);
         let found = self.queue.iter().enumerate().filter(|(_, piece)| !spares(piece));
         let mut parts = found.filter_map(|(at, piece)| Some((at, candidate.overlap(source, piece)?)));
-        let (at, part) = parts.find_map(|(at, part)| Some((at, first_outside(&part, others)?)))?;
+        let (at, part) = parts.find_map(|(at, part)| Some((at, without(&[part], others).into_iter().next()?)))?;
         let whole = self.queue.remove(at)?;
         let end = part.end.min(part.start + bytes_max);
         let rest = [whole.range.start..part.start, end..whole.range.end];
@@ -443,6 +438,7 @@ impl Schedule {
     }
 
     fn held(&mut self, now_ms: u64, flight: FlightId) {
+        self.moved_ms = now_ms;
         if let Some(flight) = self.flights.get_mut(&flight) {
             flight.moved_ms = now_ms;
         }

@@ -11,13 +11,11 @@ use cairn_protocol::{
     limits::HOLDING_RANGES_MAX,
     peer_pb::{Answer, Holding, Holds, Question, answer::Say, question::Ask},
 };
+use cairn_registry::ranges::joined;
 use futures::{FutureExt, StreamExt, stream};
 use tokio::task::JoinSet;
 
-use super::{
-    fetch::Source,
-    ranges::{inner_groups, joined},
-};
+use super::{fetch::Source, ranges::inner_groups};
 use crate::net::NetHandle;
 
 /// The first round begins after so long; a fetch that is over sooner asks nobody.
@@ -67,12 +65,15 @@ impl Scout {
         Scout { net, hash, size, round: JoinSet::new(), due_ms: FIRST_MS, turn: 0, hoped_at: None }
     }
 
-    /// Begins a round if one is due. `parts` hold some of it, `sources` are all that are known.
+    /// Whether it is time for another round.
+    pub(super) fn is_due(&self, now_ms: u64) -> bool {
+        now_ms >= self.due_ms && self.round.is_empty()
+    }
+
+    /// Begins a round. `parts` hold some of it, `sources` are all that are known.
     pub(super) fn look(&mut self, now_ms: u64, parts: Vec<Source>, sources: &[Source], others_max: usize) {
-        if now_ms >= self.due_ms && self.round.is_empty() {
-            self.due_ms = now_ms + EVERY_MS;
-            self.begin(parts, sources, others_max.min(ROUND_MAX));
-        }
+        self.due_ms = now_ms + EVERY_MS;
+        self.begin(parts, sources, others_max.min(ROUND_MAX));
     }
 
     /// Asks everybody, since no source is left. `false` if that was done already and nothing has come since.

@@ -42,6 +42,7 @@ pub use self::{
 use crate::{
     catalog::{Catalog, CatalogError, keys, tables},
     import::INLINE_MAX,
+    ranges::{joined, without},
 };
 
 /// After a sweep, the store forgets the state of a blob it had open within this time.
@@ -201,7 +202,7 @@ impl Blobs {
         wanted: &[Range<u64>],
     ) -> Result<Vec<Range<u64>>, BlobError> {
         let held = self.local_ranges(hash).await?;
-        Ok(without(&sorted(wanted, size), &held))
+        Ok(without(&joined(wanted, size), &held))
     }
 
     /// Reads a range, verified against the hash. Memory: the range's length and 16 KiB.
@@ -503,39 +504,6 @@ fn byte_ranges(chunks: &ChunkRanges, size: u64) -> Vec<Range<u64>> {
     ranges.filter(|range| !range.is_empty()).collect()
 }
 
-/// Cuts at `size`, sorts, and joins what touches.
-fn sorted(ranges: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
-    let mut ranges: Vec<_> = ranges.iter().map(|range| range.start..range.end.min(size)).collect();
-    ranges.retain(|range| !range.is_empty());
-    ranges.sort_by_key(|range| range.start);
-    let mut joined: Vec<Range<u64>> = Vec::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => joined.push(range),
-        }
-    }
-    joined
-}
-
-/// `wanted` minus `held`; both sorted and not touching.
-fn without(wanted: &[Range<u64>], held: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut left = Vec::new();
-    for range in wanted {
-        let mut start = range.start;
-        for held in held.iter().filter(|held| held.start < range.end && held.end > range.start) {
-            if held.start > start {
-                left.push(start..held.start);
-            }
-            start = start.max(held.end);
-        }
-        if start < range.end {
-            left.push(start..range.end);
-        }
-    }
-    left
-}
-
 fn append_overlap(bytes: &mut BytesMut, range: &Range<u64>, offset: u64, data: &[u8]) {
     let start = range.start.max(offset);
     let end = range.end.min(offset + data.len() as u64);
@@ -583,7 +551,7 @@ mod tests {
             size in 0u64..70,
         ) {
             let ranges = |pairs: &[(u64, u64)]| pairs.iter().map(|(at, length)| *at..at + length).collect::<Vec<_>>();
-            let (wanted, held) = (sorted(&ranges(&wanted), size), sorted(&ranges(&held), u64::MAX));
+            let (wanted, held) = (joined(&ranges(&wanted), size), joined(&ranges(&held), u64::MAX));
             let missing = without(&wanted, &held);
             let has = |ranges: &[Range<u64>], byte| ranges.iter().any(|range| range.contains(&byte));
             for byte in 0..90 {
@@ -596,8 +564,8 @@ mod tests {
 
     #[test]
     fn wanted_ranges_are_cut_at_the_end_and_joined() {
-        assert_eq!(sorted(&[8..20, 0..3, 2..5, 30..40], 15), [0..5, 8..15]);
-        assert_eq!(sorted(&[3..3, 90..99], 15), []);
+        assert_eq!(joined(&[8..20, 0..3, 2..5, 30..40], 15), [0..5, 8..15]);
+        assert_eq!(joined(&[3..3, 90..99], 15), []);
     }
 
     #[test]

@@ -54,13 +54,15 @@ impl Registry {
         self.catalog().write(write).await
     }
 
-    /// Gives back what did not come after all.
-    pub async fn unspend_mirrored(&self, day: u64, bytes: u64) -> Result<(), CatalogError> {
+    /// Says how many bytes came of those that were noted. Of a day that is over nothing is kept.
+    pub async fn settle_mirrored(&self, day: u64, noted: u64, came: u64) -> Result<(), CatalogError> {
         let realm = self.realm();
         let write = move |transaction: &WriteTransaction| {
             let mut table = transaction.open_table(tables::META)?;
-            let spent = spent(&table, realm, day)?;
-            note(&mut table, realm, day, spent.saturating_sub(bytes))
+            let row = row(&table, realm)?.filter(|(of, _)| *of == day);
+            row.map_or(Ok(()), |(_, spent)| {
+                note(&mut table, realm, day, spent.saturating_sub(noted).saturating_add(came))
+            })
         };
         self.catalog().write(write).await
     }
@@ -68,26 +70,28 @@ impl Registry {
 
 type Meta<'a> = Table<'a, &'static str, &'static [u8]>;
 
+type Row = (u64, u64);
+
 fn spent(
     table: &impl ReadableTable<&'static str, &'static [u8]>,
     realm: RealmId,
     day: u64,
 ) -> Result<u64, CatalogError> {
-    let row = table.get(meta_key(realm).as_str())?;
-    row.map_or(Ok(0), |row| spent_on(day, row.value()))
+    Ok(row(table, realm)?.filter(|(of, _)| *of == day).map_or(0, |(_, spent)| spent))
+}
+
+/// The last day of which something is known, and its bytes.
+fn row(table: &impl ReadableTable<&'static str, &'static [u8]>, realm: RealmId) -> Result<Option<Row>, CatalogError> {
+    let Some(row) = table.get(meta_key(realm).as_str())? else { return Ok(None) };
+    let (day, spent) = row.value().split_first_chunk().ok_or_else(|| keys::damaged("the bytes of a day"))?;
+    let spent: [u8; 8] = spent.try_into().map_err(|_| keys::damaged("the bytes of a day"))?;
+    Ok(Some((u64::from_le_bytes(*day), u64::from_le_bytes(spent))))
 }
 
 fn note(table: &mut Meta<'_>, realm: RealmId, day: u64, spent: u64) -> Result<(), CatalogError> {
     let row = [day.to_le_bytes(), spent.to_le_bytes()].concat();
     table.insert(meta_key(realm).as_str(), row.as_slice())?;
     Ok(())
-}
-
-fn spent_on(day: u64, row: &[u8]) -> Result<u64, CatalogError> {
-    let damaged = || keys::damaged("the bytes of a day");
-    let (of, spent) = row.split_first_chunk().ok_or_else(damaged)?;
-    let spent: [u8; 8] = spent.try_into().map_err(|_| damaged())?;
-    Ok(if u64::from_le_bytes(*of) == day { u64::from_le_bytes(spent) } else { 0 })
 }
 
 fn meta_key(realm: RealmId) -> String {
@@ -104,17 +108,18 @@ mod tests {
         let registry = Registry::open(home.path(), RealmId::PUBLIC).await.unwrap();
         assert_eq!(registry.mirrored_bytes(7).await.unwrap(), 0);
         assert!(registry.spend_mirrored(7, 300, 150).await.unwrap(), "the first of a day may be larger");
-        registry.unspend_mirrored(7, 200).await.unwrap();
+        registry.settle_mirrored(7, 300, 100).await.unwrap();
         assert!(!registry.spend_mirrored(7, 60, 150).await.unwrap());
         assert!(registry.spend_mirrored(7, 20, 150).await.unwrap());
-        registry.unspend_mirrored(7, 50).await.unwrap();
+        registry.settle_mirrored(7, 50, 0).await.unwrap();
         registry.close().await;
         let registry = Registry::open(home.path(), RealmId::PUBLIC).await.unwrap();
         assert_eq!((registry.mirrored_bytes(7).await.unwrap(), registry.mirrored_bytes(8).await.unwrap()), (70, 0));
-        registry.unspend_mirrored(7, 500).await.unwrap();
-        assert_eq!(registry.mirrored_bytes(7).await.unwrap(), 0, "never below nothing");
-        registry.spend_mirrored(8, 5, 150).await.unwrap();
-        assert_eq!(registry.mirrored_bytes(8).await.unwrap(), 5, "a new day begins at nothing");
+        assert!(registry.spend_mirrored(8, 5, 150).await.unwrap(), "a new day begins at nothing");
+        registry.settle_mirrored(7, 70, 0).await.unwrap();
+        assert_eq!(registry.mirrored_bytes(8).await.unwrap(), 5, "what ends after midnight leaves the new day alone");
+        registry.settle_mirrored(8, 5, 9).await.unwrap();
+        assert_eq!(registry.mirrored_bytes(8).await.unwrap(), 9, "what came twice counts twice");
         registry.close().await;
     }
 }

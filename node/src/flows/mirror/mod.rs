@@ -35,7 +35,7 @@ use tokio::{
 
 use super::{
     advisories, announce,
-    bring::{Selection, bring, bytes_missing, select},
+    bring::{Selection, Wanted, bring, bytes_missing, select},
     holders,
 };
 use crate::{data::fetch::FetchReport, net::PeerEvent, shell::Node};
@@ -226,20 +226,32 @@ async fn fetch(node: &Node, revision: RevisionId) -> Result<FetchReport, Refusal
     let manifest = holders::ensure_manifest(node, revision).await?;
     advisories::permit_revision(node, &manifest.repo, revision, Some(&manifest), &[]).await?;
     let wanted = select(&manifest, &Selection::default())?;
-    if node.config.mirror_bytes_per_day == 0 {
-        return bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await;
+    match node.config.mirror_bytes_per_day {
+        0 => bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await,
+        bytes_per_day => fetch_within(node, revision, &wanted, bytes_per_day).await,
     }
-    let (day, missing) = (today(), bytes_missing(node, &wanted).await?);
-    if !node.registry.spend_mirrored(day, missing, node.config.mirror_bytes_per_day).await.map_err(catalog)? {
-        return Err(Refusal::new(Reason::Limit, manifest.repo.name.as_str(), "today's bytes are spent")
-            .try_this("cairn mirror status"));
+}
+
+/// Fetches if today's bytes allow it. If what came can't be told, all counts as spent.
+async fn fetch_within(
+    node: &Node,
+    revision: RevisionId,
+    wanted: &[Wanted],
+    bytes_per_day: u64,
+) -> Result<FetchReport, Refusal> {
+    let (day, missing) = (today(), bytes_missing(node, wanted).await?);
+    if !node.registry.spend_mirrored(day, missing, bytes_per_day).await.map_err(catalog)? {
+        let what = format!("revision {}", revision.short());
+        return Err(Refusal::new(Reason::Limit, what, "today's bytes are spent").try_this("cairn mirror status"));
     }
-    let brought = bring(node, revision, &wanted, PinClass::Mirrored, |_, _| {}).await;
+    let brought = bring(node, revision, wanted, PinClass::Mirrored, |_, _| {}).await;
     let came = match &brought {
         Ok(report) => report.bytes_fetched,
-        Err(_) => missing.saturating_sub(bytes_missing(node, &wanted).await?),
+        Err(_) => bytes_missing(node, wanted).await.map_or(missing, |left| missing.saturating_sub(left)),
     };
-    node.registry.unspend_mirrored(day, missing.saturating_sub(came)).await.map_err(catalog)?;
+    if let Err(error) = node.registry.settle_mirrored(day, missing, came).await {
+        tracing::warn!(%error, "a fetch counts whole for today's bytes");
+    }
     brought
 }
 
