@@ -5,6 +5,7 @@
 
 mod encoder;
 mod generation;
+mod hosts;
 mod memory;
 mod metrics;
 mod models;
@@ -12,6 +13,7 @@ mod net;
 
 pub use encoder::{ENCODER_WIDTH, encoder_model};
 pub use generation::{Generation, greedy};
+pub use hosts::Hosts;
 pub use memory::Memory;
 pub use metrics::metric;
 pub use models::{full_precision_model, minilm_model, random_adapter, real_model, tiny_model};

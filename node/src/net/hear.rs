@@ -24,7 +24,7 @@ use super::{
     AskError, PeerEvent, Severity,
     behaviour::BehaviourEvent,
     bounds,
-    codec::Received,
+    codec::{Received, Unread},
     identity,
     inbox::{GossipedRecord, InboundQuestion, Reply, refused},
     peers::Heard,
@@ -126,7 +126,7 @@ impl Owner {
                 return MessageAcceptance::Reject;
             }
         };
-        let now_ms = self.clock.now_ms();
+        let (now_ms, node) = (self.clock.now_ms(), advert.node);
         let (heard, is_small_mesh) = {
             let mut table = self.table();
             let is_stranger = !table.has_advert(&advert.node);
@@ -135,6 +135,9 @@ impl Owner {
         if is_small_mesh && heard == Heard::Newer {
             // A newcomer knows nobody yet; in a large mesh it can wait for everyone's next advert.
             self.own.tell_again();
+        }
+        if heard == Heard::Newer {
+            self.redial.lives(now_ms, node);
         }
         match heard {
             Heard::Newer => MessageAcceptance::Accept,
@@ -193,7 +196,10 @@ impl Owner {
         let question = match received {
             Ok(question) => question,
             // The channel is dropped: that closes the stream.
-            Err(why) => return self.penalise(from, Severity::Fault, &format!("its question can't be read: {why}")),
+            Err(Unread::Abandoned) => return,
+            Err(Unread::Senseless(why)) => {
+                return self.penalise(from, Severity::Fault, &format!("its question can't be read: {why}"));
+            }
         };
         match question.ask {
             Some(Ask::Hello(hello)) => {

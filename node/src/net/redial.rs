@@ -1,7 +1,8 @@
 //! Whom to dial, and when again. A pure decider: it knows addresses and times and opens nothing itself.
 //!
 //! Configured bootstrap addresses are tried for ever, with a pause that doubles up to half a minute; peers that were
-//! only heard of are given up for some minutes after some failures, however often they are heard of meanwhile. Who answers
+//! only heard of are given up for some minutes after some failures, however often they are heard of meanwhile; one that belonged here
+//! and says something new, though we don't reach it, is tried every half minute, as after a line was cut and mended. Who answers
 //! and then turns out not to belong here has failed too. Pauses are spread by a hash, so that nodes that lost the same peer
 //! don't come back all at once.
 //!
@@ -46,6 +47,8 @@ struct Target {
     addresses: Vec<Multiaddr>,
     node: Option<NodeId>,
     lasting: bool,
+    /// It was here and belonged here.
+    was_met: bool,
     dialling: bool,
     failures: u32,
     next_ms: u64,
@@ -54,7 +57,15 @@ struct Target {
 impl Redial {
     /// Adds a configured address; whoever answers there is ours to keep in touch with.
     pub fn add_bootstrap(&mut self, address: Multiaddr, node: Option<NodeId>) {
-        self.insert(Target { addresses: vec![address], node, lasting: true, dialling: false, failures: 0, next_ms: 0 });
+        self.insert(Target {
+            addresses: vec![address],
+            node,
+            lasting: true,
+            was_met: false,
+            dialling: false,
+            failures: 0,
+            next_ms: 0,
+        });
     }
 
     /// Adds a peer that was heard of, or refreshes its addresses; when to try it again stays as it was.
@@ -66,7 +77,15 @@ impl Redial {
             }
         } else if !addresses.is_empty() {
             let next_ms = now_ms;
-            self.insert(Target { addresses, node: Some(node), lasting: false, dialling: false, failures: 0, next_ms });
+            self.insert(Target {
+                addresses,
+                node: Some(node),
+                lasting: false,
+                was_met: false,
+                dialling: false,
+                failures: 0,
+                next_ms,
+            });
         }
     }
 
@@ -89,7 +108,15 @@ impl Redial {
     pub fn met(&mut self, now_ms: u64, node: NodeId) {
         for target in self.targets.values_mut().filter(|target| target.node == Some(node)) {
             target.failures = 0;
+            target.was_met = true;
             target.next_ms = now_ms + REDIAL_FIRST_MS;
+        }
+    }
+
+    /// That node said something new, so it lives; others passed it on. If it was here before, it need not wait as one that was given up.
+    pub fn lives(&mut self, now_ms: u64, node: NodeId) {
+        for target in self.targets.values_mut().filter(|target| target.node == Some(node) && target.was_met) {
+            target.next_ms = target.next_ms.min(now_ms + REDIAL_LAST_MS);
         }
     }
 
@@ -105,6 +132,7 @@ impl Redial {
     /// That node is gone again and never showed that it belongs here, e.g. because it is of another realm.
     pub fn turned_away(&mut self, now_ms: u64, node: NodeId) {
         for (id, target) in self.targets.iter_mut().filter(|(_, target)| target.node == Some(node)) {
+            target.was_met = false;
             target.fail(now_ms, *id);
         }
     }
@@ -245,6 +273,32 @@ mod tests {
         assert_eq!(dials, REDIAL_ATTEMPTS_MAX);
         redial.met(now_ms, node(1));
         assert_eq!(redial.due(now_ms + REDIAL_FIRST_MS, 8, |_| false).len(), 1, "it was here in between");
+    }
+
+    #[test]
+    fn a_peer_that_was_here_and_is_heard_to_live_is_tried_every_half_minute() {
+        let dials = |was_here: bool| {
+            let (mut redial, mut dials) = (Redial::default(), Vec::new());
+            redial.add_peer(0, node(1), vec![address(1)]);
+            if was_here {
+                redial.met(0, node(1));
+            }
+            for now_ms in (0..GIVEN_UP_MS).step_by(1_000) {
+                if now_ms >= GIVEN_UP_MS / 2 && now_ms % 10_000 == 0 {
+                    redial.lives(now_ms, node(1));
+                }
+                for attempt in redial.due(now_ms, 8, |_| false) {
+                    redial.failed(now_ms, attempt.target);
+                    dials.push(now_ms);
+                }
+            }
+            dials
+        };
+        assert_eq!(dials(false).len(), REDIAL_ATTEMPTS_MAX as usize);
+        let after: Vec<u64> = dials(true).split_off(REDIAL_ATTEMPTS_MAX as usize);
+        assert_eq!(after.first(), Some(&(GIVEN_UP_MS / 2 + REDIAL_LAST_MS)));
+        assert!(after.windows(2).all(|pair| pair[1] - pair[0] >= REDIAL_LAST_MS), "{after:?}");
+        assert!((6..=10).contains(&after.len()), "{after:?}");
     }
 
     /// Dials begun in ten minutes when somebody answers each and is found not to belong here.
